@@ -1,0 +1,105 @@
+"""The Protocols through which the rooms meet. ``assemble.py`` joins an implementation to each.
+
+Every method says what it raises; a caller writes beside the call what happens then.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from appliance.core.records import Record
+from appliance.core.values import (
+    Admission,
+    AnswerEvent,
+    Digest,
+    Receipt,
+    Reservation,
+    RunnerFacts,
+    VerifiedClaims,
+    VerifiedModel,
+)
+
+
+class TokenVerifier(Protocol):
+    def verify(self, unverified_token: str, *, now_seconds: int) -> VerifiedClaims:
+        """Bearer token -> claims. Raises ``Refused(TOKEN_INVALID)``. Never does network I/O."""
+        ...
+
+
+class PolicyEngine(Protocol):
+    @property
+    def policy_digest(self) -> Digest:
+        """Digest of the policy and its data: what a decision is recorded against."""
+        ...
+
+    async def evaluate(self, policy_input: dict[str, Any]) -> Any:
+        """Input document -> the raw, unjudged value of the decision rule (None when undefined).
+
+        Raises ``Fault`` when the engine failed, ran out of fuel or is absent. ``core.decide`` judges the answer.
+        """
+        ...
+
+
+class RateLimiter(Protocol):
+    async def admit(self, principal_key: str, model: Digest) -> None:
+        """Counts one request. Raises ``Refused(RATE_LIMITED)`` with a retry time, or ``Fault`` if the store is down."""
+        ...
+
+
+class TokenBudget(Protocol):
+    async def reserve(self, request_id: str, principal_key: str, tokens: int) -> Reservation:
+        """Sets tokens aside. Raises ``Refused(BUDGET_EXHAUSTED | BUDGET_TOO_SMALL)``, or ``Fault``."""
+        ...
+
+    async def settle(self, reservation: Reservation, spent_tokens: int) -> int:
+        """Charges what was spent and returns the rest: the number of tokens given back. Idempotent per request."""
+        ...
+
+
+class AuditLog(Protocol):
+    async def open(self, record: Record) -> Receipt:
+        """Writes a record and returns when it is durable. Raises ``Refused(AUDIT_UNAVAILABLE)``."""
+        ...
+
+    async def close(self, record: Record) -> None:
+        """Hands over an outcome record; it becomes durable with the next group. Never raises: it is retried until
+        the notary has it."""
+        ...
+
+
+class Lease(Protocol):
+    """The use of one live runner."""
+
+    @property
+    def facts(self) -> RunnerFacts: ...
+
+    def answer(self, request_id: str, admission: Admission, cache_partition: str) -> AsyncIterator[AnswerEvent]:
+        """Submits one request and yields ``Started``, ``Delta``…, ``End``.
+
+        Closing the iterator early cancels the request in the runner. Raises ``Refused(RUNNER_LOST)`` when the
+        channel breaks, ``Refused(PROMPT_TOO_LONG)`` and ``Refused(OVERLOADED)`` when the runner says so before starting.
+        """
+        ...
+
+
+class Models(Protocol):
+    async def catalogue(self) -> tuple[VerifiedModel, ...]:
+        """The models that verified. Raises ``Fault`` when the warden is away."""
+        ...
+
+    async def lease(self, model: VerifiedModel) -> Lease:
+        """A live runner for this model, started if need be.
+
+        Raises ``Refused(MODEL_NOT_VERIFIED | RUNNER_UNAVAILABLE)``, or ``Fault`` when the warden is away.
+        """
+        ...
+
+
+__all__ = [
+    "AuditLog",
+    "Lease",
+    "Models",
+    "PolicyEngine",
+    "RateLimiter",
+    "TokenBudget",
+    "TokenVerifier",
+]

@@ -1,0 +1,193 @@
+"""What the audit log holds: one record per decision, an outcome record for each answer, and the events around them.
+
+Digests, counts, reasons and versions only: never a prompt, an answer or a token. All numbers are integers, so that
+an entry's JSON with sorted keys is its RFC 8785 canonical form.
+
+An answered request has exactly two records with one ``request_id``: ``Opened``, durable before the first byte of the
+answer, and ``Closed``, written whatever happens.
+"""
+
+from typing import Any, Literal
+
+from appliance.core.codec import canonical_json, json_decoder
+from appliance.core.values import (
+    Decision,
+    Digest,
+    Peer,
+    RunnerFacts,
+    Signer,
+    Value,
+)
+
+
+class Actor(Value, frozen=True, kw_only=True):
+    """Who asked. The token itself is never recorded, only its id and digest."""
+
+    key: str
+    issuer: str
+    subject: str
+    client_id: str
+    groups: tuple[str, ...]
+    token_id: str
+    token_sha256: Digest
+
+
+class ModelRef(Value, frozen=True, kw_only=True):
+    """Which model, by digest, and why it was trusted."""
+
+    name: str
+    digest: Digest
+    signer: Signer
+    bundle_digest: Digest
+
+
+class Opened(Value, frozen=True, kw_only=True, tag="opened", tag_field="event"):
+    """An answer is about to begin: everything was checked and paid for. ``policy_input`` is what the policy saw."""
+
+    request_id: str
+    actor: Actor
+    peer: Peer
+    method: str
+    route: str
+    model: ModelRef
+    runner: RunnerFacts
+    decision: Decision
+    policy_input: dict[str, Any]
+    reserved_tokens: int
+
+
+Outcome = Literal[
+    "completed",
+    "truncated",
+    "cancelled",
+    "runner-lost",
+    "runner-error",
+    "gateway-error",
+    "gateway-lost",
+]
+
+
+class Closed(Value, frozen=True, kw_only=True, tag="closed", tag_field="event"):
+    """How the answer ended and what it cost. ``gateway-lost`` is written by the notary for a gateway that died."""
+
+    request_id: str
+    outcome: Outcome
+    prompt_tokens: int
+    completion_tokens: int
+    returned_tokens: int
+    first_token_ms: int | None
+    total_ms: int
+    detail: str = ""
+
+
+class RefusedRequest(Value, frozen=True, kw_only=True, tag="refused", tag_field="event"):
+    """A known principal was told no. ``decision`` is present when policy had spoken."""
+
+    request_id: str
+    actor: Actor
+    peer: Peer
+    method: str
+    route: str
+    model_name: str | None
+    reason: str
+    decision: Decision | None
+    policy_input: dict[str, Any] | None
+    detail: str = ""
+
+
+class RefusalSummary(Value, frozen=True, kw_only=True, tag="refusal-summary", tag_field="event"):
+    """Refusals before anybody was identified, counted per reason, so that strangers cannot steer the log's size."""
+
+    interval_seconds: int
+    counts: dict[str, int]
+
+
+class PolicyLoaded(Value, frozen=True, kw_only=True, tag="policy-loaded", tag_field="event"):
+    policy_digest: Digest
+    data_digest: Digest
+
+
+class ModelLoaded(Value, frozen=True, kw_only=True, tag="model-loaded", tag_field="event"):
+    """A runner has mapped a verified model."""
+
+    model: ModelRef
+    runner: RunnerFacts
+    load_ms: int
+
+
+class ModelRefused(Value, frozen=True, kw_only=True, tag="model-refused", tag_field="event"):
+    """A model failed verification or could not be loaded."""
+
+    name: str
+    digest: Digest | None
+    reason: str
+    detail: str
+
+
+class RunnerEnded(Value, frozen=True, kw_only=True, tag="runner-ended", tag_field="event"):
+    runner_id: str
+    model_digest: Digest
+    exit_status: int
+    detail: str
+
+
+class LogOpened(Value, frozen=True, kw_only=True, tag="log-opened", tag_field="event"):
+    """First record of each notary process. ``recovered_bytes`` counts a torn tail that a crash left behind."""
+
+    version: str
+    settings_digest: Digest
+    recovered_bytes: int
+
+
+class LogClosed(Value, frozen=True, kw_only=True, tag="log-closed", tag_field="event"):
+    """Last record of a notary that was stopped in an orderly way."""
+
+
+class TokenIssued(Value, frozen=True, kw_only=True, tag="token-issued", tag_field="event"):
+    subject: str
+    client_id: str
+    groups: tuple[str, ...]
+    models: tuple[str, ...]
+    token_id: str
+    token_sha256: Digest
+    expires_at_seconds: int
+
+
+Record = (
+    Opened
+    | Closed
+    | RefusedRequest
+    | RefusalSummary
+    | PolicyLoaded
+    | ModelLoaded
+    | ModelRefused
+    | RunnerEnded
+    | LogOpened
+    | LogClosed
+    | TokenIssued
+)
+
+
+class Entry(Value, frozen=True, kw_only=True):
+    """One leaf of the log. ``time`` is RFC 3339 UTC with milliseconds; ``monotonic_ms`` counts within ``boot_id``."""
+
+    v: Literal[1]
+    seq: int
+    time: str
+    boot_id: str
+    monotonic_ms: int
+    record: Record
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """Entry -> the leaf's exact bytes: JSON with sorted keys, no spaces, integers only (RFC 8785)."""
+    return canonical_json(entry)
+
+
+_ENTRY_DECODER = json_decoder(Entry)
+
+
+def decode_entry(data: bytes) -> Entry:
+    """Leaf bytes -> Entry. Raises ``msgspec.DecodeError`` for anything that is not a well-formed entry."""
+    decoded: Entry = _ENTRY_DECODER.decode(data)
+    return decoded

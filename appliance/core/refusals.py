@@ -1,0 +1,85 @@
+"""Every way in which Paddock says no.
+
+::
+
+    PaddockError
+    ├── Refused(reason, detail)   an expected no: the caller gets the reason's public text, the operator the detail
+    └── Fault(detail)             ours: something we depend on failed, so the answer is 503; nothing is let through
+
+``detail`` is for the operator's log only; no public text contains a path, an address, a token or a caller's bytes.
+"""
+
+from enum import Enum
+
+
+class Reason(Enum):
+    """The closed list: kebab-case code, HTTP status, public text."""
+
+    # the wire (stage 0)
+    HOST_INVALID = ("host-invalid", 400, "The request needs exactly one valid Host header.")
+    HOST_FOREIGN = ("host-foreign", 421, "This server does not answer for that host.")
+    PATH_INVALID = ("path-invalid", 400, "The request path is not in canonical form.")
+    HEADER_INVALID = ("header-invalid", 400, "A header is not allowed or occurs more than once.")
+    HEADERS_TOO_LARGE = ("headers-too-large", 431, "The request headers are too large.")
+    URI_TOO_LONG = ("uri-too-long", 414, "The request target is too long.")
+    BODY_TOO_LARGE = ("body-too-large", 413, "The request body is too large.")
+    BODY_TIMEOUT = ("body-timeout", 408, "The request body did not arrive in time.")
+    MEDIA_TYPE_UNSUPPORTED = ("media-type-unsupported", 415, "Send the body as application/json, not compressed.")
+    JSON_INVALID = ("json-invalid", 400, "The body is not valid JSON, or a key occurs twice.")
+    FIELD_INVALID = ("field-invalid", 400, "A field is missing, has the wrong type or is out of range.")
+    FIELD_UNKNOWN = ("field-unknown", 400, "The body has a field that this server does not know.")
+    NOT_FOUND = ("not-found", 404, "There is nothing here.")
+    METHOD_NOT_ALLOWED = ("method-not-allowed", 405, "This method is not allowed here.")
+    # identity (stages 1 and 2)
+    TOKEN_MISSING = ("token-missing", 401, "A bearer token is required.")
+    TOKEN_INVALID = ("token-invalid", 401, "The bearer token is not valid.")
+    CLAIM_MISSING = ("claim-missing", 403, "The token lacks a claim that is required here.")
+    # admission (stage 3)
+    MODEL_NOT_FOUND = ("model-not-found", 404, "The model does not exist or you do not have access to it.")
+    MODEL_NOT_VERIFIED = ("model-not-verified", 503, "The model failed verification and will not be loaded.")
+    PROMPT_TOO_LONG = ("prompt-too-long", 400, "The prompt does not fit the model's context.")
+    # policy (stage 4)
+    POLICY_DENIED = ("policy-denied", 403, "Policy does not allow this request.")
+    POLICY_UNAVAILABLE = ("policy-unavailable", 503, "Policy could not be evaluated.")
+    # limits (stage 5)
+    ADDRESS_RATE_LIMITED = ("address-rate-limited", 429, "Too many requests from this address.")
+    RATE_LIMITED = ("rate-limited", 429, "Too many requests.")
+    BUDGET_EXHAUSTED = ("budget-exhausted", 429, "The token budget is used up.")
+    BUDGET_TOO_SMALL = ("budget-too-small", 400, "The request is larger than the whole token budget.")
+    # audit (stage 6)
+    AUDIT_UNAVAILABLE = ("audit-unavailable", 503, "The audit log cannot be written.")
+    # the runner (stage 7)
+    RUNNER_UNAVAILABLE = ("runner-unavailable", 503, "No runner is available for this model.")
+    RUNNER_LOST = ("runner-lost", 502, "The runner failed while answering.")
+    OVERLOADED = ("overloaded", 503, "The server is busy.")
+    INTERNAL = ("internal", 503, "The request could not be completed.")
+
+    def __init__(self, code: str, status: int, text: str) -> None:
+        self.code = code
+        self.status = status
+        self.text = text
+
+
+class PaddockError(Exception):
+    """Base of both families."""
+
+
+class Refused(PaddockError):
+    """An expected no. ``retry_after_seconds`` is set where waiting helps. ``param`` names the field at fault."""
+
+    def __init__(
+        self, reason: Reason, detail: str = "", *, retry_after_seconds: int | None = None, param: str | None = None
+    ) -> None:
+        super().__init__(f"{reason.code}: {detail}" if detail else reason.code)
+        self.reason = reason
+        self.detail = detail
+        self.retry_after_seconds = retry_after_seconds
+        self.param = param
+
+
+class Fault(PaddockError):  # noqa: N818 - the architecture's word; both families end in what they say
+    """Something of ours failed. The caller gets 503 and no more."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail

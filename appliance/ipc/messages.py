@@ -1,0 +1,212 @@
+"""Every message that two Paddock processes exchange, one section per channel.
+
+A frame is one msgpack-encoded message in one ``SOCK_SEQPACKET`` datagram, so a peer that dies in the middle of a
+frame cannot desynchronise the channel. ``call`` numbers pair answers with questions.
+
+Trusts: nothing; a message is only as good as the peer that sent it.
+Promises: what ``decode`` returns has the declared types and no unknown fields.
+Not here: whether the peer may send it (``ipc.connection`` checks credentials, each server its own rules).
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from appliance.core.records import Record
+from appliance.core.values import Digest, FinishReason, Message, RunnerFacts, Sampling, Value, VerifiedModel
+
+RequestId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[A-Za-z0-9-]+\Z")]
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Detail = Annotated[str, Meta(max_length=2000)]
+
+# --- gateway, warden -> notary --------------------------------------------------------------------------------------
+
+
+class Hello(Value, frozen=True, kw_only=True, tag=True):
+    """First message of a peer. ``open_requests`` are the answers it still has in flight; the notary closes, as
+    ``gateway-lost``, every other answer that a former gateway left open. A warden sends none."""
+
+    role: Literal["gateway", "warden"]
+    open_requests: tuple[RequestId, ...] = ()
+
+
+class Append(Value, frozen=True, kw_only=True, tag=True):
+    """Write this record. With ``durable`` the answer comes after the sync that covers it; without, it may come at
+    once and the record rides on the next group (within 50 ms)."""
+
+    call: int
+    record: Record
+    durable: bool
+
+
+class Appended(Value, frozen=True, kw_only=True, tag=True):
+    call: int
+    index: int
+    leaf_hash: Digest
+
+
+class AppendFailed(Value, frozen=True, kw_only=True, tag=True):
+    call: int
+    detail: Detail
+
+
+ToNotary = Hello | Append
+FromNotary = Appended | AppendFailed
+
+# --- operator -> notary (the admin socket) --------------------------------------------------------------------------
+
+
+class IssueToken(Value, frozen=True, kw_only=True, tag=True):
+    call: int
+    subject: Annotated[str, Meta(min_length=1, max_length=255)]
+    client_id: Annotated[str, Meta(min_length=1, max_length=255)]
+    groups: Annotated[tuple[str, ...], Meta(max_length=64)]
+    models: Annotated[tuple[str, ...], Meta(max_length=64)]
+    ttl_seconds: Annotated[int, Meta(ge=1, le=86400)]
+
+
+class TokenSigned(Value, frozen=True, kw_only=True, tag=True):
+    call: int
+    token: str
+    token_id: str
+    expires_at_seconds: int
+
+
+class Failed(Value, frozen=True, kw_only=True, tag=True):
+    """The call was understood and could not be done."""
+
+    call: int
+    reason: str
+    detail: Detail
+
+
+ToNotaryAdmin = IssueToken
+FromNotaryAdmin = TokenSigned | Failed
+
+# --- gateway -> warden ----------------------------------------------------------------------------------------------
+
+
+class ListModels(Value, frozen=True, kw_only=True, tag=True):
+    call: int
+
+
+class ModelList(Value, frozen=True, kw_only=True, tag=True):
+    call: int
+    models: tuple[VerifiedModel, ...]
+
+
+class AskLease(Value, frozen=True, kw_only=True, tag=True):
+    call: int
+    digest: Digest
+
+
+class Leased(Value, frozen=True, kw_only=True, tag=True):
+    """Carries one descriptor: the gateway's end of the runner's channel."""
+
+    call: int
+    runner: RunnerFacts
+
+
+ToWarden = ListModels | AskLease
+FromWarden = ModelList | Leased | Failed
+
+# --- warden -> runner, before the channel is leased -----------------------------------------------------------------
+
+
+class Load(Value, frozen=True, kw_only=True, tag=True):
+    """Carries one descriptor: the model. The runner installs stage 1 before it reads a byte of it.
+
+    ``offset_bytes`` is where the GGUF starts in the descriptor.
+    """
+
+    runner_id: str
+    context_tokens: Annotated[int, Meta(ge=64, le=2**22)]
+    slots: Annotated[int, Meta(ge=1, le=64)]
+    threads: Annotated[int, Meta(ge=1, le=256)]
+    batch_tokens: Annotated[int, Meta(ge=32, le=8192)] = 512
+
+
+class Ready(Value, frozen=True, kw_only=True, tag=True):
+    """The model is loaded and warm, stage 2 is on. ``context_tokens`` is per request."""
+
+    layers: tuple[str, ...]
+    degraded: tuple[str, ...]
+    filter_digest: Digest
+    context_tokens: int
+    slots: int
+
+
+class LoadFailed(Value, frozen=True, kw_only=True, tag=True):
+    reason: str
+    detail: Detail
+
+
+# --- gateway <-> runner, multiplexed by request id ------------------------------------------------------------------
+
+
+class Reset(Value, frozen=True, kw_only=True, tag=True):
+    """First message of every lease: forget all requests, then answer ``ResetDone`` with the same nonce."""
+
+    nonce: str
+
+
+class ResetDone(Value, frozen=True, kw_only=True, tag=True):
+    nonce: str
+
+
+class Submit(Value, frozen=True, kw_only=True, tag=True):
+    """One chat request, rendered again from what was admitted. The runner refuses a prompt of more than
+    ``max_prompt_tokens`` tokens: that bound is what was paid for. ``cache_partition`` separates prefix caches."""
+
+    request_id: RequestId
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    max_prompt_tokens: Count
+    max_completion_tokens: Count
+    cache_partition: str
+
+
+class Cancel(Value, frozen=True, kw_only=True, tag=True):
+    request_id: RequestId
+
+
+class RunnerStarted(Value, frozen=True, kw_only=True, tag=True):
+    request_id: str
+    prompt_tokens: Count
+
+
+class RunnerDelta(Value, frozen=True, kw_only=True, tag=True):
+    request_id: str
+    text: str
+    tokens: Count
+
+
+class RunnerEnd(Value, frozen=True, kw_only=True, tag=True):
+    request_id: str
+    reason: FinishReason
+    prompt_tokens: Count
+    completion_tokens: Count
+    detail: Detail = ""
+
+
+class RunnerRefused(Value, frozen=True, kw_only=True, tag=True):
+    """The request was not started. ``reason`` is a code of ``core.refusals``."""
+
+    request_id: str
+    reason: Literal["prompt-too-long", "overloaded", "field-invalid"]
+    detail: Detail
+
+
+class Probe(Value, frozen=True, kw_only=True, tag=True):
+    """Warden only: try the forbidden thing and report (``paddock sandbox probe``)."""
+
+    name: str
+
+
+class ProbeResult(Value, frozen=True, kw_only=True, tag=True):
+    name: str
+    outcome: str
+
+
+ToRunner = Load | Reset | Submit | Cancel | Probe
+FromRunner = Ready | LoadFailed | ResetDone | RunnerStarted | RunnerDelta | RunnerEnd | RunnerRefused | ProbeResult
