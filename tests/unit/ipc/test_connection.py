@@ -1,0 +1,185 @@
+"""What a peer may not do to a connection."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.ipc import connection as ipc
+from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder, FrameError, encode
+from appliance.ipc.messages import (
+    Failed,
+    FromWarden,
+    ListModels,
+    Message,
+    Sampling,
+    Submit,
+    ToRunner,
+    ToWarden,
+)
+
+
+class Side:
+    def __init__(self, sock: socket.socket, union: Any) -> None:
+        self.messages: asyncio.Queue[tuple[Any, list[int]]] = asyncio.Queue()
+        self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.connection: ipc.Connection[Any] = ipc.Connection(
+            sock,
+            FrameDecoder(union),
+            on_message=lambda message, fds: self.messages.put_nowait((message, fds)),
+            on_closed=self.closed.set_result,
+        )
+
+
+def run(scenario: Callable[[], Any]) -> None:
+    async def limited() -> None:
+        async with asyncio.timeout(10):
+            await scenario()
+
+    asyncio.run(limited())
+
+
+def test_message_and_descriptor_arrive_together() -> None:
+    async def scenario() -> None:
+        left, right = ipc.channel_pair()
+        a, b = Side(left, ToWarden), Side(right, ToWarden)
+        read_end, write_end = os.pipe()
+        a.connection.send(ListModels(call=1), [read_end])
+        message, fds = await b.messages.get()
+        assert message == ListModels(call=1)
+        os.write(write_end, b"x")
+        assert os.read(fds[0], 1) == b"x"
+        assert not os.get_inheritable(fds[0])
+        for fd in (*fds, read_end, write_end):
+            os.close(fd)
+        a.connection.close()
+        assert await b.closed == "the peer closed"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("junk", [b"\xc1", b"junk", b"\x81" * 5000, b"\x91" * 100_000, b"\x80", b"\x00" * MAX_FRAME_BYTES])
+def test_malformed_frame_ends_the_connection(junk: bytes) -> None:
+    async def scenario() -> None:
+        left, right = ipc.channel_pair()
+        b = Side(right, ToWarden)
+        await asyncio.get_running_loop().sock_sendall(left, junk)
+        assert "not a valid frame" in await b.closed
+        left.close()
+
+    run(scenario)
+
+
+def test_two_descriptors_end_the_connection_and_leak_nothing() -> None:
+    async def scenario() -> None:
+        left, right = ipc.channel_pair()
+        b = Side(right, ToWarden)
+        read_end, write_end = os.pipe()
+        before = len(os.listdir("/proc/self/fd"))
+        socket.send_fds(left, [encode(ListModels(call=1))], [read_end, write_end, read_end, write_end])
+        assert "cut short" in await b.closed
+        assert len(os.listdir("/proc/self/fd")) == before - 1  # its own socket
+        for fd in (read_end, write_end):
+            os.close(fd)
+        left.close()
+
+    run(scenario)
+
+
+def test_largest_frame_passes_and_a_larger_one_is_refused() -> None:
+    def submit(size: int) -> Submit:
+        return Submit(
+            request_id="r",
+            messages=(Message(role="user", content="x" * size),),
+            sampling=Sampling(),
+            max_prompt_tokens=1,
+            max_completion_tokens=1,
+            cache_partition="",
+        )
+
+    async def scenario() -> None:
+        left, right = ipc.channel_pair()
+        a, b = Side(left, ToRunner), Side(right, ToRunner)
+        overhead = len(encode(submit(70_000))) - 70_000
+        a.connection.send(submit(MAX_FRAME_BYTES - overhead))
+        message, _fds = await b.messages.get()
+        assert len(message.messages[0].content) == MAX_FRAME_BYTES - overhead
+        with pytest.raises(FrameError, match="larger than"):
+            a.connection.send(submit(MAX_FRAME_BYTES - overhead + 1))
+        a.connection.close()
+        await b.closed
+
+    run(scenario)
+
+
+def test_peer_that_does_not_read_is_dropped_not_buffered_without_end() -> None:
+    async def scenario() -> None:
+        left, right = ipc.channel_pair()
+        a = Side(left, ToWarden)
+        with pytest.raises(ConnectionError, match="does not read"):
+            for number in range(ipc.MAX_QUEUED_FRAMES + 10_000):
+                a.connection.send(ListModels(call=number))
+        assert await a.closed == "the peer does not read"
+        right.close()
+
+    run(scenario)
+
+
+def test_queued_frames_arrive_in_order_once_the_peer_reads() -> None:
+    async def scenario() -> None:
+        left, right = ipc.channel_pair()
+        a = Side(left, ToWarden)
+        for number in range(2000):
+            a.connection.send(ListModels(call=number))
+        b = Side(right, ToWarden)
+        for number in range(2000):
+            message, _ = await b.messages.get()
+            assert message.call == number
+        a.connection.close()
+        await b.closed
+
+    run(scenario)
+
+
+def test_foreign_uid_is_turned_away(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "s"
+        listening = ipc.listen(path, mode=0o600)
+        assert path.stat().st_mode & 0o777 == 0o600
+        welcomed: list[socket.socket] = []
+        task = asyncio.create_task(
+            ipc.accept_forever(listening, allowed_uids=frozenset({os.getuid() + 1}), welcome=welcomed.append)
+        )
+        sock = await ipc.connect(path)
+        assert await asyncio.get_running_loop().sock_recv(sock, 1) == b""
+        assert welcomed == []
+        task.cancel()
+        sock.close()
+        listening.close()
+
+    run(scenario)
+
+
+def test_caller_is_told_when_the_peer_goes_away() -> None:
+    async def scenario() -> None:
+        left, right = ipc.channel_pair()
+        caller: ipc.Caller[Any] = ipc.Caller()
+        connection: ipc.Connection[Any] = ipc.Connection(
+            left, FrameDecoder(FromWarden), on_message=caller.answered, on_closed=caller.disconnected
+        )
+        asked = asyncio.create_task(caller.ask(connection, ListModels(call=caller.next_call()), timeout_seconds=5))
+        await asyncio.sleep(0)
+        right.close()
+        with pytest.raises(ipc.CallFailed, match="peer closed|reset by peer"):
+            await asked
+
+    run(scenario)
+
+
+def test_answer_to_nobody_is_dropped() -> None:
+    caller: ipc.Caller[Any] = ipc.Caller()
+    caller.answered(Failed(call=99, reason="x", detail=""), [])
