@@ -1,1 +1,231 @@
-"""placeholder"""
+"""One TOML file -> frozen ``Settings``. The only module that reads the environment.
+
+Unknown keys are errors; all problems are reported at once, each with its dotted path. Limits carry their unit in
+their names. No key turns a protection off: ``sandbox.allow_degraded`` names layers that a host may lack, and status
+and audit then say so. Secrets are never settings; keys live in the notary's own directory.
+
+Trusts: the operator who can write the file.
+Promises: what ``load`` returns has the declared types and ranges, and nothing was changed outside this process.
+Not here: whether the directories exist and are safe (each process checks what it opens).
+"""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from appliance.core.codec import canonical_json
+from appliance.core.values import Digest, SealMode, Value
+
+Positive = Annotated[int, Meta(ge=1)]
+
+
+class GatewaySettings(Value, frozen=True, kw_only=True):
+    """The HTTP side. An empty ``allowed_hosts`` means the listening address and ``localhost``, with the port."""
+
+    listen_host: str = "127.0.0.1"
+    listen_port: Annotated[int, Meta(ge=0, le=65535)] = 11435
+    allowed_hosts: tuple[str, ...] = ()
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=262144)] = 262144
+    body_timeout_seconds: Annotated[int, Meta(ge=1, le=120)] = 15
+    request_timeout_seconds: Annotated[int, Meta(ge=1, le=3600)] = 600
+    runner_silence_seconds: Annotated[int, Meta(ge=1, le=600)] = 120
+
+
+class IdentitySettings(Value, frozen=True, kw_only=True):
+    """Whose tokens are believed. The local issuer is the notary."""
+
+    issuer: Annotated[str, Meta(min_length=1, max_length=255)] = "https://paddock.local"
+    audience: Annotated[str, Meta(min_length=1, max_length=255)] = "paddock"
+    max_lifetime_seconds: Annotated[int, Meta(ge=60, le=86400)] = 86400
+
+
+class LimitSettings(Value, frozen=True, kw_only=True):
+    """Requests per address and per principal, and tokens per principal and window."""
+
+    address_requests_per_minute: Positive = 1200
+    principal_requests_per_minute: Positive = 120
+    budget_tokens: Positive = 1_000_000
+    budget_window_seconds: Annotated[int, Meta(ge=1, le=31 * 86400)] = 86400
+
+
+class ModelSettings(Value, frozen=True, kw_only=True):
+    """How models are loaded. ``context_tokens`` is per request; 0 threads means one per core, at most 8."""
+
+    context_tokens: Annotated[int, Meta(ge=64, le=262144)] = 4096
+    slots: Annotated[int, Meta(ge=1, le=64)] = 4
+    threads: Annotated[int, Meta(ge=0, le=256)] = 0
+    default_max_tokens: Annotated[int, Meta(ge=1, le=262144)] = 512
+    seal_mode: SealMode = "sealed-memfd"
+    max_loaded: Annotated[int, Meta(ge=1, le=64)] = 2
+    load_timeout_seconds: Annotated[int, Meta(ge=1, le=3600)] = 120
+
+
+class SandboxSettings(Value, frozen=True, kw_only=True):
+    """Layers that this host may lack, by name. A missing layer that is not named refuses to start."""
+
+    allow_degraded: tuple[str, ...] = ()
+
+
+class NotarySettings(Value, frozen=True, kw_only=True):
+    """``peer_users`` are the system users, besides the process's own, that may connect to the notary and the warden."""
+
+    log_origin: Annotated[str, Meta(pattern=r"\A[a-z0-9.-]+(/[a-z0-9._-]+)*\Z")] = "paddock.local/log"
+    peer_users: tuple[str, ...] = ()
+
+
+class Settings(Value, frozen=True, kw_only=True):
+    """Everything an operator can choose.
+
+    ``state_dir`` holds ``notary/`` (private), ``models/``, ``trust/`` (PEM keys of trusted signers), ``policy/`` and
+    ``public/`` (verifying keys); ``runtime_dir`` holds the sockets.
+    """
+
+    state_dir: Path
+    runtime_dir: Path
+    gateway: GatewaySettings = GatewaySettings()
+    identity: IdentitySettings = IdentitySettings()
+    limits: LimitSettings = LimitSettings()
+    models: ModelSettings = ModelSettings()
+    sandbox: SandboxSettings = SandboxSettings()
+    notary: NotarySettings = NotarySettings()
+
+    @property
+    def notary_dir(self) -> Path:
+        return self.state_dir / "notary"
+
+    @property
+    def public_dir(self) -> Path:
+        return self.state_dir / "public"
+
+    @property
+    def models_dir(self) -> Path:
+        return self.state_dir / "models"
+
+    @property
+    def trust_dir(self) -> Path:
+        return self.state_dir / "trust"
+
+    @property
+    def policy_dir(self) -> Path:
+        return self.state_dir / "policy"
+
+    @property
+    def notary_socket(self) -> Path:
+        return self.runtime_dir / "notary.sock"
+
+    @property
+    def admin_socket(self) -> Path:
+        return self.runtime_dir / "admin.sock"
+
+    @property
+    def warden_socket(self) -> Path:
+        return self.runtime_dir / "warden.sock"
+
+    @property
+    def allowed_hosts(self) -> frozenset[str]:
+        """The values of ``Host`` that this gateway answers for."""
+        if self.gateway.allowed_hosts:
+            return frozenset(self.gateway.allowed_hosts)
+        names = {self.gateway.listen_host, "localhost"}
+        return frozenset(f"{name}:{self.gateway.listen_port}" for name in names)
+
+    def effective(self) -> bytes:
+        """The effective values as canonical JSON, without any secret (there is none to mask)."""
+        return canonical_json(msgspec.to_builtins(self, enc_hook=str))
+
+    def digest(self) -> Digest:
+        """What the first record of each log names."""
+        return Digest.of(self.effective())
+
+
+class SettingsInvalid(Exception):  # noqa: N818 - says what is wrong
+    """All problems of a settings file, one line each, with dotted paths."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+_DEFAULT_FILE: Final = Path("/etc/paddock/paddock.toml")
+
+
+def load(path: Path | None = None) -> Settings:
+    """Reads ``path``, or /etc/paddock/paddock.toml when it exists, or takes the defaults.
+
+    Raises ``SettingsInvalid`` with every problem found.
+    """
+    if path is None and _DEFAULT_FILE.exists():
+        path = _DEFAULT_FILE
+    if path is None:
+        return parse({})
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsInvalid([f"{path}: {error}"]) from error
+    return parse(document)
+
+
+def parse(document: dict[str, Any]) -> Settings:
+    """A TOML document -> Settings. Raises ``SettingsInvalid`` with every problem found."""
+    problems: list[str] = []
+    document = {**_default_directories(), **document}
+    values = _fields(Settings, document, "", problems)
+    if problems:
+        raise SettingsInvalid(problems)
+    return Settings(**values)
+
+
+def _fields(kind: type[Value], document: dict[str, Any], prefix: str, problems: list[str]) -> dict[str, Any]:
+    """Converts each field by itself, so that one mistake does not hide the next."""
+    known = {field.name: field for field in msgspec.structs.fields(kind)}
+    problems.extend(f"{prefix}{name}: unknown key" for name in document if name not in known)
+    values: dict[str, Any] = {}
+    for name, field in known.items():
+        if name not in document:
+            continue
+        given = document[name]
+        if isinstance(field.type, type) and issubclass(field.type, Value):
+            if not isinstance(given, dict):
+                problems.append(f"{prefix}{name}: must be a table")
+                continue
+            values[name] = field.type(**_fields(field.type, given, f"{prefix}{name}.", problems))
+        else:
+            try:
+                values[name] = msgspec.convert(given, field.type, dec_hook=_path_hook)
+            except msgspec.ValidationError as error:
+                problems.append(f"{prefix}{name}: {error}")
+    return values
+
+
+def _path_hook(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str) and Path(value).is_absolute():
+        return Path(value)
+    raise ValueError("must be an absolute path")
+
+
+def _default_directories() -> dict[str, str]:
+    """Where a service manager says, else where the XDG base directory specification says."""
+    home = Path(os.environ.get("HOME", "/nonexistent"))
+    state = os.environ.get("XDG_STATE_HOME") or str(home / ".local" / "state")
+    state_dir = Path(state) / "paddock"
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    runtime_dir = Path(runtime) / "paddock" if runtime else state_dir / "run"
+    return {"state_dir": str(state_dir), "runtime_dir": str(runtime_dir)}
+
+
+def inherited_listeners() -> int:
+    """How many listening descriptors the service manager passed, from 3 on (sd_listen_fds(3)); 0 if none for us."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return 0
+    count = os.environ.get("LISTEN_FDS", "")
+    return int(count) if count.isdigit() else 0
+
+
+def child_environment() -> dict[str, str]:
+    """What the supervisor's children get: where to find things, and nothing else of ours."""
+    names = ("PATH", "HOME", "LANG", "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "TMPDIR")
+    return {name: os.environ[name] for name in names if name in os.environ}
