@@ -1,1 +1,216 @@
-"""placeholder"""
+"""Wires the rooms into processes. The only module that knows every room.
+
+``gateway``, ``notary`` and ``warden`` each run one process until ``stop`` is set or a signal arrives.
+
+Trusts: the settings.
+Promises: a process that cannot have everything it needs raises ``Fault`` before it serves anything.
+Not here: starting and restarting the processes (``cli.supervisor``, or systemd).
+"""
+
+import asyncio
+import logging
+import os
+import pwd
+import socket
+import time
+from pathlib import Path
+from typing import Final
+
+from appliance import __version__, settings
+from appliance.core.admit import AdmitLimits
+from appliance.core.quota import Budget
+from appliance.core.records import PolicyLoaded
+from appliance.core.refusals import Fault
+from appliance.core.values import VerifiedModel
+from appliance.gateway import serve as gateway_process
+from appliance.gateway.app import build_app
+from appliance.gateway.chat import BodyLimits, ChatRoute
+from appliance.gateway.gate import Gate
+from appliance.gateway.pipeline import Pipeline, Ports
+from appliance.gateway.warden_client import WardenClient
+from appliance.identity.keys import load_keys
+from appliance.identity.tokens import JwtVerifier
+from appliance.ipc.connection import listen
+from appliance.ipc.notary_client import NotaryClient
+from appliance.limits.budget import MemoryTokenBudget
+from appliance.limits.gate import AddressGate
+from appliance.limits.rates import RequestRates
+from appliance.models.oms import TrustedKeys
+from appliance.models.store import ModelStore, OpenedModel
+from appliance.notary.main import NotaryConfig, run_notary
+from appliance.policy.embedded import EmbeddedPolicy
+from appliance.settings import Settings
+from appliance.warden import main as warden_process
+from appliance.warden.launch_spawn import SpawnLauncher
+from appliance.warden.pool import Pool, PoolSettings
+
+KEYS_WAIT_SECONDS: Final = 30.0
+RESERVATION_SLACK_SECONDS: Final = 300
+
+log = logging.getLogger(__name__)
+
+
+def _now_seconds() -> int:
+    return int(time.time())
+
+
+async def gateway(config: Settings) -> None:
+    """The process that faces the network. Raises ``Fault`` when it cannot start."""
+    policy = EmbeddedPolicy.load_files(config.policy_dir / "policy.wasm", config.policy_dir / "data.json")
+    sockets = _gateway_sockets(config)
+    jwks = config.public_dir / "jwks.json"
+    await _file_exists(jwks)
+    notary = NotaryClient(config.notary_socket, "gateway")
+    warden = WardenClient(
+        config.warden_socket,
+        load_timeout_seconds=config.models.load_timeout_seconds,
+        silence_seconds=config.gateway.runner_silence_seconds,
+    )
+    pipeline = Pipeline(
+        Ports(
+            models=warden,
+            policy=policy,
+            rates=RequestRates(requests_per_minute=config.limits.principal_requests_per_minute),
+            budget=MemoryTokenBudget(_budget(config), now_seconds=_now_seconds),
+            audit=notary,
+            limits=AdmitLimits(
+                context_tokens=config.models.context_tokens, default_max_tokens=config.models.default_max_tokens
+            ),
+            now_seconds=_now_seconds,
+            request_timeout_seconds=config.gateway.request_timeout_seconds,
+        )
+    )
+    body_limits = BodyLimits(
+        max_bytes=config.gateway.max_body_bytes, timeout_seconds=config.gateway.body_timeout_seconds
+    )
+    gate = Gate(
+        build_app(pipeline, ChatRoute(pipeline, body_limits)),  # type: ignore[arg-type]  # ASGI's scope is wider
+        pipeline,
+        verifier=JwtVerifier(
+            load_keys(jwks),
+            issuer=config.identity.issuer,
+            audience=config.identity.audience,
+            max_lifetime_seconds=config.identity.max_lifetime_seconds,
+        ),
+        addresses=AddressGate(requests_per_minute=config.limits.address_requests_per_minute),
+        allowed_hosts=config.allowed_hosts,
+        now_seconds=_now_seconds,
+    )
+    await gateway_process.serve(
+        gate,
+        notary=notary,
+        warden=warden,
+        policy_loaded=PolicyLoaded(policy_digest=policy.policy_digest, data_digest=policy.data_digest),
+        sockets=sockets,
+    )
+
+
+def _budget(config: Settings) -> Budget:
+    """A reservation outlives the longest answer, so that it is never charged unseen while the answer runs."""
+    return Budget(
+        limit_tokens=config.limits.budget_tokens,
+        window_seconds=config.limits.budget_window_seconds,
+        hold_seconds=config.gateway.request_timeout_seconds + RESERVATION_SLACK_SECONDS,
+    )
+
+
+def _gateway_sockets(config: Settings) -> list[socket.socket]:
+    inherited = settings.inherited_listeners()
+    if inherited:
+        return [socket.socket(fileno=3 + number) for number in range(inherited)]
+    return [gateway_process.listen(config.gateway.listen_host, config.gateway.listen_port)]
+
+
+async def _file_exists(path: Path) -> None:
+    """Waits for what the notary publishes at its first start."""
+    try:
+        async with asyncio.timeout(KEYS_WAIT_SECONDS):
+            while not path.exists():  # noqa: ASYNC110, ASYNC240 - nobody in this process could set an event
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise Fault(f"{path} does not appear: is the notary running?") from None
+
+
+class TrustingStore:
+    """The model store with the operator's trusted keys, read anew for each verification: what the warden sees."""
+
+    def __init__(self, config: Settings) -> None:
+        self._store = ModelStore.open(config.models_dir)
+        self._trust_dir = config.trust_dir
+        self._seal_mode = config.models.seal_mode
+
+    def names(self) -> list[str]:
+        return list(self._store.entries())
+
+    def verify(self, name: str) -> VerifiedModel:
+        return self._store.verify(name, TrustedKeys.load(self._trust_dir))
+
+    def open_verified(self, name: str) -> OpenedModel:
+        return self._store.open_verified(name, TrustedKeys.load(self._trust_dir), seal_mode=self._seal_mode)
+
+
+async def warden(config: Settings, stop: asyncio.Event) -> None:
+    """The process that verifies models and starts runners. Raises ``Fault`` when it cannot start."""
+    notary = NotaryClient(config.notary_socket, "warden")
+    pool = Pool(
+        TrustingStore(config),
+        SpawnLauncher(allow_degraded=frozenset(config.sandbox.allow_degraded)),
+        notary,
+        PoolSettings(
+            context_tokens=config.models.context_tokens,
+            slots=config.models.slots,
+            threads=config.models.threads,
+            max_loaded=config.models.max_loaded,
+            load_timeout_seconds=config.models.load_timeout_seconds,
+        ),
+    )
+    await warden_process.serve(
+        pool,
+        notary=notary,
+        listening=_unix_listener(config.warden_socket, 0o660),
+        allowed_uids=frozenset({_uid(config.users.gateway)}),
+        stop=stop,
+    )
+
+
+def _unix_listener(path: Path, mode: int) -> socket.socket:
+    if settings.inherited_listeners():
+        return socket.socket(fileno=3)
+    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    return listen(path, mode=mode)
+
+
+def _uid(user: str | None) -> int:
+    """The uid of a user, this process's own without one. Raises ``Fault`` for an unknown user."""
+    if user is None:
+        return os.getuid()
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise Fault(f"users: there is no user {user!r}") from None
+
+
+async def notary(config: Settings, stop: asyncio.Event) -> None:
+    """The process that holds the keys and writes the log. Raises ``Fault`` when it cannot start."""
+    for directory in (config.notary_dir, config.public_dir, config.runtime_dir):
+        directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+    inherited = [socket.socket(fileno=3 + number) for number in range(settings.inherited_listeners())]
+    await run_notary(
+        NotaryConfig(
+            state_dir=config.notary_dir,
+            public_dir=config.public_dir,
+            socket_path=config.notary_socket,
+            admin_socket_path=config.admin_socket,
+            gateway_uids=frozenset({_uid(config.users.gateway)}),
+            warden_uids=frozenset({_uid(config.users.warden)}),
+            operator_uids=frozenset({0, os.getuid(), *map(_uid, config.users.operators)}),
+            issuer=config.identity.issuer,
+            audience=config.identity.audience,
+            log_origin=config.notary.log_origin,
+            version=__version__,
+            settings_digest=config.digest(),
+        ),
+        stop=stop,
+        listening=inherited[0] if inherited else None,
+        admin_listening=inherited[1] if len(inherited) > 1 else None,
+    )

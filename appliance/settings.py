@@ -71,10 +71,17 @@ class SandboxSettings(Value, frozen=True, kw_only=True):
 
 
 class NotarySettings(Value, frozen=True, kw_only=True):
-    """``peer_users`` are the system users, besides the process's own, that may connect to the notary and the warden."""
+    """``log_origin`` names the log in its checkpoints (C2SP tlog-checkpoint)."""
 
     log_origin: Annotated[str, Meta(pattern=r"\A[a-z0-9.-]+(/[a-z0-9._-]+)*\Z")] = "paddock.local/log"
-    peer_users: tuple[str, ...] = ()
+
+
+class UserSettings(Value, frozen=True, kw_only=True):
+    """The system users of the processes, where each has its own. A user that is not named is the process's own."""
+
+    gateway: str | None = None
+    warden: str | None = None
+    operators: tuple[str, ...] = ()
 
 
 class Settings(Value, frozen=True, kw_only=True):
@@ -92,6 +99,7 @@ class Settings(Value, frozen=True, kw_only=True):
     models: ModelSettings = ModelSettings()
     sandbox: SandboxSettings = SandboxSettings()
     notary: NotarySettings = NotarySettings()
+    users: UserSettings = UserSettings()
 
     @property
     def notary_dir(self) -> Path:
@@ -223,6 +231,14 @@ def inherited_listeners() -> int:
         return 0
     count = os.environ.get("LISTEN_FDS", "")
     return int(count) if count.isdigit() else 0
+
+
+def inherited_listener_names() -> tuple[str, ...]:
+    """The names of those descriptors, in their order (``FileDescriptorName=`` of each socket unit, LISTEN_FDNAMES).
+
+    Their order is the service manager's own, so whoever takes more than one must go by name.
+    """
+    return tuple(os.environ.get("LISTEN_FDNAMES", "").split(":"))[: inherited_listeners()]
 
 
 def child_environment() -> dict[str, str]:

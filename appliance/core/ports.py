@@ -3,7 +3,7 @@
 Every method says what it raises; a caller writes beside the call what happens then.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import MutableMapping
 from typing import Any, Protocol
 
 from appliance.core.records import Record
@@ -39,6 +39,15 @@ class PolicyEngine(Protocol):
         ...
 
 
+class AddressLimiter(Protocol):
+    def check(self, scope: MutableMapping[str, Any]) -> None:
+        """Counts one request of an ASGI scope's ``client``, before anybody is identified.
+
+        Raises ``Refused(ADDRESS_RATE_LIMITED)`` with a retry time, or ``Fault``.
+        """
+        ...
+
+
 class RateLimiter(Protocol):
     async def admit(self, principal_key: str, model: Digest) -> None:
         """Counts one request. Raises ``Refused(RATE_LIMITED)`` with a retry time, or ``Fault`` if the store is down."""
@@ -60,9 +69,9 @@ class AuditLog(Protocol):
         """Writes a record and returns when it is durable. Raises ``Refused(AUDIT_UNAVAILABLE)``."""
         ...
 
-    async def close(self, record: Record) -> None:
-        """Hands over an outcome record; it becomes durable with the next group. Never raises: it is retried until
-        the notary has it."""
+    def close(self, record: Record) -> None:
+        """Takes charge of an outcome record and returns at once, so that it can stand in any ``finally``. Never raises:
+        the record is offered again until the notary has it."""
         ...
 
 
@@ -72,12 +81,24 @@ class Lease(Protocol):
     @property
     def facts(self) -> RunnerFacts: ...
 
-    def answer(self, request_id: str, admission: Admission, cache_partition: str) -> AsyncIterator[AnswerEvent]:
-        """Submits one request and yields ``Started``, ``Delta``…, ``End``.
+    def answer(self, request_id: str, admission: Admission, cache_partition: str) -> "RunnerAnswer":
+        """Submits one request. Raises ``Refused(RUNNER_LOST)`` when the channel is broken already."""
+        ...
 
-        Closing the iterator early cancels the request in the runner. Raises ``Refused(RUNNER_LOST)`` when the
-        channel breaks, ``Refused(PROMPT_TOO_LONG)`` and ``Refused(OVERLOADED)`` when the runner says so before starting.
+
+class RunnerAnswer(Protocol):
+    """The events of one request in a runner."""
+
+    async def events(self) -> list[AnswerEvent]:
+        """Waits for the next events and returns all that have arrived: ``Started`` first, ``End`` last.
+
+        Raises ``Refused(RUNNER_LOST)`` when the channel breaks, and ``Refused(PROMPT_TOO_LONG)`` or
+        ``Refused(OVERLOADED)`` when the runner refuses to start.
         """
+        ...
+
+    def cancel(self) -> None:
+        """Stops generation unless ``End`` has come. Safe to call at any time, in any ``finally``."""
         ...
 
 
@@ -95,11 +116,13 @@ class Models(Protocol):
 
 
 __all__ = [
+    "AddressLimiter",
     "AuditLog",
     "Lease",
     "Models",
     "PolicyEngine",
     "RateLimiter",
+    "RunnerAnswer",
     "TokenBudget",
     "TokenVerifier",
 ]

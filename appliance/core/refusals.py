@@ -51,6 +51,8 @@ class Reason(Enum):
     # the runner (stage 7)
     RUNNER_UNAVAILABLE = ("runner-unavailable", 503, "No runner is available for this model.")
     RUNNER_LOST = ("runner-lost", 502, "The runner failed while answering.")
+    RUNNER_ERROR = ("runner-error", 502, "The runner could not complete the answer.")
+    REQUEST_TIMEOUT = ("request-timeout", 504, "The answer took too long and was stopped.")
     OVERLOADED = ("overloaded", 503, "The server is busy.")
     INTERNAL = ("internal", 503, "The request could not be completed.")
 

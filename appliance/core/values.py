@@ -189,12 +189,14 @@ class Admission(Value, frozen=True, kw_only=True):
 
     model: VerifiedModel
     request: ChatRequest
+    context_tokens: int
     max_prompt_tokens: int
     max_completion_tokens: int
 
     @property
     def worst_case_tokens(self) -> int:
-        return self.max_prompt_tokens + self.max_completion_tokens
+        """What must be paid for: the runner ends an answer at the context's end, so the sum is bounded by it too."""
+        return min(self.max_prompt_tokens + self.max_completion_tokens, self.context_tokens)
 
 
 class Obligations(Value, frozen=True, kw_only=True):

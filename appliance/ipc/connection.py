@@ -113,6 +113,13 @@ class Connection(Generic[MessageT]):
         self._outgoing.clear()
         self._on_closed(why)
 
+    def detach(self) -> socket.socket:
+        """Gives the socket back, open, and takes no more part in it. ``on_closed`` is not called."""
+        self._closed = True
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
+        return self._sock
+
     def _send_now(self, data: bytes, fds: Sequence[int]) -> bool:
         """True when the kernel took the frame, False when its buffer is full. Closes and raises on any other error."""
         try:

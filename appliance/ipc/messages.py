@@ -46,8 +46,11 @@ class Appended(Value, frozen=True, kw_only=True, tag=True):
 
 
 class AppendFailed(Value, frozen=True, kw_only=True, tag=True):
+    """Not written. ``permanent`` means that offering the same record again will never help."""
+
     call: int
     detail: Detail
+    permanent: bool = False
 
 
 ToNotary = Hello | Append
@@ -107,7 +110,14 @@ class Leased(Value, frozen=True, kw_only=True, tag=True):
     runner: RunnerFacts
 
 
-ToWarden = ListModels | AskLease
+class Complain(Value, frozen=True, kw_only=True, tag=True):
+    """The gateway found this runner silent or breaking the protocol; the warden ends it."""
+
+    runner_id: str
+    detail: Detail
+
+
+ToWarden = ListModels | AskLease | Complain
 FromWarden = ModelList | Leased | Failed
 
 # --- warden -> runner, before the channel is leased -----------------------------------------------------------------

@@ -1,0 +1,239 @@
+"""The ``paddock`` command: parses arguments and hands over.
+
+Trusts: the operator at the terminal.
+Promises: an expected failure is one line on stderr and a status other than 0, never a traceback.
+Not here: the work itself; each group of verbs has a module beside this one.
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from appliance import __version__, settings
+from appliance.core.refusals import Fault, Refused
+from appliance.settings import SettingsInvalid
+
+Command = Callable[[argparse.Namespace], int]
+if TYPE_CHECKING:
+    _Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns its exit status."""
+    options = _parser().parse_args(arguments)
+    command: Command = options.command
+    try:
+        return command(options)
+    except SettingsInvalid as error:
+        print(f"paddock: the settings are not valid:\n{error}", file=sys.stderr)
+    except (Fault, Refused, OSError, ValueError) as error:
+        print(f"paddock: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="paddock", description="Serves local language models, hardened.")
+    parser.add_argument("--version", action="version", version=f"paddock {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", type=Path, help="settings file (default: /etc/paddock/paddock.toml if it exists)")
+
+    demo = _verb(verbs, "demo", _demo, "show the whole chain on the built-in model, then stop")
+    demo.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    _verb(verbs, "init", _init, "make the directories and the default policy", common)
+    _verb(verbs, "serve", _serve, "run notary, warden and gateway until stopped", common)
+    _verb(verbs, "check-config", _check_config, "print the effective settings and their digest", common)
+    _token_verbs(verbs, common)
+    _model_verbs(verbs, common)
+    _audit_verbs(verbs, common)
+    _sandbox_verbs(verbs)
+    for role in ("notary", "warden", "gateway"):
+        one = _verb(verbs, role, _role, f"run the {role} alone (what 'serve' and the systemd units start)", common)
+        one.set_defaults(role=role)
+        one.add_argument("--parent", type=int, help="end when this process ends")
+    return parser
+
+
+def _verb(
+    verbs: "_Verbs",
+    name: str,
+    command: Command,
+    help_text: str,
+    *parents: argparse.ArgumentParser,
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=help_text, description=help_text.capitalize() + ".", parents=parents)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _group(verbs: "_Verbs", name: str, help_text: str) -> "_Verbs":
+    group = verbs.add_parser(name, help=help_text, description=help_text.capitalize() + ".")
+    return group.add_subparsers(required=True, metavar="COMMAND")
+
+
+def _token_verbs(verbs: "_Verbs", common: argparse.ArgumentParser) -> None:
+    group = _group(verbs, "token", "bearer tokens of the local issuer")
+    issue = _verb(group, "issue", _token_issue, "issue a token; the notary signs and records it", common)
+    issue.add_argument("--sub", required=True, help="the subject: who will use it")
+    issue.add_argument("--client", default="paddock-cli", help="the client id (default: %(default)s)")
+    issue.add_argument("--group", action="append", default=[], help="a group; may be repeated")
+    issue.add_argument("--model", action="append", default=[], help="a model it may name, or '*'; may be repeated")
+    issue.add_argument("--ttl", type=int, default=3600, metavar="SECONDS", help="lifetime (default: %(default)s)")
+
+
+def _model_verbs(verbs: "_Verbs", common: argparse.ArgumentParser) -> None:
+    group = _group(verbs, "models", "signed models")
+    keygen = _verb(group, "keygen", _models_keygen, "make a signing key")
+    keygen.add_argument("private", type=Path)
+    keygen.add_argument("public", type=Path)
+    trust = _verb(group, "trust", _models_trust, "trust a signer's public key", common)
+    trust.add_argument("public", type=Path)
+    trust.add_argument("--signer", required=True, help="the name that audit records will show")
+    sign = _verb(group, "sign", _models_sign, "sign a GGUF file (OpenSSF Model Signing v1.0)")
+    sign.add_argument("model", type=Path)
+    sign.add_argument("--key", type=Path, required=True)
+    sign.add_argument("--bundle", type=Path, help="where to write the signature (default: MODEL.sig)")
+    imported = _verb(group, "import", _models_import, "verify a signed GGUF file and take it into the store", common)
+    imported.add_argument("model", type=Path)
+    imported.add_argument("--bundle", type=Path, help="its signature (default: MODEL.sig)")
+    imported.add_argument("--name", required=True, help="the name that callers will use")
+    _verb(group, "list", _models_list, "verify and list the models in the store", common)
+    remove = _verb(group, "remove", _models_remove, "remove a model from the store", common)
+    remove.add_argument("name")
+
+
+def _audit_verbs(verbs: "_Verbs", common: argparse.ArgumentParser) -> None:
+    group = _group(verbs, "audit", "the audit log")
+    verify = _verb(group, "verify", _audit_verify, "verify a log, or a copy of one, offline")
+    verify.add_argument("directory", type=Path)
+    verify.add_argument("--vkey", help="the log's verifier key, from a source you trust")
+    verify.add_argument(
+        "--checkpoint", type=Path, help="an older checkpoint that you hold: nothing before it may differ"
+    )
+    verify.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def _sandbox_verbs(verbs: "_Verbs") -> None:
+    group = _group(verbs, "sandbox", "the runner's sandbox")
+    probe = _verb(group, "probe", _sandbox_probe, "try the forbidden things inside live runners")
+    probe.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+# --- the commands ---------------------------------------------------------------------------------------------------
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from appliance.cli import demo
+
+    return demo.run(as_json=options.json)
+
+
+def _init(options: argparse.Namespace) -> int:
+    from appliance.cli.init import initialise
+
+    for line in initialise(settings.load(options.config)):
+        print(line)
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from appliance.cli.supervisor import supervise
+
+    settings.load(options.config)  # so that a mistake is told once, not by three processes
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s serve %(levelname)s: %(message)s")
+    return asyncio.run(supervise(options.config))
+
+
+def _check_config(options: argparse.Namespace) -> int:
+    config = settings.load(options.config)
+    print(json.dumps(json.loads(config.effective()), indent=2))
+    print(config.digest())
+    return 0
+
+
+def _role(options: argparse.Namespace) -> int:
+    from appliance.cli import roles
+
+    return roles.run(options.role, options.config, options.parent)
+
+
+def _token_issue(options: argparse.Namespace) -> int:
+    from appliance.cli import tokens
+
+    token = tokens.issue(
+        settings.load(options.config),
+        subject=options.sub,
+        client_id=options.client,
+        groups=options.group,
+        models=options.model,
+        ttl_seconds=options.ttl,
+    )
+    print(token)
+    return 0
+
+
+def _models_keygen(options: argparse.Namespace) -> int:
+    from appliance.cli import models
+
+    models.keygen(options.private, options.public)
+    return 0
+
+
+def _models_trust(options: argparse.Namespace) -> int:
+    from appliance.cli import models
+
+    print(models.trust(settings.load(options.config), options.public, options.signer))
+    return 0
+
+
+def _models_sign(options: argparse.Namespace) -> int:
+    from appliance.cli import models
+
+    models.sign(options.model, options.key, options.bundle or _beside(options.model))
+    return 0
+
+
+def _models_import(options: argparse.Namespace) -> int:
+    from appliance.cli import models
+
+    bundle = options.bundle or _beside(options.model)
+    print(models.import_model(settings.load(options.config), options.model, bundle, options.name))
+    return 0
+
+
+def _models_list(options: argparse.Namespace) -> int:
+    from appliance.cli import models
+
+    for line in models.listing(settings.load(options.config)):
+        print(line)
+    return 0
+
+
+def _models_remove(options: argparse.Namespace) -> int:
+    from appliance.cli import models
+
+    models.remove(settings.load(options.config), options.name)
+    return 0
+
+
+def _audit_verify(options: argparse.Namespace) -> int:
+    from appliance.cli import audit
+
+    return audit.verify(options.directory, vkey=options.vkey, checkpoint=options.checkpoint, as_json=options.json)
+
+
+def _sandbox_probe(options: argparse.Namespace) -> int:
+    from appliance.cli import sandbox
+
+    return sandbox.probe(as_json=options.json)
+
+
+def _beside(model: Path) -> Path:
+    return model.with_name(model.name + ".sig")

@@ -1,0 +1,51 @@
+"""``paddock gateway``, ``paddock notary`` and ``paddock warden``: one process of one role.
+
+Trusts: the settings file.
+Promises: a role that cannot work as configured says so in one line and ends with EX_CONFIG (78, sysexits.h).
+Not here: what the roles are made of (``assemble``); restarting (``supervisor``, systemd).
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from appliance import settings
+from appliance.core.refusals import Fault, Refused
+from appliance.sandbox.layers import die_with_parent
+from appliance.settings import SettingsInvalid
+
+EXIT_CONFIG = 78
+
+
+def run(role: str, config_file: Path | None, parent: int | None) -> int:
+    """Runs until a signal. Returns the exit status."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s {role} %(levelname)s %(name)s: %(message)s"
+    )
+    if parent is not None:
+        die_with_parent()
+        if os.getppid() != parent:
+            return 1  # it died before we could ask to be told
+    os.umask(0o027)
+    try:
+        config = settings.load(config_file)
+        asyncio.run(_role(role, config))
+    except (SettingsInvalid, Fault, Refused) as error:
+        print(f"paddock {role}: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    return 0
+
+
+async def _role(role: str, config: settings.Settings) -> None:
+    from appliance import assemble
+
+    if role == "gateway":
+        await assemble.gateway(config)  # uvicorn handles its signals
+        return
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await {"notary": assemble.notary, "warden": assemble.warden}[role](config, stop)

@@ -1,0 +1,131 @@
+"""``paddock serve``: the notary, the warden and the gateway as children of one process, restarted when they die.
+
+Each child leads a session of its own, so that a terminal's Ctrl-C reaches only this process, which then stops them in
+the order in which they need each other: gateway, warden, notary. Children end with this process even if it is killed
+(PR_SET_PDEATHSIG, set by each child itself).
+
+Trusts: the children's exit statuses.
+Promises: a child that dies is started again; one that says that it cannot work as configured ends everything, with its
+    status, so that nobody takes a half-started appliance for a working one.
+Not here: what the processes do (``assemble``).
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from appliance.settings import child_environment
+
+ROLES: Final = ("notary", "warden", "gateway")
+EXIT_CONFIG: Final = 78
+"""sysexits.h EX_CONFIG: the role said that it cannot work as configured."""
+
+STOP_SECONDS: Final = 20.0
+_RESTART_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
+_SETTLED_SECONDS: Final = 30.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Child:
+    role: str
+    process: subprocess.Popen[bytes]
+    ended: asyncio.Event
+
+
+class Supervisor:
+    """Runs the three roles until ``stop`` is called or one of them refuses its configuration."""
+
+    def __init__(self, config_file: Path | None) -> None:
+        self._config_file = config_file
+        self._children: dict[str, Child] = {}
+        self._stopping = asyncio.Event()
+        self.exit_status = 0
+
+    def stop(self) -> None:
+        """Begins an orderly stop. Safe to call from a signal handler of the event loop."""
+        self._stopping.set()
+
+    async def run(self) -> int:
+        """Returns the exit status of the whole."""
+        async with asyncio.TaskGroup() as tasks:
+            keepers = [tasks.create_task(self._keep(role)) for role in ROLES]
+            await self._stopping.wait()
+            for keeper in keepers:
+                keeper.cancel()
+        for role in reversed(ROLES):
+            await self._end(role)
+        return self.exit_status
+
+    async def _keep(self, role: str) -> None:
+        attempt = 0
+        loop = asyncio.get_running_loop()
+        while True:
+            started = loop.time()
+            child = self._start(role)
+            await child.ended.wait()
+            status = child.process.wait()
+            if status == EXIT_CONFIG:
+                self.exit_status = EXIT_CONFIG
+                self._stopping.set()
+                return
+            log.error("the %s ended with status %d and is started again", role, status)
+            attempt = 0 if loop.time() - started > _SETTLED_SECONDS else attempt + 1
+            await asyncio.sleep(_RESTART_SECONDS[min(attempt, len(_RESTART_SECONDS)) - 1] if attempt else 0)
+
+    def _start(self, role: str) -> Child:
+        config = ["--config", str(self._config_file)] if self._config_file else []
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-B", "-m", "appliance", role, *config, "--parent", str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            env=child_environment(),
+            start_new_session=True,
+        )
+        child = Child(role, process, asyncio.Event())
+        _call_when_ended(process, child.ended.set)
+        self._children[role] = child
+        return child
+
+    async def _end(self, role: str) -> None:
+        child = self._children.get(role)
+        if child is None or child.ended.is_set():
+            return
+        child.process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await child.ended.wait()
+        except TimeoutError:
+            log.warning("the %s does not stop and is killed", role)
+            child.process.kill()
+            await child.ended.wait()
+        child.process.wait()
+
+
+def _call_when_ended(process: subprocess.Popen[bytes], callback: Callable[[], None]) -> None:
+    """A pidfd becomes readable when its process ends (pidfd_open(2))."""
+    loop = asyncio.get_running_loop()
+    pidfd = os.pidfd_open(process.pid)
+
+    def ended() -> None:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+        callback()
+
+    loop.add_reader(pidfd, ended)
+
+
+async def supervise(config_file: Path | None) -> int:
+    """``paddock serve``: returns its exit status."""
+    supervisor = Supervisor(config_file)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, supervisor.stop)
+    return await supervisor.run()

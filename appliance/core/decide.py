@@ -1,0 +1,144 @@
+"""Stage 4, the pure part: what policy is asked, and what its answer is worth.
+
+The policy engine is asked one question about one document. Whatever comes back is judged here, and only an answer
+that says exactly ``true``, gives reasons from the closed list and contradicts itself nowhere is an allow. Everything
+else, an undefined answer included, is a ``Decision`` that denies; nothing here raises because of what policy said.
+"""
+
+from typing import Any, Final, Literal
+
+from appliance.core.codec import canonical_json
+from appliance.core.refusals import Reason, Refused
+from appliance.core.values import Admission, Decision, Digest, Obligations, Peer, Principal, VerifiedModel
+
+# The closed list of reasons. Those marked * are not used by the default policy: they are there for an operator's own.
+ALLOW_REASONS: Final = frozenset(
+    {
+        "group-permits-model",
+        "subject-permitted",  # *
+    }
+)
+DENY_REASONS: Final = frozenset(
+    {
+        "input-incomplete",
+        "operation-unknown",
+        "subject-closed",
+        "model-closed",
+        "model-outside-token",
+        "no-group-permits-model",
+        "outside-hours",  # *
+        "peer-not-permitted",  # *
+        "request-too-large",  # *
+        "signer-not-permitted",  # *
+    }
+)
+# Ours alone: a policy that says it is malformed too.
+MALFORMED: Final = "policy-answer-malformed"
+
+_MAX_TOKENS: Final = 2**31 - 1
+_MINUTE_SECONDS: Final = 60
+_DAY_SECONDS: Final = 86_400
+_EPOCH_WEEKDAY: Final = 3  # 1 January 1970 was a Thursday; Monday is 0
+
+
+def policy_input(
+    asked: Admission | VerifiedModel, *, principal: Principal, peer: Peer, method: str, route: str, now_seconds: int
+) -> dict[str, Any]:
+    """The input document: may this principal chat as admitted, or, for a bare model, see it in a list?
+
+    Integers, strings and booleans only; ``weekday`` (Monday is 0) and ``minute_of_day`` are in UTC. ``route`` is the
+    template of the route, never the caller's path. No text of a prompt is in it, only counts.
+    """
+    model = asked.model if isinstance(asked, Admission) else asked
+    return {
+        "principal": {
+            "subject": principal.subject,
+            "client_id": principal.client_id,
+            "issuer": principal.issuer,
+            "groups": list(principal.groups),
+            "models": list(principal.models),
+        },
+        "action": {"operation": _operation(asked), "method": method, "route": route},
+        "model": {"name": model.name, "digest": str(model.digest), "signer": model.signer.name},
+        "request": _request(asked),
+        "peer": {"address": peer.address},
+        "time": {
+            "unix_seconds": now_seconds,
+            "weekday": (now_seconds // _DAY_SECONDS + _EPOCH_WEEKDAY) % 7,
+            "minute_of_day": now_seconds % _DAY_SECONDS // _MINUTE_SECONDS,
+        },
+    }
+
+
+def _operation(asked: Admission | VerifiedModel) -> Literal["chat", "list"]:
+    return "chat" if isinstance(asked, Admission) else "list"
+
+
+def _request(asked: Admission | VerifiedModel) -> dict[str, Any]:
+    if isinstance(asked, VerifiedModel):
+        return {"max_tokens": None, "messages": 0, "prompt_bytes": 0, "stream": False}
+    messages = asked.request.messages
+    return {
+        "max_tokens": asked.max_completion_tokens,
+        "messages": len(messages),
+        "prompt_bytes": sum(len(message.content.encode("utf-8", "surrogatepass")) for message in messages),
+        "stream": asked.request.stream,
+    }
+
+
+def input_digest(document: dict[str, Any]) -> Digest:
+    """SHA-256 of the input document's canonical JSON, the bytes that the policy engine reads."""
+    return Digest.of(canonical_json(document))
+
+
+def judge(raw_answer: Any, *, policy_digest: Digest, input_digest: Digest) -> Decision:
+    """The decision rule's raw value -> Decision. Only a well-formed answer whose ``allow`` is ``True`` allows.
+
+    A well-formed answer is an object of exactly ``allow`` (a boolean), ``reasons`` (one or more words, each once, all
+    from the list that fits ``allow``) and ``obligations`` (an object of at most ``max_tokens``, an integer of 1 to
+    2**31 - 1; a refusal obliges to nothing). Anything else denies with the one reason ``policy-answer-malformed``.
+    """
+    match raw_answer:
+        case {"allow": bool(allow), "reasons": list(reasons), "obligations": dict(duties), **unknown} if not unknown:
+            obligations = _obligations(duties) if allow or not duties else None
+            if obligations is not None and _reasons_fit(reasons, ALLOW_REASONS if allow else DENY_REASONS):
+                return Decision(
+                    allow=allow,
+                    reasons=tuple(sorted(reasons)),
+                    obligations=obligations,
+                    policy_digest=policy_digest,
+                    input_digest=input_digest,
+                )
+    return Decision(
+        allow=False,
+        reasons=(MALFORMED,),
+        obligations=Obligations(),
+        policy_digest=policy_digest,
+        input_digest=input_digest,
+    )
+
+
+def _reasons_fit(reasons: list[Any], known: frozenset[str]) -> bool:
+    return (
+        0 < len(reasons) <= len(known)
+        and all(type(reason) is str and reason in known for reason in reasons)
+        and len(set(reasons)) == len(reasons)
+    )
+
+
+def _obligations(duties: dict[Any, Any]) -> Obligations | None:
+    """The obligations, or None when they are not exactly what we know how to keep: an unkept duty is no allow."""
+    match duties:
+        case {"max_tokens": int(tokens), **unknown} if (
+            not unknown and type(tokens) is int and 1 <= tokens <= _MAX_TOKENS
+        ):
+            return Obligations(max_tokens=tokens)
+        case {**unknown} if not unknown:
+            return Obligations()
+    return None
+
+
+def require_allowed(decision: Decision) -> None:
+    """Raises ``Refused(POLICY_DENIED)`` unless the decision allows. Its reasons are for the operator only."""
+    if decision.allow is not True:
+        raise Refused(Reason.POLICY_DENIED, ", ".join(decision.reasons))

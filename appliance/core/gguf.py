@@ -1,0 +1,453 @@
+"""GGUF header bytes -> facts, or the reason why not. Strict: stricter than the engine that will parse the file next.
+
+Layout (GGUF 2 and 3, little-endian): ``GGUF``, u32 version, u64 tensor count, u64 key count; each key: string, u32
+type, value; each tensor: name, u32 dimension count, u64 dimensions, u32 type, u64 offset; zero padding to the
+alignment; data. A string is a u64 length and its bytes; an array is a u32 element type, a u64 count and its elements.
+
+Whatever the engine would read, and more, is checked here first: llama.cpp aborts on some of these headers, takes
+minutes over others and loads a few (trailing bytes, a NUL in the architecture) about which policy would have been told
+something else. Work and memory are linear in the header, whose size is capped. Sources: the GGUF specification in
+ggml; CVE-2024-23496, CVE-2025-53630, CVE-2026-7482, CVE-2026-27940 and their families.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import islice
+from math import isfinite, prod
+from struct import Struct, iter_unpack
+from typing import Final, NamedTuple
+
+from appliance.core.values import GgufFacts
+
+MAX_HEADER_BYTES: Final = 64 * 1024 * 1024
+MAX_KEYS: Final = 4096
+MAX_TENSORS: Final = 16_384
+MAX_NAME_BYTES: Final = 256
+MAX_TENSOR_NAME_BYTES: Final = 63
+MAX_STRING_BYTES: Final = 1024 * 1024
+MAX_TEMPLATE_BYTES: Final = 256 * 1024
+MAX_ARRAY_ELEMENTS: Final = 2_000_000
+MAX_ALL_ARRAY_ELEMENTS: Final = 4_000_000
+MAX_VOCABULARY_TOKENS: Final = 524_288
+MAX_BLOCKS: Final = 512
+MAX_EXPERTS: Final = 1024
+MAX_EMBEDDING_LENGTH: Final = 65_536
+MAX_CONTEXT_TOKENS: Final = 2**24
+MAX_USABLE_CONTEXT_TOKENS: Final = 2**22
+"""What ``ipc.messages.Load`` can ask of a runner; a model that declares more is offered up to here."""
+
+TENSOR_TYPES: Final[dict[int, tuple[int, int]]] = {
+    0: (1, 4),  # F32
+    1: (1, 2),  # F16
+    2: (32, 18),  # Q4_0
+    3: (32, 20),  # Q4_1
+    6: (32, 22),  # Q5_0
+    7: (32, 24),  # Q5_1
+    8: (32, 34),  # Q8_0
+    10: (256, 84),  # Q2_K
+    11: (256, 110),  # Q3_K
+    12: (256, 144),  # Q4_K
+    13: (256, 176),  # Q5_K
+    14: (256, 210),  # Q6_K
+    16: (256, 66),  # IQ2_XXS
+    17: (256, 74),  # IQ2_XS
+    18: (256, 98),  # IQ3_XXS
+    19: (256, 50),  # IQ1_S
+    20: (32, 18),  # IQ4_NL
+    21: (256, 110),  # IQ3_S
+    22: (256, 82),  # IQ2_S
+    23: (256, 136),  # IQ4_XS
+    24: (1, 1),  # I8
+    25: (1, 2),  # I16
+    26: (1, 4),  # I32
+    27: (1, 8),  # I64
+    28: (1, 8),  # F64
+    29: (256, 56),  # IQ1_M
+    30: (1, 2),  # BF16
+    34: (256, 54),  # TQ1_0
+    35: (256, 66),  # TQ2_0
+    39: (32, 17),  # MXFP4
+    40: (64, 36),  # NVFP4
+    41: (128, 18),  # Q1_0
+}
+"""Type number -> elements per block, bytes per block. Left out: types removed from ggml, and Q8_1 and Q8_K, which exist
+only while it computes and never in a file."""
+
+_UINT8, _INT8, _UINT16, _INT16, _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY, _UINT64, _INT64, _FLOAT64 = range(13)
+_SCALAR_BYTES: Final = {
+    _UINT8: 1,
+    _INT8: 1,
+    _UINT16: 2,
+    _INT16: 2,
+    _UINT32: 4,
+    _INT32: 4,
+    _FLOAT32: 4,
+    _BOOL: 1,
+    _UINT64: 8,
+    _INT64: 8,
+    _FLOAT64: 8,
+}
+_BYTE_TOKEN: Final = 6  # llama_token_type: the token stands for one raw byte
+_U16, _U32, _U64, _F32, _F64 = Struct("<H"), Struct("<I"), Struct("<Q"), Struct("<f"), Struct("<d")
+_FIXED = Struct("<4sIQQ")
+
+_ARCHITECTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # tab, line feed and carriage return may stand in text
+_BYTE_TOKEN_TEXT = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
+_ONE_LINE_KEYS: Final = {"general.architecture", "general.name", "tokenizer.ggml.model", "tokenizer.ggml.pre"}
+
+
+class GgufInvalid(Exception):  # noqa: N818 - says what the file is
+    """The file is not a GGUF that Paddock loads. ``reason`` is a kebab-case code that starts with ``gguf-``."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class NeedMore(Exception):  # noqa: N818 - not an error: an order
+    """The header goes on beyond the bytes given. Call again with at least the first ``n_bytes`` of the file."""
+
+    def __init__(self, n_bytes: int) -> None:
+        super().__init__(f"{n_bytes} bytes of the file are needed")
+        self.n_bytes = n_bytes
+
+
+def parse_header(data: bytes | bytearray, file_bytes: int) -> GgufFacts:
+    """The first bytes of a file of ``file_bytes`` bytes -> its facts.
+
+    Raises ``GgufInvalid``, or ``NeedMore`` while the header goes on, the file has more and the cap allows it. A caller
+    who doubles its buffer at each ``NeedMore`` parses at most twice the header.
+    """
+    cursor = _Cursor(data, file_bytes)
+    magic, version, tensor_count, key_count = _FIXED.unpack(cursor.take(_FIXED.size))
+    _require(magic == b"GGUF", "gguf-magic", "the file does not start with 'GGUF'")
+    _require(version in {2, 3}, "gguf-version", f"version {version} is not 2 or 3")
+    _require(key_count <= MAX_KEYS, "gguf-too-many-keys", f"{key_count} keys")
+    _require(0 < tensor_count <= MAX_TENSORS, "gguf-tensor-count", f"{tensor_count} tensors")
+
+    metadata = _Metadata(data)
+    for _ in range(key_count):
+        metadata.add(cursor)
+    alignment = _alignment(metadata)
+    shapes = _read_tensors(cursor, tensor_count, alignment)
+    header_bytes = _skip_padding(cursor, alignment)
+    _require(header_bytes <= MAX_HEADER_BYTES, "gguf-header-too-large", f"{header_bytes} bytes")
+    _check_size(header_bytes, shapes.data_bytes, shapes.last_padding_bytes, file_bytes)
+
+    _check_split(metadata)
+    _check_floats(metadata)
+    architecture = metadata.text("general.architecture") or ""
+    _require(_ARCHITECTURE.fullmatch(architecture) is not None, "gguf-architecture", "missing or not a plain name")
+    vocabulary = _check_vocabulary(metadata, architecture)
+    _check_experts(metadata, architecture)
+    return GgufFacts(
+        architecture=architecture,
+        name=metadata.text("general.name") or "",
+        context_tokens=min(
+            metadata.count(f"{architecture}.context_length", MAX_CONTEXT_TOKENS), MAX_USABLE_CONTEXT_TOKENS
+        ),
+        vocabulary_tokens=vocabulary,
+        block_count=metadata.count(f"{architecture}.block_count", MAX_BLOCKS),
+        embedding_length=metadata.count(f"{architecture}.embedding_length", MAX_EMBEDDING_LENGTH),
+        parameter_count=shapes.parameter_count,
+        tensor_count=tensor_count,
+        has_chat_template=metadata.text("tokenizer.chat_template", MAX_TEMPLATE_BYTES) is not None,
+        header_bytes=header_bytes,
+        file_bytes=file_bytes,
+    )
+
+
+def _require(condition: bool, reason: str, detail: str) -> None:
+    if not condition:
+        raise GgufInvalid(reason, detail)
+
+
+class _Cursor:
+    """Walks the bytes. The one place that decides between a truncated file, an oversized header and ``NeedMore``."""
+
+    def __init__(self, data: bytes | bytearray, file_bytes: int) -> None:
+        self.data = data
+        self.position = 0
+        self._file_bytes = file_bytes
+
+    def advance(self, n_bytes: int) -> int:
+        """Moves over ``n_bytes`` and returns where they start. ``n_bytes`` may be any size that a file can claim."""
+        start = self.position
+        end = start + n_bytes
+        if end > len(self.data):
+            _require(end <= self._file_bytes, "gguf-truncated", "the file ends inside its header")
+            _require(end <= MAX_HEADER_BYTES, "gguf-header-too-large", f"more than {MAX_HEADER_BYTES} bytes")
+            raise NeedMore(end)
+        self.position = end
+        return start
+
+    def take(self, n_bytes: int) -> bytes:
+        start = self.advance(n_bytes)
+        return bytes(self.data[start : self.position])
+
+    def u32(self) -> int:
+        value: int = _U32.unpack_from(self.data, self.advance(4))[0]
+        return value
+
+    def u64(self) -> int:
+        value: int = _U64.unpack_from(self.data, self.advance(8))[0]
+        return value
+
+    def name(self, max_bytes: int) -> str:
+        """A key or a tensor name: printable UTF-8, not empty."""
+        length = self.u64()
+        _require(0 < length <= max_bytes, "gguf-name", f"a name of {length} bytes")
+        text = _utf8(self.take(length))
+        _require(text.isprintable(), "gguf-text", "a name has a control or invisible character")
+        return text
+
+
+def _utf8(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise GgufInvalid("gguf-text", "a name or a text is not UTF-8") from None
+
+
+class _Field(NamedTuple):
+    """One value, where it lies. ``length``: 1 for a scalar, bytes of a string, elements of an array."""
+
+    kind: int
+    element: int | None
+    start: int
+    length: int
+
+
+class _Metadata:
+    """The keys of a header, checked one by one as they are read; values stay in the buffer until asked for."""
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        self._data = data
+        self._fields: dict[str, _Field] = {}
+        self._elements = 0
+
+    def add(self, cursor: _Cursor) -> None:
+        key = cursor.name(MAX_NAME_BYTES)
+        _require(key not in self._fields, "gguf-duplicate-key", "a key occurs twice")
+        kind = cursor.u32()
+        if kind == _ARRAY:
+            self._fields[key] = self._array(cursor)
+        elif kind == _STRING:
+            self._fields[key] = self._string(cursor, key)
+        else:
+            _require(kind in _SCALAR_BYTES, "gguf-value-type", f"value type {kind}")
+            start = cursor.advance(_SCALAR_BYTES[kind])
+            _require(kind != _BOOL or self._data[start] <= 1, "gguf-bool", "a bool is neither 0 nor 1")
+            self._fields[key] = _Field(kind, None, start, 1)
+
+    def _string(self, cursor: _Cursor, key: str) -> _Field:
+        length = cursor.u64()
+        _require(length <= MAX_STRING_BYTES, "gguf-string-too-long", f"a text of {length} bytes")
+        start = cursor.advance(length)
+        text = _utf8(bytes(self._data[start : start + length]))
+        clean = text.isprintable() if key in _ONE_LINE_KEYS else not _CONTROL.search(text)
+        _require(clean, "gguf-text", "a text has a control character")
+        return _Field(_STRING, None, start, length)
+
+    def _array(self, cursor: _Cursor) -> _Field:
+        element, count = cursor.u32(), cursor.u64()
+        self._elements += count
+        within = count <= MAX_ARRAY_ELEMENTS and self._elements <= MAX_ALL_ARRAY_ELEMENTS
+        _require(within, "gguf-array-too-long", f"an array of {count} elements")
+        if element != _STRING:
+            _require(element in _SCALAR_BYTES, "gguf-array-type", f"array element type {element}")
+            start = cursor.advance(count * _SCALAR_BYTES[element])
+            if element == _BOOL:
+                odd = bytes(self._data[start : cursor.position]).translate(None, b"\0\1")
+                _require(not odd, "gguf-bool", "a bool is neither 0 nor 1")
+            return _Field(_ARRAY, element, start, count)
+        start = cursor.position
+        for _ in range(count):
+            length = cursor.u64()
+            _require(length <= MAX_STRING_BYTES, "gguf-string-too-long", f"an array element of {length} bytes")
+            cursor.advance(length)
+        return _Field(_ARRAY, element, start, count)
+
+    def special_token_keys(self) -> list[str]:
+        return [key for key in self._fields if key.startswith("tokenizer.ggml.") and key.endswith("_token_id")]
+
+    def u32(self, key: str) -> int | None:
+        """The value of an optional u32 key; another type is refused, as the engine would."""
+        return self._scalar(key, _UINT32, _U32)
+
+    def u16(self, key: str) -> int | None:
+        return self._scalar(key, _UINT16, _U16)
+
+    def _scalar(self, key: str, kind: int, layout: Struct) -> int | None:
+        field = self._fields.get(key)
+        if field is None:
+            return None
+        _require(field.kind == kind, "gguf-key-type", f"{key} has type {field.kind}")
+        value: int = layout.unpack_from(self._data, field.start)[0]
+        return value
+
+    def count(self, key: str, at_most: int) -> int:
+        """The value of a required u32 key, from 1 to ``at_most``."""
+        value = self.u32(key)
+        if value is None:
+            raise GgufInvalid("gguf-key-missing", f"{key} is missing")
+        _require(1 <= value <= at_most, "gguf-out-of-range", f"{key} is {value}")
+        return value
+
+    def text(self, key: str, at_most_bytes: int = MAX_STRING_BYTES) -> str | None:
+        field = self._fields.get(key)
+        if field is None:
+            return None
+        _require(field.kind == _STRING, "gguf-key-type", f"{key} has type {field.kind}")
+        _require(field.length <= at_most_bytes, "gguf-string-too-long", f"{key} has {field.length} bytes")
+        return _utf8(bytes(self._data[field.start : field.start + field.length]))
+
+    def array(self, key: str, element: int) -> _Field | None:
+        field = self._fields.get(key)
+        right = field is None or (field.kind == _ARRAY and field.element == element)
+        _require(right, "gguf-key-type", f"{key} is not an array of type {element}")
+        return field
+
+    def strings(self, field: _Field) -> Iterator[bytes]:
+        position = field.start
+        for _ in range(field.length):
+            start = position + 8
+            position = start + _U64.unpack_from(self._data, position)[0]
+            yield bytes(self._data[start:position])
+
+    def numbers(self, field: _Field, layout: str) -> Iterator[float]:
+        """An array's elements, in constant memory. ``layout`` is the struct code of its element type."""
+        size = Struct(layout).size
+        with memoryview(self._data) as view, view[field.start : field.start + field.length * size] as elements:
+            for (value,) in iter_unpack(layout, elements):
+                yield value
+
+    def floats(self) -> Iterator[tuple[str, float]]:
+        for key, field in self._fields.items():
+            if field.kind in {_FLOAT32, _FLOAT64}:
+                layout = _F32 if field.kind == _FLOAT32 else _F64
+                yield key, layout.unpack_from(self._data, field.start)[0]
+
+
+def _alignment(metadata: _Metadata) -> int:
+    alignment = metadata.u32("general.alignment")
+    if alignment is None:
+        return 32
+    sound = 32 <= alignment <= 4096 and alignment & (alignment - 1) == 0
+    _require(sound, "gguf-alignment", f"alignment {alignment}")
+    return alignment
+
+
+class _Shapes(NamedTuple):
+    """``data_bytes`` reaches to the end of the last tensor; padding after it may or may not be in the file."""
+
+    data_bytes: int
+    last_padding_bytes: int
+    parameter_count: int
+
+
+def _read_tensors(cursor: _Cursor, tensor_count: int, alignment: int) -> _Shapes:
+    """Tensors must follow one another exactly, each padded to the alignment: no gap to hide in, no overlap."""
+    names: set[str] = set()
+    expected_offset = data_end = parameters = 0
+    for _ in range(tensor_count):
+        name = cursor.name(MAX_TENSOR_NAME_BYTES)
+        _require(name not in names, "gguf-duplicate-tensor", "a tensor name occurs twice")
+        names.add(name)
+        elements, n_bytes = _tensor_size(cursor)
+        offset = cursor.u64()
+        _require(offset == expected_offset, "gguf-tensor-offset", f"offset {offset} is not {expected_offset}")
+        data_end = offset + n_bytes
+        expected_offset = data_end + -data_end % alignment
+        parameters += elements
+    return _Shapes(data_end, expected_offset - data_end, parameters)
+
+
+def _tensor_size(cursor: _Cursor) -> tuple[int, int]:
+    """Reads dimensions and type; returns elements and bytes. Python's integers do not overflow, and 2^48 is the cap."""
+    n_dimensions = cursor.u32()
+    _require(1 <= n_dimensions <= 4, "gguf-tensor-shape", f"{n_dimensions} dimensions")
+    dimensions = [cursor.u64() for _ in range(n_dimensions)]
+    elements = prod(dimensions)
+    _require(0 < elements < 2**48, "gguf-tensor-shape", "a dimension is zero or the tensor is too large")
+    kind = cursor.u32()
+    _require(kind in TENSOR_TYPES, "gguf-tensor-type", f"tensor type {kind}")
+    block_elements, block_bytes = TENSOR_TYPES[kind]
+    _require(dimensions[0] % block_elements == 0, "gguf-tensor-shape", "a row is not a whole number of blocks")
+    return elements, elements // block_elements * block_bytes
+
+
+def _skip_padding(cursor: _Cursor, alignment: int) -> int:
+    padding = cursor.take(-cursor.position % alignment)
+    _require(not any(padding), "gguf-padding", "the padding after the header is not zero")
+    return cursor.position
+
+
+def _check_size(header_bytes: int, data_bytes: int, last_padding_bytes: int, file_bytes: int) -> None:
+    """Writers differ in whether the last tensor is padded; any other size is a cut or a stowaway."""
+    end = header_bytes + data_bytes
+    _require(file_bytes >= end, "gguf-truncated", f"{file_bytes} bytes of {end}")
+    exact = file_bytes in {end, end + last_padding_bytes}
+    _require(exact, "gguf-trailing-bytes", f"{file_bytes - end} bytes follow the last tensor")
+
+
+def _check_split(metadata: _Metadata) -> None:
+    """The engine ignores ``split.count`` when it reads from a stream, and would load a part as if it were all."""
+    parts = metadata.u16("split.count")
+    _require(parts in {None, 0, 1}, "gguf-split", f"one of {parts} parts; merge them before import")
+
+
+def _check_floats(metadata: _Metadata) -> None:
+    """The engine aborts while decoding on an epsilon below zero or not a number."""
+    for key, value in metadata.floats():
+        _require(isfinite(value), "gguf-float", f"{key} is not finite")
+        _require(value >= 0 or not key.endswith("epsilon"), "gguf-float", f"{key} is negative")
+
+
+def _check_experts(metadata: _Metadata, architecture: str) -> None:
+    experts = metadata.u32(f"{architecture}.expert_count") or 0
+    used = metadata.u32(f"{architecture}.expert_used_count") or 0
+    _require(experts <= MAX_EXPERTS, "gguf-out-of-range", f"{experts} experts")
+    _require(used <= experts, "gguf-out-of-range", f"{used} of {experts} experts used")
+
+
+def _check_vocabulary(metadata: _Metadata, architecture: str) -> int:
+    """Tokens, their scores and types agree in length; every special id points at a token; returns the token count."""
+    tokens = metadata.array("tokenizer.ggml.tokens", _STRING)
+    if tokens is None or not 0 < tokens.length <= MAX_VOCABULARY_TOKENS:
+        raise GgufInvalid("gguf-vocabulary", f"{tokens.length if tokens else 'no'} tokens")
+    declared = metadata.u32(f"{architecture}.vocab_size")
+    _require(declared in {None, tokens.length}, "gguf-vocabulary", f"vocab_size {declared} of {tokens.length} tokens")
+    # Two equal tokens make the engine abort; a set of their bytes is the costliest thing in this file.
+    _require(len(set(metadata.strings(tokens))) == tokens.length, "gguf-vocabulary", "two tokens are equal")
+    metadata.array("tokenizer.ggml.merges", _STRING)
+    _check_parallel(metadata, "tokenizer.ggml.scores", _FLOAT32, "<f", tokens.length, isfinite)
+    types = _check_parallel(
+        metadata, "tokenizer.ggml.token_type", _INT32, "<i", tokens.length, lambda kind: 0 <= kind <= _BYTE_TOKEN
+    )
+    if types is not None:
+        _check_byte_tokens(metadata, tokens, types)
+    for key in metadata.special_token_keys():
+        token_id = metadata.u32(key)
+        _require(token_id is not None and token_id < tokens.length, "gguf-token-id", f"{key} is {token_id}")
+    return tokens.length
+
+
+def _check_parallel(
+    metadata: _Metadata, key: str, element: int, layout: str, count: int, sound: Callable[[float], bool]
+) -> _Field | None:
+    """An optional array beside the tokens: its type, its length and each of its values."""
+    field = metadata.array(key, element)
+    if field is not None:
+        _require(field.length == count, "gguf-vocabulary", f"{key} has {field.length} elements for {count} tokens")
+        _require(all(map(sound, metadata.numbers(field, layout))), "gguf-vocabulary", f"{key} has a bad value")
+    return field
+
+
+def _check_byte_tokens(metadata: _Metadata, tokens: _Field, types: _Field) -> None:
+    """The engine turns the two characters after ``<0x`` into an index: ``<0x-1>`` wrote out of bounds (PLaMo-2)."""
+    pairs = zip(metadata.strings(tokens), metadata.numbers(types, "<i"), strict=True)
+    wrong = (text for text, kind in pairs if kind == _BYTE_TOKEN and not _BYTE_TOKEN_TEXT.fullmatch(text))
+    _require(not list(islice(wrong, 1)), "gguf-vocabulary", "a byte token is not '<0xHH>'")

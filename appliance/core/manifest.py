@@ -1,0 +1,305 @@
+"""What an OpenSSF Model Signing statement says, and the one place where a ``VerifiedModel`` is made.
+
+A signature bundle (OMS v1.0) carries an in-toto Statement v1 inside a DSSE envelope. The statement lists *resources*:
+files of the model, or consecutive *shards* of them, each with its SHA-256; its subject's digest is the SHA-256 of all
+resource digests, concatenated in order. Paddock loads single files, so a model is verified when the digest of its bytes
+is one of those listed; whatever else the signer listed is never opened.
+
+Stricter than the specification where it leaves room, and than its reference implementation where that is lax: no v0.1
+predicate, no hash but SHA-256, no symbolic links, and every field is either checked or named here as ignored.
+"""
+
+import re
+from binascii import unhexlify
+from hashlib import sha256
+from itertools import pairwise
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta, field
+
+from appliance.core import strict_json
+from appliance.core.codec import canonical_json
+from appliance.core.values import Digest, GgufFacts, Signer, Value, VerifiedModel
+
+PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
+STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE: Final = "https://model_signing/signature/v1.0"
+MAX_RESOURCES: Final = 10_000
+MAX_NAME_LENGTH: Final = 1024
+NEVER_SIGNED: Final = frozenset({".git", ".gitignore", ".gitattributes", ".github"})
+"""Top-level names that OMS always leaves out, so that listing one contradicts the format."""
+
+_SHARD_NAME = re.compile(r"(?P<path>.+):(?P<start>0|[1-9][0-9]{0,15}):(?P<end>[1-9][0-9]{0,15})", re.DOTALL)
+
+
+class SignatureRefused(Exception):  # noqa: N818 - says what happened
+    """The signature, or what it says, does not vouch for the model. ``reason`` is a kebab-case code."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class Resource(Value, frozen=True, kw_only=True):
+    """One line of a statement: a whole file (``end`` 0), or the bytes of ``path`` from ``start`` up to ``end``."""
+
+    path: str
+    start: int
+    end: int
+    digest: Digest
+
+
+class Statement(Value, frozen=True, kw_only=True):
+    """A well-formed statement. ``shard_bytes`` is None when files are hashed whole."""
+
+    resources: tuple[Resource, ...]
+    shard_bytes: int | None
+
+
+class SignedStatement(Value, frozen=True, kw_only=True):
+    """A statement whose signature by a trusted key has been verified: made only by ``models.oms``."""
+
+    statement: Statement
+    signer: Signer
+    bundle_digest: Digest
+
+
+class Observed(Value, frozen=True, kw_only=True):
+    """What was found by hashing the bytes of one open file, whole and, if so signed, shard by shard."""
+
+    digest: Digest
+    size_bytes: int
+    shard_digests: tuple[Digest, ...]
+
+
+def pae(payload_type: str, payload: bytes) -> bytes:
+    """DSSE v1 pre-authentication encoding: the bytes that are signed. Lengths count bytes (DSSE protocol, "PAE")."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+
+
+def verified_model(signed: SignedStatement, *, name: str, observed: Observed, facts: GgufFacts) -> VerifiedModel:
+    """A verified signature and what was observed of a file -> ``VerifiedModel``.
+
+    ``facts`` must have been read from the same descriptor that was hashed. Raises ``SignatureRefused`` with
+    ``digest-mismatch`` unless the file is one that the statement lists.
+    """
+    statement = signed.statement
+    listed = _lists_whole(statement, observed) if statement.shard_bytes is None else _lists_shards(statement, observed)
+    if not listed:
+        raise SignatureRefused("digest-mismatch", f"{observed.digest} is not among the files that were signed")
+    if facts.file_bytes != observed.size_bytes:
+        raise SignatureRefused("digest-mismatch", "the header was read from a file of another size")
+    return VerifiedModel(
+        name=name,
+        digest=observed.digest,
+        size_bytes=observed.size_bytes,
+        signer=signed.signer,
+        bundle_digest=signed.bundle_digest,
+        facts=facts,
+    )
+
+
+def _lists_whole(statement: Statement, observed: Observed) -> bool:
+    return any(resource.digest == observed.digest for resource in statement.resources)
+
+
+def _lists_shards(statement: Statement, observed: Observed) -> bool:
+    """Decoding has checked that the shards of each path are consecutive and whole but for the last."""
+    by_path: dict[str, list[Resource]] = {}
+    for resource in statement.resources:
+        by_path.setdefault(resource.path, []).append(resource)
+    return any(
+        max(shard.end for shard in shards) == observed.size_bytes
+        and tuple(shard.digest for shard in sorted(shards, key=lambda shard: shard.start)) == observed.shard_digests
+        for shards in by_path.values()
+    )
+
+
+# --- the statement's wire form ---------------------------------------------------------------------------------------
+
+_HexDigest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+_Text = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_LENGTH)]
+
+
+class _Subject(Value, frozen=True, kw_only=True):
+    """``name`` informs people only. Ignored: other digest algorithms and the other in-toto descriptor fields."""
+
+    name: _Text
+    digest: dict[str, str]
+    uri: Any = None
+    content: Any = None
+    download_location: Any = field(default=None, name="downloadLocation")
+    media_type: Any = field(default=None, name="mediaType")
+    annotations: Any = None
+
+
+class _Descriptor(Value, frozen=True, kw_only=True):
+    """Ignored: the in-toto descriptor fields after ``algorithm``; only the digest names bytes."""
+
+    name: _Text
+    digest: _HexDigest
+    algorithm: str
+    uri: Any = None
+    content: Any = None
+    download_location: Any = field(default=None, name="downloadLocation")
+    media_type: Any = field(default=None, name="mediaType")
+    annotations: Any = None
+
+
+class _Serialization(Value, frozen=True, kw_only=True):
+    method: Literal["files", "shards"]
+    hash_type: str
+    allow_symlinks: bool
+    shard_size: int | float | None = None
+    ignore_paths: Annotated[tuple[_Text, ...], Meta(max_length=1000)] = ()
+
+
+class _Predicate(Value, frozen=True, kw_only=True):
+    resources: Annotated[tuple[_Descriptor, ...], Meta(min_length=1, max_length=MAX_RESOURCES)]
+    serialization: _Serialization
+
+
+class _WireStatement(Value, frozen=True, kw_only=True):
+    type_: str = field(name="_type")
+    subject: Annotated[tuple[_Subject, ...], Meta(min_length=1, max_length=1)]
+    predicate_type: str = field(name="predicateType")
+    predicate: _Predicate
+
+
+class _Types(msgspec.Struct, frozen=True):
+    """Read first, so that another kind of statement is called that, and not malformed."""
+
+    type_: str = field(name="_type")
+    predicate_type: str = field(name="predicateType")
+
+
+def decode_statement(payload: bytes) -> Statement:
+    """The payload of a DSSE envelope -> Statement (OMS v1.0, sections on statement and predicate).
+
+    Raises ``SignatureRefused``. Says nothing about who signed it: ``models.oms`` calls this after the signature.
+    """
+    try:
+        document = strict_json.check(payload, max_depth=16, max_items=MAX_RESOURCES)
+        types = msgspec.convert(document, _Types)
+        if types.type_ != STATEMENT_TYPE or types.predicate_type != PREDICATE_TYPE:
+            raise SignatureRefused("predicate-unsupported", "only the OMS v1.0 predicate is accepted")
+        wire = msgspec.convert(document, _WireStatement)
+    except (strict_json.JsonInvalid, msgspec.ValidationError) as error:
+        raise SignatureRefused("statement-malformed", str(error)) from None
+    serialization, descriptors = wire.predicate.serialization, wire.predicate.resources
+    shard_bytes = _shard_bytes(serialization)
+    _check_algorithms(serialization, shard_bytes, descriptors)
+    _check_root_digest(wire.subject[0], descriptors)
+    resources = tuple(_resource(descriptor, shard_bytes) for descriptor in descriptors)
+    _check_order(tuple(descriptor.name for descriptor in descriptors), resources, sharded=shard_bytes is not None)
+    _check_ignored(serialization.ignore_paths, resources)
+    if shard_bytes is not None:
+        _check_shards(resources, shard_bytes)
+    return Statement(resources=resources, shard_bytes=shard_bytes)
+
+
+def _shard_bytes(serialization: _Serialization) -> int | None:
+    """Writers that pass through protobuf write 1000000.0: an integral number is accepted, another is not."""
+    if serialization.allow_symlinks:
+        raise SignatureRefused("symlinks-allowed", "a signature made through symbolic links is not accepted")
+    size = serialization.shard_size
+    if serialization.method == "files":
+        if size is not None:
+            raise SignatureRefused("statement-malformed", "shard_size belongs to the shards method only")
+        return None
+    if size is None or size != int(size) or not 0 < size < 2**50:
+        raise SignatureRefused("statement-malformed", "shard_size is not a positive whole number")
+    return int(size)
+
+
+def _check_algorithms(
+    serialization: _Serialization, shard_bytes: int | None, descriptors: tuple[_Descriptor, ...]
+) -> None:
+    """The specification says ``sha256`` in shards too; the reference tool writes ``sha256-sharded-<size>``."""
+    if serialization.hash_type != "sha256":
+        raise SignatureRefused("hash-unsupported", "hash_type is not sha256")
+    accepted = {"sha256"} if shard_bytes is None else {"sha256", f"sha256-sharded-{shard_bytes}"}
+    if any(descriptor.algorithm not in accepted for descriptor in descriptors):
+        raise SignatureRefused("hash-unsupported", "a resource's algorithm is not the statement's hash_type")
+
+
+def _check_root_digest(subject: _Subject, descriptors: tuple[_Descriptor, ...]) -> None:
+    root = sha256(b"".join(unhexlify(descriptor.digest) for descriptor in descriptors)).hexdigest()
+    if subject.digest.get("sha256") != root:
+        raise SignatureRefused("subject-mismatch", "the subject's digest is not that of the resources")
+
+
+def _resource(descriptor: _Descriptor, shard_bytes: int | None) -> Resource:
+    path, start, end = descriptor.name, 0, 0
+    if shard_bytes is not None:
+        # The last two numbers: a path may itself hold colons.
+        match = _SHARD_NAME.fullmatch(descriptor.name)
+        if match is None:
+            raise SignatureRefused("name-invalid", "a shard's name is not path:start:end")
+        path, start, end = match["path"], int(match["start"]), int(match["end"])
+    _check_path(path)
+    return Resource(path=path, start=start, end=end, digest=Digest(hex=descriptor.digest))
+
+
+def _check_path(path: str) -> None:
+    """Relative, POSIX, canonical, printable: the same bytes for everybody who reads it."""
+    parts = path.split("/")
+    if any(part in {"", ".", ".."} for part in parts) or not path.isprintable() or "\\" in path:
+        raise SignatureRefused("name-invalid", "a resource's name is not a canonical relative path")
+    if parts[0] in NEVER_SIGNED:
+        raise SignatureRefused("name-invalid", "a resource is one that OMS never covers")
+
+
+def _check_order(names: tuple[str, ...], resources: tuple[Resource, ...], *, sharded: bool) -> None:
+    """By code point of the name, each once. For shards also by number, as the reference tool writes them."""
+    if all(first < second for first, second in pairwise(names)):
+        return
+    places = [(resource.path, resource.start) for resource in resources]
+    if not sharded or not all(first < second for first, second in pairwise(places)):
+        raise SignatureRefused("resources-unsorted", "resources are not sorted, or one occurs twice")
+
+
+def _check_ignored(ignore_paths: tuple[str, ...], resources: tuple[Resource, ...]) -> None:
+    """A file that is both signed and ignored would be vouched for by one reader and skipped by another."""
+    ignored = {tuple(part for part in path.split("/") if part not in {"", "."}) for path in ignore_paths}
+    for resource in resources:
+        parts = tuple(resource.path.split("/"))
+        if any(parts[:length] in ignored for length in range(len(parts) + 1)):
+            raise SignatureRefused("resource-ignored", "ignore_paths covers a resource")
+
+
+class _Place(NamedTuple):
+    path: str
+    start: int
+    end: int
+
+
+def _check_shards(resources: tuple[Resource, ...], shard_bytes: int) -> None:
+    """Each path starts at 0 and goes on without gap or overlap; every shard is full but the last. None is empty."""
+    places = sorted(_Place(resource.path, resource.start, resource.end) for resource in resources)
+    before = _Place("", 0, 0)
+    for place in places:
+        same = place.path == before.path
+        follows = place.start == before.end and before.end - before.start == shard_bytes if same else place.start == 0
+        if not follows or not 0 < place.end - place.start <= shard_bytes:
+            raise SignatureRefused("shards-invalid", "the shards of a file have a gap, an overlap or a wrong end")
+        before = place
+
+
+def encode_statement(path: str, digest: Digest) -> bytes:
+    """The statement for a model of one file, in the specification's form: what ``models.oms.sign_model`` signs."""
+    _check_path(path)
+    return canonical_json(
+        {
+            "_type": STATEMENT_TYPE,
+            "subject": [{"name": path, "digest": {"sha256": Digest.of(unhexlify(digest.hex)).hex}}],
+            "predicateType": PREDICATE_TYPE,
+            "predicate": {
+                "resources": [{"name": path, "algorithm": "sha256", "digest": digest.hex}],
+                "serialization": {"method": "files", "hash_type": "sha256", "allow_symlinks": False},
+            },
+        }
+    )

@@ -1,0 +1,99 @@
+"""JSON as RFC 8259 and RFC 7493 (I-JSON) have it, and nothing that two parsers could read differently.
+
+Duplicate keys (also when one is written with escapes), NaN, numbers beyond 64 bits, lone surrogates, byte-order marks
+and deep nesting are refused. This is a check, not a decoder: the caller then decodes the same bytes with msgspec into
+a typed value.
+"""
+
+import json
+import re
+from typing import Any, Final
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_OPENING: Final = frozenset(b"[{")
+_CLOSING: Final = frozenset(b"]}")
+
+
+class JsonInvalid(Exception):  # noqa: N818 - says what is wrong
+    """The bytes are not acceptable JSON. The text never repeats the sender's bytes."""
+
+
+def check(data: bytes, *, max_depth: int = 32, max_keys: int = 2000, max_items: int = 10_000) -> Any:
+    """Bytes -> the parsed value. Raises ``JsonInvalid``."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise JsonInvalid("not UTF-8") from None
+    if _depth(data) > max_depth:
+        raise JsonInvalid(f"nested deeper than {max_depth}")
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=lambda pairs: _object(pairs, max_keys),
+            parse_constant=_refuse_constant,
+            parse_int=_integer,
+            parse_float=_float,
+        )
+    except (ValueError, RecursionError) as error:
+        raise JsonInvalid("not JSON") from error
+    _check_strings_and_arrays(value, max_items)
+    return value
+
+
+def _depth(data: bytes) -> int:
+    """The deepest nesting of brackets outside strings. Linear, no recursion; unbalanced input is left to the parser."""
+    depth = deepest = 0
+    for byte in _STRING.sub(b"", data):
+        if byte in _OPENING:
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in _CLOSING:
+            depth -= 1
+    return deepest
+
+
+def _object(pairs: list[tuple[str, Any]], max_keys: int) -> dict[str, Any]:
+    if len(pairs) > max_keys:
+        raise JsonInvalid(f"more than {max_keys} keys")
+    keys = dict(pairs)
+    if len(keys) != len(pairs):
+        raise JsonInvalid("a key occurs twice")
+    return keys
+
+
+def _refuse_constant(_name: str) -> None:
+    raise JsonInvalid("NaN and Infinity are not JSON")
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20:
+        raise JsonInvalid("an integer of more than 64 bits")
+    number = int(text)
+    if not -(2**63) <= number < 2**64:
+        raise JsonInvalid("an integer of more than 64 bits")
+    return number
+
+
+def _float(text: str) -> float:
+    if len(text) > 64:
+        raise JsonInvalid("a number of more than 64 characters")
+    number = float(text)
+    if number in {float("inf"), float("-inf")}:
+        raise JsonInvalid("a number too large for a double")
+    return number
+
+
+def _check_strings_and_arrays(value: Any, max_items: int) -> None:
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            if not item.isascii() and any("\ud800" <= character <= "\udfff" for character in item):
+                raise JsonInvalid("a lone surrogate")
+        elif isinstance(item, list):
+            if len(item) > max_items:
+                raise JsonInvalid(f"more than {max_items} items")
+            pending.extend(item)
+        elif isinstance(item, dict):
+            pending.extend(item)
+            pending.extend(item.values())

@@ -1,0 +1,61 @@
+"""The HTTP application: the routes, and what each does with the pipeline.
+
+Errors leave it as exceptions; ``gate.Gate``, which wraps it, answers and records all of them in one place.
+
+Trusts: ``gate.Gate`` to let in only guarded requests of verified principals.
+Promises: every route takes its principal from the gate's exchange.
+Not here: any rule about who may do what (``pipeline``); how a chat answer is written (``chat``).
+"""
+
+from typing import Any, NoReturn
+
+from litestar import Litestar, Request, asgi, get
+from litestar.enums import MediaType
+
+from appliance.core.refusals import Reason, Refused
+from appliance.gateway.chat import ChatRoute
+from appliance.gateway.gate import exchange_of
+from appliance.gateway.pipeline import Pipeline
+from appliance.gateway.surfaces import openai
+
+_Request = Request[Any, Any, Any]
+
+
+def build_app(pipeline: Pipeline, chat: ChatRoute) -> Litestar:
+    """The routes. Litestar's OpenAPI pages are off."""
+
+    @get("/healthz", media_type=MediaType.JSON)
+    async def healthz() -> dict[str, str]:
+        """Liveness, the one route without a token: it says nothing but that the process answers."""
+        return {"status": "ok"}
+
+    @get("/v1/models", media_type=MediaType.JSON)
+    async def list_models(request: _Request) -> dict[str, Any]:
+        models = await pipeline.visible_models(exchange_of(request.scope, "/v1/models"))
+        return {"object": "list", "data": [openai.model_object(model) for model in models]}
+
+    @get("/v1/models/{model_id:str}", media_type=MediaType.JSON)
+    async def get_model(request: _Request, model_id: str) -> dict[str, Any]:
+        """An absent model and a forbidden one get the same answer."""
+        exchange = exchange_of(request.scope, "/v1/models/{model_id}")
+        exchange.model_name = model_id
+        for model in await pipeline.visible_models(exchange):
+            if model.name == model_id:
+                return openai.model_object(model)
+        raise Refused(Reason.MODEL_NOT_FOUND, f"model {model_id[:128]!r}")
+
+    @asgi("/v1/chat/completions", copy_scope=False)
+    async def chat_completions(scope: Any, receive: Any, send: Any) -> None:
+        await chat(exchange_of(scope, "/v1/chat/completions"), scope, receive, send)
+
+    return Litestar(
+        route_handlers=[healthz, list_models, get_model, chat_completions],
+        exception_handlers={Exception: _to_the_gate},
+        openapi_config=None,
+        logging_config=None,
+        debug=False,
+    )
+
+
+def _to_the_gate(_request: _Request, error: Exception) -> NoReturn:
+    raise error

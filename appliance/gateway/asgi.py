@@ -1,0 +1,70 @@
+"""The few ASGI pieces that every gateway module needs.
+
+Trusts: the ASGI server's framing of the body.
+Promises: a body is read within its size and time limits or refused.
+Not here: what the bytes mean (``surfaces``).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+from appliance.core.refusals import Reason, Refused
+from appliance.core.values import Peer
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """The one value of a header; the guard has refused a request where a header that matters occurs twice."""
+    for key, value in scope["headers"]:
+        if key == name:
+            text: str = value.decode("latin-1")
+            return text
+    return None
+
+
+def peer_of(scope: Scope) -> Peer:
+    """The address that the gateway's own socket saw; forwarded headers play no part."""
+    client = scope.get("client")
+    if not client:
+        return Peer(address="unix", port=0)
+    return Peer(address=client[0], port=client[1] or 0)
+
+
+async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_seconds: float) -> bytes:
+    """The whole JSON body. Raises ``Refused`` for another media type, one byte too many, or a slow or absent sender."""
+    media_type = (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise Refused(Reason.MEDIA_TYPE_UNSUPPORTED, f"content-type {media_type[:80]!r}")
+    declared = header(scope, b"content-length")
+    if declared is not None and (not declared.isdigit() or int(declared) > max_bytes):
+        raise Refused(Reason.BODY_TOO_LARGE, "by its Content-Length")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Refused(Reason.BODY_TIMEOUT, "the client left before its body was complete")
+                body += message.get("body", b"")
+                if len(body) > max_bytes:
+                    raise Refused(Reason.BODY_TOO_LARGE, "by counting")
+                if not message.get("more_body", False):
+                    return bytes(body)
+    except TimeoutError:
+        raise Refused(Reason.BODY_TIMEOUT, "the body did not arrive in time") from None
+
+
+async def send_response(
+    send: Send, status: int, body: bytes, *, content_type: bytes, headers: Mapping[bytes, bytes]
+) -> None:
+    """A whole response in one go."""
+    fields = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,314 @@
+"""The stages of one request, in their order. Everything that has to be true before a model says a word is on this page.
+
+====  =======================  =====================================================================
+0     guard, decode            ``guard``, ``surfaces``: bytes -> typed request
+1, 2  verify, principal        ``app``: bearer token -> ``Principal``
+3     admit                    does it fit the model, and what may it cost at worst?
+4     decide                   policy; the request rate counts also what policy then denies
+5     reserve                  tokens set aside
+\\     lease                    a live runner of a verified model, so that the record can name it
+6     record *opened*          durable before the first byte of the answer
+7, 8  stream, meter            the runner's events, counted as they pass
+9     settle, record *closed*  whatever happens
+====  =======================  =====================================================================
+
+Trusts: the ports, each for what its docstring promises.
+Promises: no event of an answer is given out before its opened record is durable; once opened, an answer is settled and
+    closed exactly once, also when the caller leaves, the runner dies or the task is cancelled.
+Not here: how a refusal or an event looks on the wire (``problems``, ``surfaces``).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.core import decide
+from appliance.core.admit import AdmitLimits, admit, constrain, may_name
+from appliance.core.meter import Meter
+from appliance.core.ports import AuditLog, Lease, Models, PolicyEngine, RateLimiter, RunnerAnswer, TokenBudget
+from appliance.core.records import Actor, Closed, ModelRef, Opened, Outcome, RefusedRequest
+from appliance.core.refusals import Fault, Reason, Refused
+from appliance.core.values import (
+    Admission,
+    AnswerEvent,
+    ChatRequest,
+    Decision,
+    Delta,
+    Peer,
+    Principal,
+    Reservation,
+    VerifiedModel,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Exchange:
+    """One request of a known principal, and how far it has come: what a refusal's record has to tell."""
+
+    request_id: str
+    principal: Principal
+    peer: Peer
+    method: str
+    route: str
+    model_name: str | None = None
+    decision: Decision | None = None
+    policy_input: dict[str, Any] | None = None
+    opened: bool = False
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What the pipeline stands on; ``assemble`` fills it."""
+
+    models: Models
+    policy: PolicyEngine
+    rates: RateLimiter
+    budget: TokenBudget
+    audit: AuditLog
+    limits: AdmitLimits
+    now_seconds: Callable[[], int]
+    request_timeout_seconds: float
+
+
+class Answer:
+    """An answer that may begin: its record is durable and the runner has accepted it. Metered as it is read."""
+
+    def __init__(self, runner: RunnerAnswer, admission: Admission) -> None:
+        self._runner = runner
+        self._meter = Meter()
+        self._started = time.monotonic()
+        self._first_token: float | None = None
+        self._timed_out = False
+        self.admission = admission
+
+    async def events(self) -> list[AnswerEvent]:
+        """Stages 7 and 8: the next events, at least one; the last is ``End``. Raises ``Refused(RUNNER_LOST)``."""
+        events = await self._runner.events()
+        for event in events:
+            self._meter.feed(event)
+            if self._first_token is None and isinstance(event, Delta):
+                self._first_token = time.monotonic()
+        return events
+
+    def cancel(self) -> None:
+        """Stops the generation; ``End`` with what it cost follows. Safe to call more than once."""
+        if self._meter.end is None:
+            self._runner.cancel()
+
+    def time_out(self) -> None:
+        """Stops the generation because it took too long."""
+        self._timed_out = self._meter.end is None
+        self.cancel()
+
+    def require_whole(self) -> None:
+        """After ``End``: raises ``Refused`` unless the runner ended the answer by itself or the caller left."""
+        end = self._meter.end
+        if end is not None and end.reason == "error":
+            raise Refused(Reason.RUNNER_ERROR, end.detail)
+        if end is not None and end.reason == "cancelled" and self._timed_out:
+            raise Refused(Reason.REQUEST_TIMEOUT)
+
+    @property
+    def meter(self) -> Meter:
+        return self._meter
+
+    def first_token_ms(self) -> int | None:
+        return None if self._first_token is None else round((self._first_token - self._started) * 1000)
+
+    def total_ms(self) -> int:
+        return round((time.monotonic() - self._started) * 1000)
+
+
+class Pipeline:
+    """Runs stages 3 to 9 for every surface."""
+
+    def __init__(self, ports: Ports) -> None:
+        self._ports = ports
+
+    async def visible_models(self, exchange: Exchange) -> list[VerifiedModel]:
+        """The verified models that the token names and policy lets the principal see."""
+        catalogue = await self._catalogue()
+        visible = []
+        for model in catalogue:
+            if may_name(exchange.principal, model.name):
+                decision, _document = await self._decide(exchange, model)
+                if decision.allow:
+                    visible.append(model)
+        return visible
+
+    @asynccontextmanager
+    async def answer(self, exchange: Exchange, request: ChatRequest) -> AsyncIterator[Answer]:
+        """Stages 3 to 9. Raises ``Refused`` before the answer begins; inside, only the caller's own exceptions pass."""
+        ports, principal = self._ports, exchange.principal
+        exchange.model_name = request.model
+        admission = admit(request, principal, await self._catalogue(), ports.limits)  # 3
+        await ports.rates.admit(principal.key, admission.model.digest)
+        decision, document = await self._decide(exchange, admission)  # 4
+        exchange.decision, exchange.policy_input = decision, document
+        decide.require_allowed(decision)
+        admission = constrain(admission, decision.obligations)
+        reservation = await ports.budget.reserve(  # 5
+            exchange.request_id, principal.key, admission.worst_case_tokens
+        )
+        try:
+            lease = await ports.models.lease(admission.model)
+            await ports.audit.open(_opened(exchange, admission, lease, reservation))  # 6
+        except BaseException:  # nothing was answered, so nothing was spent, also when the task was cancelled
+            await ports.budget.settle(reservation, 0)
+            raise
+        exchange.opened = True
+        async with self._closing(exchange, reservation, lease, admission) as answer:
+            yield answer
+
+    @asynccontextmanager
+    async def _closing(
+        self, exchange: Exchange, reservation: Reservation, lease: Lease, admission: Admission
+    ) -> AsyncIterator[Answer]:
+        """Stage 9 around stages 7 and 8."""
+        answer: Answer | None = None
+        outcome: Outcome = "gateway-error"
+        detail = ""
+        timer: asyncio.TimerHandle | None = None
+        try:
+            runner = lease.answer(exchange.request_id, admission, exchange.principal.key)
+            answer = Answer(runner, admission)
+            timer = asyncio.get_running_loop().call_later(self._ports.request_timeout_seconds, answer.time_out)
+            yield answer
+            outcome, detail = _outcome(answer)
+        except Refused as refusal:
+            outcome, detail = _REFUSED_OUTCOMES.get(refusal.reason, "runner-error"), str(refusal)
+            raise
+        except asyncio.CancelledError:
+            outcome, detail = "cancelled", "the gateway stopped"
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            await self._close(exchange, reservation, answer, outcome, detail)
+
+    async def _close(
+        self, exchange: Exchange, reservation: Reservation, answer: Answer | None, outcome: Outcome, detail: str
+    ) -> None:
+        if answer is None:
+            prompt_tokens = completion_tokens = spent = 0
+        else:
+            answer.cancel()  # no-op once the runner has said its last word
+            usage = answer.meter.usage()
+            prompt_tokens, completion_tokens, spent = usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
+        self._ports.audit.close(
+            Closed(
+                request_id=exchange.request_id,
+                outcome=outcome,
+                prompt_tokens=prompt_tokens,
+                completion_tokens=completion_tokens,
+                returned_tokens=max(0, reservation.tokens - spent),
+                first_token_ms=answer.first_token_ms() if answer else None,
+                total_ms=answer.total_ms() if answer else 0,
+                detail=detail[:500],
+            )
+        )
+        await self._ports.budget.settle(reservation, spent)
+
+    async def _catalogue(self) -> tuple[VerifiedModel, ...]:
+        try:
+            return await self._ports.models.catalogue()
+        except Fault as fault:  # without a catalogue nothing can be admitted
+            raise Refused(Reason.RUNNER_UNAVAILABLE, fault.detail, retry_after_seconds=1) from fault
+
+    async def _decide(self, exchange: Exchange, asked: Admission | VerifiedModel) -> tuple[Decision, dict[str, Any]]:
+        document = decide.policy_input(
+            asked,
+            principal=exchange.principal,
+            peer=exchange.peer,
+            method=exchange.method,
+            route=exchange.route,
+            now_seconds=self._ports.now_seconds(),
+        )
+        try:
+            raw_answer = await self._ports.policy.evaluate(document)
+        except Fault as fault:  # no answer is not a yes
+            raise Refused(Reason.POLICY_UNAVAILABLE, fault.detail, retry_after_seconds=1) from fault
+        decision = decide.judge(
+            raw_answer,
+            policy_digest=self._ports.policy.policy_digest,
+            input_digest=decide.input_digest(document),
+        )
+        return decision, document
+
+    async def record_refusal(self, exchange: Exchange, refusal: Refused) -> Refused:
+        """Writes the one record of a refusal to a known principal, durably, and returns what to tell the caller: the
+        refusal itself, or ``audit-unavailable`` when even that could not be written."""
+        if exchange.opened:
+            return refusal  # its closed record tells
+        try:
+            await self._ports.audit.open(
+                RefusedRequest(
+                    request_id=exchange.request_id,
+                    actor=_actor(exchange.principal),
+                    peer=exchange.peer,
+                    method=exchange.method,
+                    route=exchange.route,
+                    model_name=exchange.model_name[:128] if exchange.model_name else None,
+                    reason=refusal.reason.code,
+                    decision=exchange.decision,
+                    policy_input=exchange.policy_input,
+                    detail=refusal.detail[:500],
+                )
+            )
+        except Refused as unavailable:
+            log.warning("refusal %s of %s was not recorded: %s", refusal, exchange.request_id, unavailable)
+            return unavailable
+        return refusal
+
+
+_REFUSED_OUTCOMES: dict[Reason, Outcome] = {
+    Reason.RUNNER_LOST: "runner-lost",
+    Reason.REQUEST_TIMEOUT: "cancelled",
+}
+
+
+def _outcome(answer: Answer) -> tuple[Outcome, str]:
+    """What the runner's last word means for the record. Without one the surface stopped reading early."""
+    match answer.meter.end.reason if answer.meter.end else "cancelled":
+        case "stop":
+            return "completed", ""
+        case "length":
+            return "truncated", ""
+        case _:
+            return "cancelled", ""
+
+
+def _actor(principal: Principal) -> Actor:
+    return Actor(
+        key=principal.key,
+        issuer=principal.issuer,
+        subject=principal.subject,
+        client_id=principal.client_id,
+        groups=principal.groups,
+        token_id=principal.token_id,
+        token_sha256=principal.token_sha256,
+    )
+
+
+def _opened(exchange: Exchange, admission: Admission, lease: Lease, reservation: Reservation) -> Opened:
+    model = admission.model
+    if exchange.decision is None or exchange.policy_input is None:
+        raise RuntimeError("stage 6 before stage 4")
+    return Opened(
+        request_id=exchange.request_id,
+        actor=_actor(exchange.principal),
+        peer=exchange.peer,
+        method=exchange.method,
+        route=exchange.route,
+        model=ModelRef(name=model.name, digest=model.digest, signer=model.signer, bundle_digest=model.bundle_digest),
+        runner=lease.facts,
+        decision=exchange.decision,
+        policy_input=exchange.policy_input,
+        reserved_tokens=reservation.tokens,
+    )

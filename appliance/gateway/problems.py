@@ -1,0 +1,67 @@
+"""Refusals as HTTP answers: OpenAI error objects under ``/v1/``, problem details (RFC 9457) elsewhere.
+
+Trusts: ``core.refusals``, whose public texts contain nothing of ours.
+Promises: no detail, path, address or stack is ever part of an answer.
+Not here: the audit record of a refusal (``pipeline``).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from appliance.core.refusals import Reason, Refused
+from appliance.gateway.asgi import Send, send_response
+
+SECURE_HEADERS: Mapping[bytes, bytes] = {
+    b"cache-control": b"no-store",
+    b"vary": b"Authorization",
+    b"x-content-type-options": b"nosniff",
+}
+
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+async def send_refusal(send: Send, refusal: Refused, *, path: str, request_id: str, close: bool = False) -> None:
+    """One complete error answer. With ``close`` the connection ends: what else a hostile peer sent is not read."""
+    openai = path.startswith("/v1/")
+    body = msgspec.json.encode(openai_error(refusal) if openai else problem(refusal))
+    headers = {**SECURE_HEADERS, b"x-request-id": request_id.encode(), **_extra_headers(refusal)}
+    if close:
+        headers[b"connection"] = b"close"
+    content_type = b"application/json" if openai else b"application/problem+json"
+    await send_response(send, refusal.reason.status, body, content_type=content_type, headers=headers)
+
+
+def openai_error(refusal: Refused) -> dict[str, Any]:
+    """The error object that OpenAI's clients read; ``code`` is our closed list's word."""
+    status = refusal.reason.status
+    kind = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return {
+        "error": {
+            "message": refusal.reason.text,
+            "type": kind,
+            "param": refusal.param,
+            "code": refusal.reason.code,
+        }
+    }
+
+
+def problem(refusal: Refused) -> dict[str, Any]:
+    """RFC 9457: ``type`` is a name, not an address to fetch."""
+    reason = refusal.reason
+    return {"type": f"urn:paddock:{reason.code}", "title": reason.text, "status": reason.status}
+
+
+def _extra_headers(refusal: Refused) -> dict[bytes, bytes]:
+    headers: dict[bytes, bytes] = {}
+    if refusal.reason.status == 401:  # RFC 6750 section 3: no error code when no token was sent
+        error = b', error="invalid_token"' if refusal.reason is Reason.TOKEN_INVALID else b""
+        headers[b"www-authenticate"] = b'Bearer realm="paddock"' + error
+    if refusal.retry_after_seconds is not None:
+        headers[b"retry-after"] = str(max(1, refusal.retry_after_seconds)).encode()
+    if refusal.reason is Reason.BUDGET_EXHAUSTED:  # openai clients would retry a 429 by themselves
+        headers[b"x-should-retry"] = b"false"
+    if refusal.reason is Reason.METHOD_NOT_ALLOWED:
+        headers[b"allow"] = (refusal.param or "GET").encode()
+    return headers

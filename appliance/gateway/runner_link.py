@@ -1,0 +1,201 @@
+"""The gateway's end of one runner's channel: many requests over one socket, each with its own queue of events.
+
+Trusts: the warden, who passed the descriptor and vouched for the runner's identity.
+Promises: an event reaches only the request that it names. A runner that names a request which it was not given, sends
+    events out of order or falls silent is reported to the warden and used no more; its requests end as ``runner-lost``.
+Not here: what was paid for (``pipeline``); which runner serves which model (``warden_client``).
+"""
+
+import asyncio
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from typing import Final
+
+from appliance.core.refusals import Reason, Refused
+from appliance.core.values import Admission, AnswerEvent, Delta, End, RunnerFacts, Started
+from appliance.ipc.connection import Connection
+from appliance.ipc.frames import FrameDecoder, FrameError
+from appliance.ipc.messages import (
+    Cancel,
+    FromRunner,
+    Reset,
+    ResetDone,
+    RunnerDelta,
+    RunnerEnd,
+    RunnerRefused,
+    RunnerStarted,
+    Submit,
+)
+
+RESET_SECONDS: Final = 10.0
+_REASONS: Final = {
+    "prompt-too-long": Reason.PROMPT_TOO_LONG,
+    "overloaded": Reason.OVERLOADED,
+    "field-invalid": Reason.FIELD_INVALID,
+}
+
+
+class RunnerLink:
+    """Implements ``core.ports.Lease``. ``on_broken(link, why)`` is called once when the channel is used up."""
+
+    def __init__(self, sock: socket.socket, facts: RunnerFacts, on_broken: Callable[["RunnerLink", str], None]) -> None:
+        self._facts = facts
+        self._answers: dict[str, LinkAnswer] = {}
+        self._nonce = secrets.token_hex(8)
+        self._reset_done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._last_heard = time.monotonic()
+        self._on_broken = on_broken
+        decoder: FrameDecoder[FromRunner] = FrameDecoder(FromRunner)
+        self._connection: Connection[FromRunner] = Connection(
+            sock, decoder, on_message=self._heard, on_closed=self._broken
+        )
+
+    @property
+    def facts(self) -> RunnerFacts:
+        return self._facts
+
+    @property
+    def broken(self) -> bool:
+        return self._connection.closed
+
+    async def reset(self) -> None:
+        """Makes the runner forget what a former gateway asked of it. Raises ``Refused(RUNNER_LOST)``."""
+        try:
+            self._connection.send(Reset(nonce=self._nonce))
+            async with asyncio.timeout(RESET_SECONDS):
+                await asyncio.shield(self._reset_done)
+        except (ConnectionError, TimeoutError) as error:
+            self.give_up("no answer to the reset")
+            raise Refused(Reason.RUNNER_LOST, "no answer to the reset") from error
+
+    def answer(self, request_id: str, admission: Admission, cache_partition: str) -> "LinkAnswer":
+        """Submits one request. Raises ``Refused(RUNNER_LOST)`` when the channel is broken already."""
+        submit = Submit(
+            request_id=request_id,
+            messages=admission.request.messages,
+            sampling=admission.request.sampling,
+            max_prompt_tokens=admission.max_prompt_tokens,
+            max_completion_tokens=admission.max_completion_tokens,
+            cache_partition=cache_partition,
+        )
+        answer = LinkAnswer(lambda: self._cancel(request_id))
+        self._answers[request_id] = answer
+        if len(self._answers) == 1:
+            self._last_heard = time.monotonic()  # silence while nothing was asked is not a fault
+        try:
+            self._connection.send(submit)
+        except FrameError as error:
+            del self._answers[request_id]
+            raise Refused(Reason.BODY_TOO_LARGE, str(error)) from error
+        except ConnectionError as error:
+            self._answers.pop(request_id, None)
+            raise Refused(Reason.RUNNER_LOST, str(error)) from error
+        return answer
+
+    def check_silence(self, limit_seconds: float) -> None:
+        """Gives the runner up when it owes answers and has said nothing for too long."""
+        if self._answers and time.monotonic() - self._last_heard > limit_seconds:
+            self.give_up(f"silent for {limit_seconds:.0f} s")
+
+    def give_up(self, why: str) -> None:
+        """Ends the channel; every request in flight ends as ``runner-lost``."""
+        self._connection.close(why)
+
+    def _cancel(self, request_id: str) -> None:
+        if request_id in self._answers and not self._connection.closed:
+            try:
+                self._connection.send(Cancel(request_id=request_id))
+            except ConnectionError:
+                return  # then _broken has ended the request already
+
+    def _broken(self, why: str) -> None:
+        answers, self._answers = self._answers, {}
+        for answer in answers.values():
+            answer.fail(Refused(Reason.RUNNER_LOST, why))
+        self._on_broken(self, why)
+
+    def _heard(self, message: FromRunner, _fds: list[int]) -> None:
+        self._last_heard = time.monotonic()
+        if not self._reset_done.done():
+            if isinstance(message, ResetDone) and message.nonce == self._nonce:
+                self._reset_done.set_result(None)
+            return  # what was under way for a former gateway
+        match message:
+            case RunnerDelta():
+                self._deliver(message.request_id, Delta(text=message.text, tokens=message.tokens))
+            case RunnerStarted():
+                self._deliver(message.request_id, Started(prompt_tokens=message.prompt_tokens))
+            case RunnerEnd():
+                self._deliver(
+                    message.request_id,
+                    End(
+                        reason=message.reason,
+                        prompt_tokens=message.prompt_tokens,
+                        completion_tokens=message.completion_tokens,
+                        detail=message.detail,
+                    ),
+                )
+                self._answers.pop(message.request_id, None)
+            case RunnerRefused():
+                answer = self._answers.pop(message.request_id, None)
+                if answer is None:
+                    self.give_up("refused a request that it was not given")
+                else:
+                    answer.fail(Refused(_REASONS[message.reason], message.detail))
+            case _:
+                self.give_up(f"unexpected {type(message).__name__}")
+
+    def _deliver(self, request_id: str, event: AnswerEvent) -> None:
+        answer = self._answers.get(request_id)
+        if answer is None:
+            self.give_up("spoke of a request that it was not given")
+        elif not answer.put(event):
+            self.give_up("events out of order")
+
+
+class LinkAnswer:
+    """Implements ``core.ports.RunnerAnswer``."""
+
+    def __init__(self, send_cancel: Callable[[], None]) -> None:
+        self._send_cancel = send_cancel
+        self._pending: list[AnswerEvent] = []
+        self._failure: Refused | None = None
+        self._started = False
+        self._wake: asyncio.Future[None] | None = None
+
+    async def events(self) -> list[AnswerEvent]:
+        """The next events, at least one. Raises what the runner or the channel refused."""
+        if not self._pending and self._failure is None:
+            self._wake = asyncio.get_running_loop().create_future()
+            try:
+                await self._wake
+            finally:
+                self._wake = None
+        if self._pending:
+            pending, self._pending = self._pending, []
+            return pending
+        if self._failure is None:
+            raise RuntimeError("woken without a reason")
+        raise self._failure
+
+    def cancel(self) -> None:
+        self._send_cancel()
+
+    def put(self, event: AnswerEvent) -> bool:
+        """False when the event is out of order: ``Started`` comes first and once, ``End`` is the last."""
+        if isinstance(event, Started) == self._started and not isinstance(event, End):
+            return False
+        self._started = True
+        self._pending.append(event)
+        self._notify()
+        return True
+
+    def fail(self, failure: Refused) -> None:
+        self._failure = failure
+        self._notify()
+
+    def _notify(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)

@@ -1,0 +1,391 @@
+"""The model store: content-addressed files, in which a model is visible only once it has been verified.
+
+::
+
+    <root>/blobs/sha256/<hex>      model files, read-only
+    <root>/bundles/sha256/<hex>    signature bundles, read-only
+    <root>/models/<name>.json      {"name", "blob", "bundle"}: what makes a model visible; written last
+
+Blobs and bundles are placed by linking a complete, synced file under its digest; an index entry by renaming one. A
+crash at any moment leaves the store as it was before or as it should be afterwards, apart from files that nothing
+points to (``check`` lists them).
+
+Nothing in the store is believed: each ``verify`` and ``open_verified`` checks the signature again with the keys trusted
+*now*, hashes the descriptor that it hands out, and reads the GGUF header from that descriptor. A refusal is
+``Refused(MODEL_NOT_VERIFIED)``, whose detail begins with a kebab-case code and a colon.
+
+Trusts: the owner of the root directory (itself or root) and, for ``ro-store`` only, that nobody else writes below it.
+Promises: the descriptor handed out holds exactly the bytes that a trusted signer signed.
+Not here: who may use a model (policy); mapping it into a runner (the warden).
+"""
+
+import errno
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from appliance.core.codec import canonical_json, json_decoder
+from appliance.core.gguf import GgufInvalid
+from appliance.core.manifest import SignatureRefused, SignedStatement, verified_model
+from appliance.core.refusals import Fault, Reason, Refused
+from appliance.core.values import Digest, SealMode, Value, VerifiedModel
+from appliance.models.descriptor import copy_and_observe, observe, read_facts, sealed_copy
+from appliance.models.files import (
+    Incoming,
+    check_directory,
+    not_verified,
+    open_directory,
+    open_file,
+    read_file,
+    unlink_if_present,
+    write_all,
+)
+from appliance.models.oms import MAX_BUNDLE_BYTES, TrustedKeys, verify_bundle
+
+DEFAULT_SEALED_MAX_BYTES: Final = 4 * 1024**3
+MAX_INDEX_BYTES: Final = 4096
+
+_NAME_PATTERN: Final = r"\A[a-z0-9][a-z0-9._-]{0,63}(:[a-z0-9][a-z0-9._-]{0,31})?\Z"
+_NAME = re.compile(_NAME_PATTERN)
+_DIRECTORIES: Final = (("", "blobs"), ("blobs", "sha256"), ("", "bundles"), ("bundles", "sha256"), ("", "models"))
+
+
+class IndexEntry(Value, frozen=True, kw_only=True):
+    """What ``models/<name>.json`` holds. It is a pointer, not evidence."""
+
+    name: Annotated[str, Meta(pattern=_NAME_PATTERN)]
+    blob: Digest
+    bundle: Digest
+
+
+_INDEX_DECODER: Final[msgspec.json.Decoder[IndexEntry]] = json_decoder(IndexEntry)
+
+
+class OpenedModel(AbstractContextManager["OpenedModel"]):
+    """A verified model and the descriptor that was verified. ``file`` is ours to close: use ``with``, or ``close``."""
+
+    def __init__(self, model: VerifiedModel, file: int, seal_mode: SealMode) -> None:
+        self.model = model
+        self.file = file
+        self.seal_mode = seal_mode
+
+    def close(self) -> None:
+        if self.file >= 0:
+            os.close(self.file)
+            self.file = -1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_name(name: str) -> str:
+    """A model's name: lower-case letters, digits, ``._-``, and at most one ``:tag``. ``demo`` is not ``demo:latest``.
+
+    Raises ``Refused(FIELD_INVALID)``.
+    """
+    if not _NAME.fullmatch(name):
+        raise Refused(Reason.FIELD_INVALID, "a model's name is like 'qwen3-4b' or 'qwen3:4b-q4', in lower case")
+    return name
+
+
+class ModelStore(AbstractContextManager["ModelStore"]):
+    """Safe to use from several threads and processes. Made by ``open``."""
+
+    def __init__(self, directories: dict[str, int], sealed_max_bytes: int) -> None:
+        self._directories = directories
+        self._blobs = directories["blobs/sha256"]
+        self._bundles = directories["bundles/sha256"]
+        self._index = directories["models"]
+        self._sealed_max_bytes = sealed_max_bytes
+
+    @classmethod
+    def open(cls, root: Path, *, sealed_max_bytes: int = DEFAULT_SEALED_MAX_BYTES) -> "ModelStore":
+        """Opens a store, making its directories where they are missing; a complete one may be on a read-only mount.
+
+        Models up to ``sealed_max_bytes`` are loaded from sealed memory, larger ones from the store itself. Raises
+        ``Fault`` when a directory is a link, belongs to another user or is writable by others.
+        """
+        directories: dict[str, int] = {}
+        try:
+            with suppress(FileExistsError):
+                root.mkdir(mode=0o700, parents=True)
+            directories[""] = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            check_directory(directories[""])
+            for parent, name in _DIRECTORIES:
+                directories[f"{parent}/{name}".lstrip("/")] = open_directory(directories[parent], name)
+        except BaseException as error:
+            _close_all(directories)
+            if isinstance(error, OSError):
+                raise Fault(f"the model store cannot be opened: {_errno_name(error)}") from error
+            raise
+        return cls(directories, sealed_max_bytes)
+
+    def close(self) -> None:
+        _close_all(self._directories)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    def entries(self) -> tuple[str, ...]:
+        """The names of all models, sorted; none of them verified. Raises ``Fault``."""
+        with _port("listing models"):
+            return tuple(sorted(entry.name for entry in self._readable_entries()))
+
+    def verify(self, name: str, trusted: TrustedKeys) -> VerifiedModel:
+        """Checks everything that ``open_verified`` checks. Raises as it does."""
+        with self.open_verified(name, trusted, seal_mode="ro-store") as opened:
+            return opened.model
+
+    def open_verified(
+        self, name_or_digest: str | Digest, trusted: TrustedKeys, *, seal_mode: SealMode | None = None
+    ) -> OpenedModel:
+        """Signature, then bytes, then header, all of one descriptor, which is handed out.
+
+        ``seal_mode`` None chooses by size. Raises ``Refused(MODEL_NOT_FOUND)``, ``Refused(MODEL_NOT_VERIFIED)``, or
+        ``Fault`` when the store cannot be read or memory is short. After any of them nothing is left open.
+        """
+        with _port("opening a model"):
+            entry = self._find(name_or_digest)
+            signed = self._signed(entry, trusted)
+            fd = self._open_blob(entry.blob)
+            try:
+                mode = seal_mode or self._mode_for(os.fstat(fd).st_size)
+                fd = _sealed(fd, mode)
+                return OpenedModel(_verify(fd, entry, signed), fd, mode)
+            except BaseException:
+                os.close(fd)
+                raise
+
+    def check(self) -> tuple[str, ...]:
+        """What should not be there, or should and is not, as lines for an operator. Reads no blob. Raises ``Fault``."""
+        with _port("checking the store"):
+            entries = self._readable_entries()
+            return (
+                *(f"models/{name}: not an index entry" for name in self._foreign_index_names()),
+                *_differences("blobs", self._blobs, {entry.blob.hex for entry in entries}),
+                *_differences("bundles", self._bundles, {entry.bundle.hex for entry in entries}),
+            )
+
+    def _find(self, name_or_digest: str | Digest) -> IndexEntry:
+        if isinstance(name_or_digest, Digest):
+            for entry in self._readable_entries():
+                if entry.blob == name_or_digest:
+                    return entry
+            raise Refused(Reason.MODEL_NOT_FOUND, f"no model has the digest {name_or_digest}")
+        if not _NAME.fullmatch(name_or_digest):
+            raise Refused(Reason.MODEL_NOT_FOUND, "not a model's name")
+        entry_or_none = self._read_entry(name_or_digest)
+        if entry_or_none is None:
+            raise Refused(Reason.MODEL_NOT_FOUND, f"there is no model {name_or_digest}")
+        return entry_or_none
+
+    def _read_entry(self, name: str) -> IndexEntry | None:
+        try:
+            data = read_file(self._index, f"{name}.json", MAX_INDEX_BYTES)
+        except FileNotFoundError:
+            return None
+        try:
+            entry = _INDEX_DECODER.decode(data)
+        except msgspec.DecodeError:
+            raise not_verified("index-invalid", f"the index entry of {name} is damaged") from None
+        if entry.name != name:
+            raise not_verified("index-invalid", f"the index entry of {name} names another model")
+        return entry
+
+    def _index_names(self) -> list[str]:
+        names = os.listdir(self._index)  # noqa: PTH208 - by descriptor
+        return sorted(name.removesuffix(".json") for name in names if _is_index_name(name))
+
+    def _readable_entries(self) -> list[IndexEntry]:
+        """Damaged entries are left out here, reported by ``check``, and refused when they are asked for by name."""
+        entries = []
+        for name in self._index_names():
+            with suppress(Refused):
+                if entry := self._read_entry(name):
+                    entries.append(entry)
+        return entries
+
+    def _foreign_index_names(self) -> list[str]:
+        sound = {f"{entry.name}.json" for entry in self._readable_entries()}
+        return sorted(set(os.listdir(self._index)) - sound)  # noqa: PTH208 - by descriptor
+
+    def _signed(self, entry: IndexEntry, trusted: TrustedKeys) -> SignedStatement:
+        try:
+            bundle = read_file(self._bundles, entry.bundle.hex, MAX_BUNDLE_BYTES)
+        except FileNotFoundError:
+            raise not_verified("unsigned", "the model's signature bundle is not in the store") from None
+        if Digest.of(bundle) != entry.bundle:
+            raise not_verified("bundle-mismatch", "the signature bundle was changed")
+        return verify_bundle(bundle, trusted)
+
+    def _open_blob(self, digest: Digest) -> int:
+        try:
+            return open_file(self._blobs, digest.hex)
+        except FileNotFoundError:
+            raise not_verified("blob-missing", f"{digest} is not in the store") from None
+
+    def _mode_for(self, size_bytes: int) -> SealMode:
+        return "sealed-memfd" if size_bytes <= self._sealed_max_bytes else "ro-store"
+
+    # --- writing ---------------------------------------------------------------------------------------------------
+
+    def import_model(self, source_fd: int, name: str, bundle_bytes: bytes, trusted: TrustedKeys) -> VerifiedModel:
+        """Copies, verifies and only then makes visible. An older model of this name is replaced.
+
+        ``source_fd`` is read from where it stands to its end and not closed; it may be a pipe. Raises
+        ``Refused(MODEL_NOT_VERIFIED | FIELD_INVALID)``, or ``Fault`` when the disk is full or fails; the store then
+        holds what it held before or, if only the last sync failed, the new model.
+        """
+        check_name(name)
+        with _port(f"importing {name}"):
+            signed = verify_bundle(bundle_bytes, trusted)
+            with Incoming(self._blobs) as incoming:
+                observed = copy_and_observe(source_fd, incoming.fd, signed.statement.shard_bytes)
+                facts = read_facts(incoming.fd)
+                model = verified_model(signed, name=name, observed=observed, facts=facts)
+                incoming.make_durable()
+                with self._lock():
+                    self._publish(incoming, self._blobs, model.digest)
+                    self._put_bundle(bundle_bytes, model.bundle_digest)
+                    self._put_entry(IndexEntry(name=name, blob=model.digest, bundle=model.bundle_digest))
+        return model
+
+    def remove(self, name: str) -> None:
+        """Makes a model invisible, then deletes its files unless another model shares them. Open descriptors live on.
+
+        Raises ``Refused(MODEL_NOT_FOUND)``, or ``Fault``.
+        """
+        if not _NAME.fullmatch(name):
+            raise Refused(Reason.MODEL_NOT_FOUND, "not a model's name")
+        with _port(f"removing {name}"), self._lock():
+            entry: IndexEntry | None = None
+            with suppress(Refused):  # a damaged entry can be removed too; its files are then left for check to list
+                entry = self._find(name)
+            try:
+                os.unlink(f"{name}.json", dir_fd=self._index)
+            except FileNotFoundError:
+                raise Refused(Reason.MODEL_NOT_FOUND, f"there is no model {name}") from None
+            os.fsync(self._index)
+            if entry is not None:
+                self._delete_unshared(entry)
+
+    def _delete_unshared(self, entry: IndexEntry) -> None:
+        others = self._readable_entries()
+        if len(others) != len(self._index_names()):
+            return  # an entry that cannot be read may share the files
+        if all(other.blob != entry.blob for other in others):
+            unlink_if_present(self._blobs, entry.blob.hex)
+        if all(other.bundle != entry.bundle for other in others):
+            unlink_if_present(self._bundles, entry.bundle.hex)
+
+    def _publish(self, incoming: "Incoming", directory: int, digest: Digest) -> None:
+        """Puts a durable file under its digest. One that is there already stays, if its bytes are right."""
+        if not _holds(directory, digest):
+            unlink_if_present(directory, digest.hex)
+            incoming.link(digest.hex)
+        os.fsync(directory)
+
+    def _put_bundle(self, bundle_bytes: bytes, digest: Digest) -> None:
+        with Incoming(self._bundles) as incoming:
+            write_all(incoming.fd, bundle_bytes)
+            incoming.make_durable()
+            self._publish(incoming, self._bundles, digest)
+
+    def _put_entry(self, entry: IndexEntry) -> None:
+        """The moment of visibility is the rename. The files of a model that was replaced go afterwards."""
+        replaced: IndexEntry | None = None
+        with suppress(Refused):
+            replaced = self._read_entry(entry.name)
+        with Incoming(self._index, named=True) as incoming:
+            write_all(incoming.fd, canonical_json(entry))
+            incoming.make_durable()
+            incoming.rename(f"{entry.name}.json")
+        os.fsync(self._index)
+        if replaced is not None:
+            self._delete_unshared(replaced)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """One writer at a time, across threads and processes: the lock belongs to a fresh open file description."""
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directories[""])
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+
+def _verify(fd: int, entry: IndexEntry, signed: SignedStatement) -> VerifiedModel:
+    """Everything that is said of a model comes from this one descriptor."""
+    observed = observe(fd, signed.statement.shard_bytes)
+    if observed.digest != entry.blob:
+        raise not_verified("digest-mismatch", f"the bytes are {observed.digest}, not {entry.blob}")
+    return verified_model(signed, name=entry.name, observed=observed, facts=read_facts(fd))
+
+
+def _sealed(fd: int, mode: SealMode) -> int:
+    """The descriptor to verify and hand out. On success ``fd`` is closed or is the answer; otherwise it stays open."""
+    if mode == "ro-store":
+        return fd
+    if mode == "verity":
+        raise not_verified("seal-mode-unsupported", "fs-verity is not supported yet")
+    sealed = sealed_copy(fd)
+    os.close(fd)
+    return sealed
+
+
+@contextmanager
+def _port(doing: str) -> Iterator[None]:
+    """The only two ways out of the store: ``Refused`` and ``Fault``."""
+    try:
+        yield
+    except (SignatureRefused, GgufInvalid) as error:
+        raise not_verified(error.reason, error.detail) from None
+    except OSError as error:
+        raise Fault(f"{doing}: {_errno_name(error)}") from error
+
+
+def _errno_name(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, str(error))
+
+
+def _close_all(directories: dict[str, int]) -> None:
+    while directories:
+        _, fd = directories.popitem()
+        os.close(fd)
+
+
+def _holds(directory: int, digest: Digest) -> bool:
+    """Whether a sound file with these bytes is there. One that is not sound is replaced, which heals the store."""
+    try:
+        fd = open_file(directory, digest.hex)
+    except (FileNotFoundError, Refused):
+        return False
+    try:
+        return observe(fd).digest == digest
+    finally:
+        os.close(fd)
+
+
+def _is_index_name(name: str) -> bool:
+    return name.endswith(".json") and _NAME.fullmatch(name.removesuffix(".json")) is not None
+
+
+def _differences(folder: str, directory: int, wanted: set[str]) -> Iterator[str]:
+    present = set(os.listdir(directory))
+    yield from (f"{folder}/{name}: nothing points to it" for name in sorted(present - wanted))
+    yield from (f"{folder}/{name}: missing" for name in sorted(wanted - present))

@@ -1,0 +1,372 @@
+"""The append-only log: group commit on the event loop, two worker threads, one truth.
+
+An entry passes three states. What a loss of power takes:
+
+==========  ====================================================  ================================================
+state       means                                                 a crash loses
+==========  ====================================================  ================================================
+queued      accepted, has no index yet                            the record; nobody was told that it exists
+durable     in the write-ahead file, synced; ``done`` was called  nothing
+published   in bundles and tiles under a signed checkpoint        nothing; and an auditor can tell if it is removed
+==========  ====================================================  ================================================
+
+An *urgent* record starts a commit at once; one that is not rides on the next commit, at the latest after 50 ms. Both
+are answered after the sync that covers them, never before: an answer is a promise. While one group is being synced,
+the next one collects; so a hundred callers share a handful of syncs.
+
+When a commit fails (disk full, I/O error, read-only), every record of its group is answered with ``NotWritten``, and
+the next append tries again: the log recovers by itself once the disk does. Nothing is dropped silently and nothing
+is retried behind the caller's back. After a failed *sync* the file is rewritten first (``notary.wal`` says why). A
+record that was answered ``NotWritten`` can come back only if the machine dies before the file was cut.
+
+Trusts: that one event loop's thread calls it; ``done`` callbacks do not raise.
+Promises: indexes are contiguous, in the order of submission; ``done`` is called exactly once for each record, in the
+    loop's thread, before any publication covers it. Memory is bounded by the ``MAX_`` constants below.
+Not here: which records make sense (``notary.desk``); the file's format and its failures (``notary.wal``).
+"""
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from appliance.core.codec import canonical_json
+from appliance.core.records import Entry, Record, decode_entry, encode_entry
+from appliance.core.refusals import Fault
+from appliance.core.tree import MAX_ENTRY_BYTES, leaf_hash
+from appliance.notary.checkpoint import Checkpointer
+from appliance.notary.clock import Clock
+from appliance.notary.files import Files
+from appliance.notary.publish import Publisher
+from appliance.notary.recover import Recovered, lock_directory, recover
+from appliance.notary.wal import WriteAhead
+
+MAX_QUEUED_RECORDS: Final = 8192
+MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024
+MAX_UNPUBLISHED_BYTES: Final = 128 * 1024 * 1024
+"""Durable entries are kept in memory until a full bundle holds them; if publishing fails for long, appends stop."""
+
+MAX_RECORD_BYTES: Final = MAX_ENTRY_BYTES - 512
+"""An entry adds sequence number, times and boot id to its record."""
+
+_GROUP_RECORDS: Final = 1024
+_GROUP_BYTES: Final = 4 * 1024 * 1024
+_LAZY_SECONDS: Final = 0.05
+_COMPACT_ENTRIES: Final = 2048
+
+_UNENCODABLE: Final = (TypeError, ValueError, RecursionError, NotImplementedError, msgspec.MsgspecError)
+"""What msgspec raises for a value that has no JSON form, or whose JSON it would not read again."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Durable, at this index."""
+
+    index: int
+    leaf_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NotWritten:
+    """Not in the log. ``detail`` is for the operator."""
+
+    detail: str
+
+
+Outcome = Written | NotWritten
+Done = Callable[[Outcome], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    record: Record
+    size_bytes: int
+    done: Done
+
+
+@dataclass(frozen=True, slots=True)
+class _Rewrite:
+    base: int
+    replay_from: int
+    entries: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Committed:
+    """Per record its entry and leaf hash, or why it cannot be an entry."""
+
+    results: tuple[tuple[bytes, bytes] | str, ...]
+    rewrote: bool
+
+
+class Journal:
+    """``oldest_needed`` gives the index from which a starting notary must read again (None: from the end)."""
+
+    def __init__(self, files: Files, directory: Path, checkpointer: Checkpointer, clock: Clock) -> None:
+        """Locks, recovers and rewrites the log; blocks while it does. Raises ``Fault`` or ``OSError``."""
+        self._files = files
+        self._clock = clock
+        self._lock_fd = lock_directory(files, directory)
+        self._wal = WriteAhead(files, directory / "wal")
+        try:
+            self.recovered: Recovered = recover(directory, self._wal, checkpointer)
+            base = self.recovered.tree.size
+            first_replayed = base + len(self.recovered.entries) - len(self.recovered.replay)
+            self._wal.rewrite(base, min(base, first_replayed), self.recovered.entries)
+        except BaseException:
+            self._wal.close()
+            files.close(self._lock_fd)
+            raise
+        self._publisher = Publisher(files, directory, checkpointer, self.recovered.tree)
+        self.oldest_needed: Callable[[], int | None] = lambda: None
+
+        # owned by the event loop's thread
+        self._queue: deque[_Waiting] = deque()
+        self._queued_bytes = 0
+        self._urgent = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._committing = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+        self._base = self._wal_base = base
+        self._compact_at = base + _COMPACT_ENTRIES
+        self._entries = list(self.recovered.entries)
+        self._leaves = list(self.recovered.leaves)
+        self._entry_bytes = sum(map(len, self._entries))
+        self._published_size = -1
+        self._grown = asyncio.Event()
+
+        # the committer also owns ``_wal`` and ``_last_monotonic_ms`` while a commit runs
+        self._last_monotonic_ms = _last_monotonic_ms(self.recovered.replay, clock.boot_id)
+        self._committer = ThreadPoolExecutor(1, thread_name_prefix="journal-commit")
+        self._publishing = ThreadPoolExecutor(1, thread_name_prefix="journal-publish")
+
+    @property
+    def size(self) -> int:
+        """Number of durable entries."""
+        return self._base + len(self._entries)
+
+    # --- appending --------------------------------------------------------------------------------------------------
+
+    def submit(self, record: Record, done: Done, *, urgent: bool) -> None:
+        """Queues a record. ``done`` may be called before this returns, when the record cannot be accepted at all."""
+        size_bytes = self._measure(record)
+        if isinstance(size_bytes, NotWritten):
+            done(size_bytes)
+            return
+        self._queue.append(_Waiting(record, size_bytes, done))
+        self._queued_bytes += size_bytes
+        self._urgent = self._urgent or urgent
+        self._schedule()
+
+    async def append(self, record: Record) -> Written:
+        """Writes one record urgently. Raises ``Fault`` when it could not be written."""
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.submit(record, lambda outcome: None if future.done() else future.set_result(outcome), urgent=True)
+        outcome = await future
+        if isinstance(outcome, NotWritten):
+            raise Fault(outcome.detail)
+        return outcome
+
+    def _measure(self, record: Record) -> int | NotWritten:
+        """The record's size in bytes, or why it is refused before it is queued."""
+        if self._closed:
+            return NotWritten("the log is closed")
+        if len(self._queue) >= MAX_QUEUED_RECORDS or self._queued_bytes >= MAX_QUEUED_BYTES:
+            return NotWritten("the log's queue is full")
+        if self._entry_bytes >= MAX_UNPUBLISHED_BYTES:
+            return NotWritten("the log cannot be published")
+        try:
+            size_bytes = len(canonical_json(record))
+        except _UNENCODABLE as error:
+            return NotWritten(f"the record cannot be written: {error}")
+        return size_bytes if size_bytes <= MAX_RECORD_BYTES else NotWritten("the record is too large")
+
+    def _schedule(self) -> None:
+        if self._committing or not self._queue:
+            return  # the commit under way calls again when it ends
+        if self._urgent or len(self._queue) >= _GROUP_RECORDS:
+            self._commit()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_LAZY_SECONDS, self._waited_enough)
+
+    def _waited_enough(self) -> None:
+        self._timer = None
+        self._urgent = True
+        self._schedule()
+
+    def _commit(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        group = self._take_group()
+        self._committing = True
+        self._idle.clear()
+        rewrite = self._rewrite_due()
+        job = asyncio.get_running_loop().run_in_executor(
+            self._committer, self._commit_group, tuple(w.record for w in group), self.size, rewrite
+        )
+        job.add_done_callback(lambda done: self._committed(group, rewrite, done))
+
+    def _take_group(self) -> tuple[_Waiting, ...]:
+        group: list[_Waiting] = []
+        size_bytes = 0
+        while self._queue and len(group) < _GROUP_RECORDS and size_bytes < _GROUP_BYTES:
+            waiting = self._queue.popleft()
+            size_bytes += waiting.size_bytes
+            group.append(waiting)
+        self._queued_bytes -= size_bytes
+        self._urgent = self._urgent and bool(self._queue)
+        return tuple(group)
+
+    def _rewrite_due(self) -> _Rewrite | None:
+        if not self._wal.suspect and self._base < self._compact_at:
+            return None
+        oldest = self.oldest_needed()
+        replay_from = self._base if oldest is None else min(oldest, self._base)
+        return _Rewrite(base=self._base, replay_from=replay_from, entries=tuple(self._entries))
+
+    def _commit_group(self, records: Sequence[Record], first_index: int, rewrite: _Rewrite | None) -> _Committed:
+        """In the committer's thread. Raises ``OSError``; then no record of the group is in the log."""
+        rewrote = False
+        if rewrite is not None:
+            try:
+                self._wal.rewrite(rewrite.base, rewrite.replay_from, rewrite.entries)
+                rewrote = True
+            except OSError:
+                if self._wal.suspect:
+                    raise
+                # a mere compaction: the longer file is still good
+        results: list[tuple[bytes, bytes] | str] = []
+        entries: list[bytes] = []
+        for record in records:
+            entry = self._encode(record, first_index + len(entries))
+            if isinstance(entry, bytes):
+                entries.append(entry)
+                results.append((entry, leaf_hash(entry)))
+            else:
+                results.append(entry)
+        if entries:
+            self._wal.append(first_index, entries)
+        return _Committed(tuple(results), rewrote)
+
+    def _encode(self, record: Record, seq: int) -> bytes | str:
+        """The entry's bytes, or why there can be none. What a later start could not read again is never written."""
+        time, monotonic_ms = self._clock.now()
+        monotonic_ms = max(monotonic_ms, self._last_monotonic_ms)
+        entry = Entry(v=1, seq=seq, time=time, boot_id=self._clock.boot_id, monotonic_ms=monotonic_ms, record=record)
+        try:
+            data = encode_entry(entry)
+            decode_entry(data)
+        except _UNENCODABLE as error:
+            return f"the record cannot be written: {error}"
+        if len(data) > MAX_ENTRY_BYTES:
+            return "the record is too large"
+        self._last_monotonic_ms = monotonic_ms
+        return data
+
+    def _committed(
+        self, group: tuple[_Waiting, ...], rewrite: _Rewrite | None, job: "asyncio.Future[_Committed]"
+    ) -> None:
+        self._committing = False
+        error = job.exception()
+        if error is not None:
+            if not isinstance(error, OSError):
+                self._wal.suspect = True  # we do not know how far it came; fresh pages will
+                _log.error("the log's committer failed", exc_info=error)
+            detail = f"the log cannot be written: {getattr(error, 'strerror', None) or error}"
+            _log.warning("%s (%d records)", detail, len(group))
+            for waiting in group:
+                waiting.done(NotWritten(detail))
+        else:
+            committed = job.result()
+            self._note_rewrite(rewrite, rewrote=committed.rewrote)
+            for waiting, result in zip(group, committed.results, strict=True):
+                waiting.done(self._note_entry(result))
+        self._idle.set()
+        self._schedule()
+
+    def _note_rewrite(self, rewrite: _Rewrite | None, *, rewrote: bool) -> None:
+        if rewrite is None:
+            return
+        if rewrote:
+            self._wal_base = rewrite.base
+        self._compact_at = max(rewrite.base, self._wal_base) + _COMPACT_ENTRIES
+
+    def _note_entry(self, result: tuple[bytes, bytes] | str) -> Outcome:
+        if isinstance(result, str):
+            return NotWritten(result)
+        entry, leaf = result
+        index = self.size
+        self._entries.append(entry)
+        self._leaves.append(leaf)
+        self._entry_bytes += len(entry)
+        self._grown.set()
+        return Written(index, leaf)
+
+    # --- publishing -------------------------------------------------------------------------------------------------
+
+    async def publish(self) -> None:
+        """Publishes and signs what is durable now, if that is more than last time. Not to be called concurrently.
+
+        Raises ``OSError`` when a file cannot be written; the next call tries again. ``Fault`` is final: the log
+        contradicts what was signed.
+        """
+        self._grown.clear()
+        size = self.size
+        if size == self._published_size:
+            return
+        boundary = await asyncio.get_running_loop().run_in_executor(
+            self._publishing, self._publisher.publish, tuple(self._entries), tuple(self._leaves)
+        )
+        self._published_size = size
+        full = boundary - self._base
+        self._entry_bytes -= sum(map(len, self._entries[:full]))
+        del self._entries[:full], self._leaves[:full]
+        self._base = boundary
+
+    async def publish_forever(self, interval_seconds: float) -> None:
+        """Publishes at most once per interval while there is something new. Raises ``Fault`` as ``publish`` does."""
+        while True:
+            await self._grown.wait()
+            try:
+                await self.publish()
+            except OSError as error:
+                _log.warning("the log cannot be published, retrying: %s", error.strerror or error)
+                self._grown.set()
+            await asyncio.sleep(interval_seconds)
+
+    async def close(self) -> None:
+        """Takes no more records, answers every one that was queued, publishes, and gives the lock back.
+
+        Raises ``OSError`` or ``Fault`` when the last publication failed; everything durable stays durable.
+        """
+        self._closed = self._urgent = True
+        self._schedule()
+        while self._queue or self._committing:
+            await self._idle.wait()
+            await asyncio.sleep(0)
+        try:
+            await self.publish()
+        finally:
+            self._committer.shutdown()
+            self._publishing.shutdown()
+            self._wal.close()
+            os.close(self._lock_fd)
+
+
+def _last_monotonic_ms(replay: Sequence[tuple[Entry, bytes]], boot_id: str) -> int:
+    """So that time within one boot never runs backwards, not even for a process in another time namespace."""
+    if not replay or replay[-1][0].boot_id != boot_id:
+        return 0
+    return replay[-1][0].monotonic_ms

@@ -1,0 +1,347 @@
+"""The notary's process: two sockets, the log, the keys.
+
+Start: keys, log (recovered, locked), ``log-opened`` durable, a checkpoint, public parts, then the sockets.
+Stop: no more peers; requests of a gateway that is gone are closed, those of one that is still connected are left for
+its next ``Hello``; ``log-closed``, the last checkpoint.
+
+Trusts: gateway and warden for what they record, by the uid that the kernel names; the operator's uids for tokens.
+Promises: a role speaks only for itself: gateways of requests, refusals and policy, wardens of models and runners,
+    and nobody but the notary of the log and of tokens. Anything else ends the connection. An answer to a durable
+    record follows its sync; a token follows the sync of its record.
+Not here: signal handling (the caller sets ``stop``); reading the log (``audit``).
+"""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from appliance.core.note import valid_name
+from appliance.core.records import (
+    Closed,
+    LogClosed,
+    LogOpened,
+    ModelLoaded,
+    ModelRefused,
+    Opened,
+    PolicyLoaded,
+    Record,
+    RefusalSummary,
+    RefusedRequest,
+    RunnerEnded,
+    TokenIssued,
+)
+from appliance.core.refusals import Fault, Refused
+from appliance.core.values import Digest, Value
+from appliance.ipc.connection import Connection, accept_forever, listen, peer_uid
+from appliance.ipc.frames import FrameDecoder
+from appliance.ipc.messages import (
+    Append,
+    Appended,
+    AppendFailed,
+    Failed,
+    FromNotary,
+    Hello,
+    IssueToken,
+    TokenSigned,
+    ToNotary,
+    ToNotaryAdmin,
+)
+from appliance.notary.checkpoint import Checkpointer
+from appliance.notary.clock import Clock, SystemClock
+from appliance.notary.desk import Desk
+from appliance.notary.files import Files
+from appliance.notary.journal import Journal, Outcome, Written
+from appliance.notary.keys import load_keys, publish_keys
+from appliance.notary.signer import TokenSigner
+from appliance.notary.wal import exists
+
+_MAY_RECORD: Final[dict[str, tuple[type[Record], ...]]] = {
+    "gateway": (Opened, Closed, RefusedRequest, RefusalSummary, PolicyLoaded),
+    "warden": (ModelLoaded, ModelRefused, RunnerEnded),
+}
+_MAX_DETAIL_CHARACTERS: Final = 2000
+
+_log = logging.getLogger(__name__)
+
+
+class NotaryConfig(Value, frozen=True, kw_only=True):
+    """``state_dir`` holds ``keys/``, ``log/`` (what an auditor copies) and ``head``; nobody else needs to see it.
+    ``public_dir`` gets ``log.vkey`` and ``jwks.json``. A set of uids that is empty admits nobody."""
+
+    state_dir: Path
+    public_dir: Path
+    socket_path: Path
+    admin_socket_path: Path
+    gateway_uids: frozenset[int]
+    warden_uids: frozenset[int]
+    operator_uids: frozenset[int]
+    issuer: str
+    audience: str
+    log_origin: str
+    version: str
+    settings_digest: Digest
+    socket_mode: int = 0o660
+    admin_socket_mode: int = 0o600
+    orphan_grace_seconds: float = 10.0
+    checkpoint_interval_seconds: float = 1.0
+
+
+async def run_notary(
+    config: NotaryConfig,
+    *,
+    stop: asyncio.Event,
+    listening: socket.socket | None = None,
+    admin_listening: socket.socket | None = None,
+    on_ready: Callable[[], None] = lambda: None,
+    files: Files | None = None,
+    clock: Clock | None = None,
+) -> None:
+    """Serves until ``stop`` is set. Sockets that are handed in (socket activation) are used instead of the paths.
+
+    Raises ``Fault`` or ``OSError`` when the log or the keys cannot be used, at the start or later: the process should
+    then end, and its supervisor start another, which recovers.
+    """
+    files, clock = files or Files(), clock or SystemClock()
+    journal, desk, signer = _open_log(config, files, clock)
+    try:
+        await journal.append(
+            LogOpened(
+                version=config.version,
+                settings_digest=config.settings_digest,
+                recovered_bytes=journal.recovered.torn_bytes,
+            )
+        )
+        await journal.publish()
+        server = _Server(config, journal, desk, signer, clock)
+        await server.serve(stop, listening, admin_listening, on_ready)
+        await journal.append(LogClosed())
+    finally:
+        await journal.close()
+
+
+def _open_log(config: NotaryConfig, files: Files, clock: Clock) -> tuple[Journal, Desk, TokenSigner]:
+    if not valid_name(config.log_origin):
+        raise Fault("the log's origin must be printable, without spaces or '+'")
+    head_path, log_dir = config.state_dir / "head", config.state_dir / "log"
+    keys = load_keys(files, config.state_dir / "keys", may_create=not exists(head_path) and not exists(log_dir / "wal"))
+    checkpointer = Checkpointer(
+        files, head_path=head_path, checkpoint_path=log_dir / "checkpoint", origin=config.log_origin, key=keys.log
+    )
+    journal = Journal(files, log_dir, checkpointer, clock)
+    publish_keys(files, keys, origin=config.log_origin, public_dir=config.public_dir, log_dir=log_dir)
+    desk = Desk(journal, journal.recovered.replay)
+    return journal, desk, TokenSigner(keys.token, issuer=config.issuer, audience=config.audience)
+
+
+# --- peers ----------------------------------------------------------------------------------------------------------
+
+
+class _Peer:
+    """One connection of a gateway or a warden: its role is fixed by its first message."""
+
+    def __init__(self, sock: socket.socket, server: "_Server") -> None:
+        self._server = server
+        self._uid = peer_uid(sock)
+        self.role: str | None = None
+        self.connection: Connection[ToNotary] = Connection(
+            sock, FrameDecoder(ToNotary), on_message=self._received, on_closed=lambda why: server.gone(self, why)
+        )
+
+    def _received(self, message: ToNotary, fds: list[int]) -> None:
+        if fds:
+            _close_all(fds)
+            self.connection.close("no descriptor was expected")
+        elif isinstance(message, Hello):
+            self._hello(message)
+        elif self.role is None:
+            self.connection.close("the first message must be Hello")
+        elif not isinstance(message.record, _MAY_RECORD[self.role]):
+            self.connection.close(f"a {self.role} may not record {type(message.record).__name__}")
+        else:
+            self._append(message)
+
+    def _hello(self, message: Hello) -> None:
+        if self.role is not None or self._uid not in self._server.uids_of(message.role):
+            self.connection.close(f"uid {self._uid} may not say Hello as {message.role} now")
+            return
+        self.role = message.role
+        self._server.greeted(self, frozenset(message.open_requests))
+
+    def _append(self, message: Append) -> None:
+        def answer(outcome: Outcome) -> None:
+            if isinstance(outcome, Written):
+                self._send(
+                    Appended(call=message.call, index=outcome.index, leaf_hash=Digest(hex=outcome.leaf_hash.hex()))
+                )
+            else:
+                self._send(AppendFailed(call=message.call, detail=outcome.detail[:_MAX_DETAIL_CHARACTERS]))
+
+        self._server.desk.submit(message.record, answer, urgent=message.durable)
+
+    def _send(self, answer: FromNotary) -> None:
+        with suppress(ConnectionError):  # the record is written; a peer that is gone asks again when it is back
+            self.connection.send(answer)
+
+
+class _Operator:
+    """One connection to the admin socket."""
+
+    def __init__(self, sock: socket.socket, server: "_Server") -> None:
+        self._server = server
+        self.connection: Connection[ToNotaryAdmin] = Connection(
+            sock,
+            FrameDecoder(ToNotaryAdmin),
+            on_message=self._received,
+            on_closed=lambda why: server.operators.discard(self),
+        )
+
+    def _received(self, message: IssueToken, fds: list[int]) -> None:
+        if fds:
+            _close_all(fds)
+            self.connection.close("no descriptor was expected")
+            return
+        self._server.issue(message, self._send)
+
+    def _send(self, answer: TokenSigned | Failed) -> None:
+        with suppress(ConnectionError):  # the record says that a token was signed; nobody holds it
+            self.connection.send(answer)
+
+
+@dataclass(slots=True)
+class _Sockets:
+    notary: socket.socket
+    admin: socket.socket
+
+
+class _Server:
+    def __init__(self, config: NotaryConfig, journal: Journal, desk: Desk, signer: TokenSigner, clock: Clock) -> None:
+        self._config = config
+        self._journal = journal
+        self.desk = desk
+        self._signer = signer
+        self._clock = clock
+        self._peers: set[_Peer] = set()
+        self.operators: set[_Operator] = set()
+        self._gateway_seen = False
+
+    async def serve(
+        self,
+        stop: asyncio.Event,
+        listening: socket.socket | None,
+        admin_listening: socket.socket | None,
+        on_ready: Callable[[], None],
+    ) -> None:
+        """Until ``stop`` is set, or the log contradicts what was signed (``Fault``)."""
+        config = self._config
+        sockets = _Sockets(
+            notary=listening or listen(config.socket_path, mode=config.socket_mode),
+            admin=admin_listening or listen(config.admin_socket_path, mode=config.admin_socket_mode),
+        )
+        orphans = asyncio.get_running_loop().call_later(config.orphan_grace_seconds, self._nobody_came)
+        tasks = (
+            asyncio.create_task(stop.wait()),
+            asyncio.create_task(self._journal.publish_forever(config.checkpoint_interval_seconds)),
+            asyncio.create_task(
+                accept_forever(
+                    sockets.notary,
+                    allowed_uids=config.gateway_uids | config.warden_uids,
+                    welcome=lambda sock: self._peers.add(_Peer(sock, self)),
+                )
+            ),
+            asyncio.create_task(
+                accept_forever(
+                    sockets.admin,
+                    allowed_uids=config.operator_uids,
+                    welcome=lambda sock: self.operators.add(_Operator(sock, self)),
+                )
+            ),
+        )
+        on_ready()
+        try:
+            finished, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in finished:
+                task.result()  # the stop event's, or the failure of another
+        finally:
+            orphans.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._part(sockets)
+
+    def _part(self, sockets: _Sockets) -> None:
+        if not any(peer.role == "gateway" for peer in self._peers):
+            self.desk.close_lost(frozenset(), "no gateway was connected when the notary stopped")
+        for peer in tuple(self._peers):
+            peer.connection.close("the notary stops")
+        for operator in tuple(self.operators):
+            operator.connection.close("the notary stops")
+        sockets.notary.close()
+        sockets.admin.close()
+
+    # --- gateways and wardens ---------------------------------------------------------------------------------------
+
+    def uids_of(self, role: str) -> frozenset[int]:
+        return self._config.gateway_uids if role == "gateway" else self._config.warden_uids
+
+    def greeted(self, peer: _Peer, alive: frozenset[str]) -> None:
+        """A role has one speaker: whoever comes last replaces the one before."""
+        for other in tuple(self._peers):
+            if other is not peer and other.role == peer.role:
+                other.connection.close(f"another {peer.role} has come")
+        if peer.role == "gateway":
+            self._gateway_seen = True
+            self.desk.close_lost(alive, "a gateway connected that does not know this request")
+
+    def gone(self, peer: _Peer, why: str) -> None:
+        self._peers.discard(peer)
+        _log.info("%s disconnected: %s", peer.role or "a peer", why)
+
+    def _nobody_came(self) -> None:
+        if not self._gateway_seen:
+            self.desk.close_lost(frozenset(), "no gateway came after the notary started")
+
+    # --- the operator -----------------------------------------------------------------------------------------------
+
+    def issue(self, request: IssueToken, answer: Callable[[TokenSigned | Failed], None]) -> None:
+        """Signs a token and hands it over once its record is durable; otherwise nobody gets it."""
+        try:
+            signed = self._signer.sign(request, now_seconds=self._clock.wall_seconds())
+        except Refused as refused:
+            answer(Failed(call=request.call, reason=refused.reason.code, detail=refused.detail))
+            return
+
+        def recorded(outcome: Outcome) -> None:
+            if isinstance(outcome, Written):
+                answer(
+                    TokenSigned(
+                        call=request.call,
+                        token=signed.token,
+                        token_id=signed.token_id,
+                        expires_at_seconds=signed.expires_at_seconds,
+                    )
+                )
+            else:
+                detail = outcome.detail[:_MAX_DETAIL_CHARACTERS]
+                answer(Failed(call=request.call, reason="audit-unavailable", detail=detail))
+
+        record = TokenIssued(
+            subject=request.subject,
+            client_id=request.client_id,
+            groups=request.groups,
+            models=request.models,
+            token_id=signed.token_id,
+            token_sha256=signed.token_sha256,
+            expires_at_seconds=signed.expires_at_seconds,
+        )
+        self._journal.submit(record, recorded, urgent=True)
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,276 @@
+"""The runner's whole world: one connected socket, requests in, answers out.
+
+One thread waits for two things, the socket and the engine's wake-up, and does everything that is not decoding:
+rendering, tokenising, detokenising, stop strings, counting, sending. It never blocks on the socket.
+
+What the numbers mean. ``prompt_tokens`` are the tokens of the rendered prompt, the vocabulary's first token included.
+``completion_tokens`` are the sampled tokens up to and including the one that completes a stop string, without the
+end-of-generation token; a token that the engine sampled after that, before it heard of the stop, is not counted. The
+``tokens`` of all deltas add up to at most that number.
+
+Trusts: the peer to be the gateway or the warden, since the socket came connected. A frame that is none of theirs ends
+the process.
+Promises: every accepted request gets ``RunnerStarted`` and exactly one ``RunnerEnd``, unless a ``Reset`` comes first.
+After ``prepare`` only recvfrom, sendto, read, write, close, epoll_ctl and epoll_wait are used.
+Not here: who may ask, and for how many tokens (the gateway); what a probe does (``runner.main``).
+"""
+
+import os
+import select
+import socket
+from collections.abc import Callable
+from typing import Final, Literal
+
+from appliance.core.values import FinishReason
+from appliance.ipc import frames
+from appliance.ipc.messages import (
+    Cancel,
+    Load,
+    Probe,
+    ProbeResult,
+    Reset,
+    ResetDone,
+    RunnerEnd,
+    RunnerRefused,
+    RunnerStarted,
+    Submit,
+    ToRunner,
+)
+from appliance.runner.chat.prompt import PromptError
+from appliance.runner.engine.engine import Engine, Event, Job
+from appliance.runner.engine.panic import end_process
+from appliance.runner.engine.sampling import is_finite
+from appliance.runner.engine.text import TextStream
+from appliance.runner.outbox import Outbox
+
+MAX_WAITING: Final = 64
+"""Requests that wait for a slot. One more is refused as ``overloaded``."""
+MAX_UNSENT_FRAMES: Final = 1024
+"""With more than this the channel is not read until the peer reads: it bounds memory against a peer that never does."""
+_FRAMES_PER_TURN: Final = 4
+_MAX_DETAIL: Final = 500
+
+_DECODER: Final = frames.FrameDecoder[ToRunner](ToRunner)
+
+
+class _Wakeup:
+    """A pipe by which the engine thread wakes the main thread, and the epoll that waits for both."""
+
+    def __init__(self) -> None:
+        self.epoll = select.epoll()
+        self.reader, self._writer = os.pipe()
+        self.epoll.register(self.reader, select.EPOLLIN)
+        self._signalled = False
+
+    def signal(self) -> None:
+        """Engine thread: there are events. At most one byte is on its way, so this cannot block."""
+        if not self._signalled:
+            self._signalled = True
+            os.write(self._writer, b"\0")
+
+    def clear(self) -> None:
+        """Main thread: before it takes the events. What comes later signals again."""
+        os.read(self.reader, 16)
+        self._signalled = False
+
+    def close(self) -> None:
+        self.epoll.close()
+        os.close(self.reader)
+        os.close(self._writer)
+
+
+_prepared: list[_Wakeup] = []
+
+
+def prepare() -> None:
+    """Makes the pipe and the epoll that ``serve`` needs, which no stage of the filter allows.
+
+    ``runner.bindings`` calls it on import.
+    """
+    if not _prepared:
+        _prepared.append(_Wakeup())
+
+
+def serve(channel: socket.socket, engine: Engine, probe: Callable[[str], str]) -> None:
+    """Serves one warm engine until the peer closes the channel, then returns; the caller ends the process.
+
+    Anything unexpected, an undecodable frame included, ends the process at once (status 73).
+    """
+    try:
+        wakeup = _prepared.pop() if _prepared else _Wakeup()
+        try:
+            _Server(channel, engine, probe, wakeup).run()
+        finally:
+            engine.on_events = _ignore
+            wakeup.close()
+    except BaseException as error:  # noqa: BLE001  a runner that is not sure of its state must not answer
+        end_process(error)
+
+
+def _ignore() -> None:
+    """The channel is closed; nobody is told."""
+
+
+class _Answer:
+    """A request between ``RunnerStarted`` and ``RunnerEnd``."""
+
+    __slots__ = ("completion_tokens", "job", "text", "untold_tokens")
+
+    def __init__(self, job: Job, stops: tuple[str, ...]) -> None:
+        self.job = job
+        self.text = TextStream(stops)
+        self.completion_tokens = 0
+        self.untold_tokens = 0  # sampled, but not yet covered by a delta
+
+
+class _PeerGoneError(Exception):
+    pass
+
+
+class _Server:
+    def __init__(self, channel: socket.socket, engine: Engine, probe: Callable[[str], str], wakeup: _Wakeup) -> None:
+        self._channel = channel
+        self._engine = engine
+        self._probe = probe
+        self._wakeup = wakeup
+        self._outbox = Outbox()
+        self._answers: dict[str, _Answer] = {}
+        self._buffer = bytearray(frames.MAX_FRAME_BYTES + 1)
+        self._interest = select.EPOLLIN
+        engine.on_events = wakeup.signal
+
+    def run(self) -> None:
+        self._wakeup.epoll.register(self._channel.fileno(), self._interest)
+        try:
+            while True:
+                for descriptor, ready in self._wakeup.epoll.poll():
+                    if descriptor == self._wakeup.reader:
+                        self._wakeup.clear()
+                        self._take_events()
+                    elif ready & ~select.EPOLLOUT:
+                        self._read()
+                self._send()
+        except _PeerGoneError:
+            for answer in self._answers.values():
+                answer.job.cancelled = True
+
+    # --- the socket -------------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        """Handles the frames that have arrived, a few at a time so that answers get their turn."""
+        for _ in range(_FRAMES_PER_TURN):
+            try:
+                size = self._channel.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                raise _PeerGoneError from error
+            if size == 0:
+                raise _PeerGoneError
+            self._handle(_DECODER.decode(bytes(memoryview(self._buffer)[:size])))
+
+    def _send(self) -> None:
+        try:
+            done = self._outbox.flush(self._channel)
+        except OSError as error:
+            raise _PeerGoneError from error
+        interest = 0 if done else select.EPOLLOUT
+        if len(self._outbox) <= MAX_UNSENT_FRAMES:
+            interest |= select.EPOLLIN
+        if interest != self._interest:
+            self._wakeup.epoll.modify(self._channel.fileno(), interest)
+            self._interest = interest
+
+    # --- what the peer says -----------------------------------------------------------------------------------------
+
+    def _handle(self, message: ToRunner) -> None:
+        match message:
+            case Submit():
+                self._submit(message)
+            case Cancel():
+                answer = self._answers.get(message.request_id)
+                if answer is not None:  # else it has just ended
+                    answer.job.cancelled = True
+            case Reset():
+                self._reset(message)
+            case Probe():
+                outcome = self._probe(message.name)
+                self._outbox.put(ProbeResult(name=message.name, outcome=outcome))
+            case Load():
+                raise RuntimeError("a model is loaded once")
+
+    def _reset(self, message: Reset) -> None:
+        for answer in self._answers.values():
+            answer.job.cancelled = True
+        self._answers.clear()
+        self._outbox.clear()
+        self._outbox.put(ResetDone(nonce=message.nonce))
+
+    def _submit(self, submit: Submit) -> None:
+        if submit.request_id in self._answers:
+            raise RuntimeError("a request id is in use")  # two answers under one name could not be told apart
+        if len(self._answers) >= self._engine.slots + MAX_WAITING:
+            return self._refuse(submit, "overloaded", f"{len(self._answers)} requests are already here")
+        if not is_finite(submit.sampling):
+            return self._refuse(submit, "field-invalid", "a sampling number is not finite")
+        try:
+            prompt = self._engine.prompt_tokens(submit.messages)
+        except PromptError as error:
+            return self._refuse(submit, "field-invalid", str(error))
+        room = self._engine.context_tokens - len(prompt)
+        if len(prompt) > submit.max_prompt_tokens or room < 1:
+            return self._refuse(submit, "prompt-too-long", f"the prompt has {len(prompt)} tokens")
+        self._outbox.put(RunnerStarted(request_id=submit.request_id, prompt_tokens=len(prompt)))
+        job = Job(submit.request_id, prompt, submit.sampling, min(submit.max_completion_tokens, room))
+        answer = self._answers[submit.request_id] = _Answer(job, submit.sampling.stop)
+        if job.max_tokens:
+            self._engine.submit(job)
+        else:
+            self._end(answer, "length")
+        return None
+
+    def _refuse(
+        self, submit: Submit, reason: Literal["prompt-too-long", "overloaded", "field-invalid"], detail: str
+    ) -> None:
+        self._outbox.put(RunnerRefused(request_id=submit.request_id, reason=reason, detail=detail[:_MAX_DETAIL]))
+
+    # --- what the engine says ---------------------------------------------------------------------------------------
+
+    def _take_events(self) -> None:
+        for event in self._engine.take_events():
+            answer = self._answers.get(event.job.request_id)
+            if answer is None or answer.job is not event.job:
+                continue  # ended by a stop string or a reset; the engine learns of it at its next step
+            if event.ended is not None:
+                self._finish(answer, event.ended, event.detail)
+            else:
+                self._continue(answer, event)
+
+    def _continue(self, answer: _Answer, event: Event) -> None:
+        answer.completion_tokens += 1
+        answer.untold_tokens += 1
+        self._tell(answer, answer.text.feed(self._engine.piece(event.token)))
+        if answer.text.stopped:
+            answer.job.cancelled = True
+            self._end(answer, "stop")
+
+    def _finish(self, answer: _Answer, reason: FinishReason, detail: str) -> None:
+        self._tell(answer, answer.text.finish())
+        self._end(answer, reason, detail)
+
+    def _tell(self, answer: _Answer, text: str) -> None:
+        if text:
+            self._outbox.put_delta(answer.job.request_id, text, answer.untold_tokens)
+            answer.untold_tokens = 0
+
+    def _end(self, answer: _Answer, reason: FinishReason, detail: str = "") -> None:
+        del self._answers[answer.job.request_id]
+        self._outbox.put(
+            RunnerEnd(
+                request_id=answer.job.request_id,
+                reason=reason,
+                prompt_tokens=len(answer.job.prompt),
+                completion_tokens=answer.completion_tokens,
+                detail=detail,
+            )
+        )

@@ -1,0 +1,123 @@
+"""The engine: a loaded model, and one thread that decodes and samples for everybody.
+
+The main thread renders, tokenises, detokenises and talks to the channel; the engine thread does nothing but steps
+(``engine.steps``), most of each without the GIL. OpenMP's pool belongs to the thread that first decodes, so the trial
+decode of ``warm_up`` runs in the engine thread too.
+
+Trusts: ``Load``, from the warden; jobs, from ``channel``.
+Promises: after ``warm_up`` no thread is started and no file opened. An exception in the engine thread ends the process.
+Not here: bounds on the number of jobs (``channel``), the sandbox (``sandbox``).
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from appliance.core.values import Message
+from appliance.ipc.messages import Load
+from appliance.runner.chat.prompt import PromptMaker
+from appliance.runner.engine.context import Context
+from appliance.runner.engine.model import LoadError, Model, TokenIds
+from appliance.runner.engine.panic import end_process
+from appliance.runner.engine.steps import Event, Job, Stepper
+
+__all__ = ["Engine", "Event", "Job", "LoadError"]
+
+
+class Engine:
+    """Made by ``load``; serves after ``warm_up``."""
+
+    def __init__(self, model: Model, context: Context, prompts: PromptMaker) -> None:
+        self.slots: Final = context.slots
+        self.context_tokens: Final = context.context_tokens
+        self.on_events: Callable[[], None] = lambda: None
+        """Called in the engine thread whenever there are new events."""
+        self._model = model
+        self._context = context
+        self._prompts = prompts
+        self._stepper = Stepper(model, context)
+        self._inbox: SimpleQueue[Job | None] = SimpleQueue()
+        self._events: deque[list[Event]] = deque()
+        self._warmed: SimpleQueue[LoadError | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @classmethod
+    def load(cls, model_file: int, load: Load) -> "Engine":
+        """Parses the GGUF at the descriptor's present offset. The descriptor stays the caller's to close.
+
+        Raises ``LoadError``, or ``OSError`` when the descriptor cannot be read.
+        """
+        model = Model.load(model_file)
+        context = Context(model, load)
+        return cls(model, context, PromptMaker(model))
+
+    def warm_up(self) -> None:
+        """Starts the engine thread and runs every path once, so that serving needs nothing new from the kernel.
+
+        Raises ``LoadError`` for a model whose template or decode fails. The process is of no use afterwards.
+        """
+        self._prompts.try_out()
+        self._thread.start()
+        failure = self._warmed.get()
+        if failure is not None:
+            raise failure
+
+    def prompt_tokens(self, messages: tuple[Message, ...]) -> TokenIds:
+        """Renders and tokenises a conversation. Raises ``PromptError``."""
+        return self._prompts.tokens(messages)
+
+    def piece(self, token: int) -> bytes:
+        return self._model.piece(token)
+
+    def submit(self, job: Job) -> None:
+        self._inbox.put(job)
+
+    def take_events(self) -> list[Event]:
+        """What happened since the last call, in order."""
+        events: list[Event] = []
+        while self._events:
+            events += self._events.popleft()
+        return events
+
+    def close(self) -> None:
+        """Ends the thread and frees the model. Jobs in flight never end; only tests and an idle engine close."""
+        if self._thread.is_alive():
+            self._inbox.put(None)
+            self._thread.join()
+        self._context.close()
+        self._model.close()
+
+    # --- the engine thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            if self._try_out():
+                while self._take():
+                    events = self._stepper.step()
+                    if events:
+                        self._events.append(events)
+                        self.on_events()
+        except BaseException as error:  # noqa: BLE001  a dead engine thread must not leave a live channel behind
+            end_process(error)
+
+    def _try_out(self) -> bool:
+        try:
+            self._stepper.trial()
+        except LoadError as failure:
+            self._warmed.put(failure)
+            return False
+        self._warmed.put(None)
+        return True
+
+    def _take(self) -> bool:
+        """Moves new jobs to the stepper, waiting for one when there is nothing to do. False when asked to end."""
+        try:
+            while True:
+                job = self._inbox.get() if not self._stepper.busy else self._inbox.get_nowait()
+                if job is None:
+                    return False
+                self._stepper.add(job)
+        except Empty:
+            return True

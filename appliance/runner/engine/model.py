@@ -1,0 +1,198 @@
+"""The model and its vocabulary: text to token ids, token ids to bytes.
+
+Trusts: nothing in the file; llama.cpp parses it, inside the sandbox.
+Promises: every token id that leaves ``tokens_of`` is below ``vocabulary_tokens``; every id that enters is checked,
+since llama.cpp throws an exception through ctypes (an abort) for one that is not.
+Not here: the signature and the header's ranges (``models``, ``core.gguf``), checked before a runner exists.
+"""
+
+import ctypes
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from appliance.runner.engine.native import libc, llama, open_stream, recent_log, short_call
+
+TokenIds = NDArray[np.int32]
+
+_MAX_TEMPLATE_BYTES: Final = 256 * 1024
+_MAX_PIECE_BYTES: Final = 16 * 1024
+_MAX_VOCABULARY: Final = 2**21
+_VOCABULARY_NONE, _VOCABULARY_SPM = 0, 1
+_TOKEN_NULL: Final = -1
+
+_is_eog = short_call("llama_vocab_is_eog")
+_is_control = short_call("llama_vocab_is_control")
+_to_piece = short_call("llama_token_to_piece")
+
+
+class LoadError(Exception):
+    """The model cannot be served. ``reason`` is one kebab-case word of a closed list:
+
+    ``model-invalid`` (llama.cpp refuses the file), ``model-unsupported`` (no decoder or no vocabulary),
+    ``template-invalid``, ``context-failed`` (memory), ``logits-not-finite``, ``decode-failed``.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+class Model:
+    """A loaded GGUF. Its functions are thread-safe: the vocabulary is constant and the piece cache only grows."""
+
+    def __init__(self, pointer: Any) -> None:
+        self.pointer = pointer
+        self._vocabulary = llama.llama_model_get_vocab(pointer)
+        self.vocabulary_tokens: Final[int] = llama.llama_vocab_n_tokens(self._vocabulary)
+        self.training_context_tokens: Final[int] = llama.llama_model_n_ctx_train(pointer)
+        kind = llama.llama_vocab_type(self._vocabulary)
+        if llama.llama_model_has_encoder(pointer) or not llama.llama_model_has_decoder(pointer):
+            raise LoadError("model-unsupported", "the model is not a decoder")
+        if kind == _VOCABULARY_NONE or not 0 < self.vocabulary_tokens <= _MAX_VOCABULARY:
+            raise LoadError("model-unsupported", "the model has no usable vocabulary")
+        if self.training_context_tokens < 1:
+            raise LoadError("model-unsupported", "the model states no context length")
+        self._bos: int = llama.llama_vocab_bos(self._vocabulary)
+        self._adds_bos: bool = llama.llama_vocab_get_add_bos(self._vocabulary)
+        self._newline = np.zeros(0, np.int32)
+        if kind == _VOCABULARY_SPM:
+            self._newline = self._tokenise(b"\n", special=False)
+        self._pieces: dict[int, bytes] = {}
+
+    @classmethod
+    def load(cls, descriptor: int) -> "Model":
+        """Maps the GGUF that starts at the descriptor's present offset. Raises ``LoadError``."""
+        stream = open_stream(descriptor)
+        try:
+            pointer = llama.llama_model_load_from_file_ptr(stream, llama.llama_model_default_params())
+        finally:
+            libc.fclose(stream)  # llama.cpp has mapped or read what it needs and does not own the stream
+        if not pointer:
+            raise LoadError("model-invalid", recent_log())
+        return cls(pointer)
+
+    def close(self) -> None:
+        llama.llama_model_free(self.pointer)
+
+    # --- what the template needs ------------------------------------------------------------------------------------
+
+    def chat_template(self) -> str | None:
+        """``tokenizer.chat_template``, or None where the file has none. Raises ``LoadError`` if it is no text or
+        larger than 256 KiB."""
+        buffer = ctypes.create_string_buffer(_MAX_TEMPLATE_BYTES + 1)
+        length = llama.llama_model_meta_val_str(self.pointer, b"tokenizer.chat_template", buffer, len(buffer))
+        if length < 0:
+            return None
+        if length > _MAX_TEMPLATE_BYTES:
+            raise LoadError("template-invalid", f"the chat template has {length} bytes")
+        try:
+            return buffer.raw[:length].decode()
+        except UnicodeDecodeError:
+            raise LoadError("template-invalid", "the chat template is not UTF-8") from None
+
+    @property
+    def bos_text(self) -> str:
+        return self._text_of(self._bos)
+
+    @property
+    def eos_text(self) -> str:
+        return self._text_of(llama.llama_vocab_eos(self._vocabulary))
+
+    def _text_of(self, token: int) -> str:
+        if token == _TOKEN_NULL or not 0 <= token < self.vocabulary_tokens:
+            return ""
+        return str(llama.llama_vocab_get_text(self._vocabulary, token).decode("utf-8", "replace"))
+
+    # --- text to tokens ---------------------------------------------------------------------------------------------
+
+    def template_tokens(self, text: str, *, first: bool) -> TokenIds:
+        """The template's own text -> ids; the names of control tokens become these tokens.
+
+        ``first`` is False for a fragment that continues a prompt.
+        """
+        return self._fragment(text, special=True, first=first)
+
+    def content_tokens(self, text: str, *, first: bool) -> TokenIds:
+        """A caller's text -> ids, of which none is a control or end-of-generation token, whatever the text says.
+
+        llama.cpp still matches tokens of type USER_DEFINED, and some files give that type to their end-of-turn
+        token; such a name is cut in two. Raises ``ValueError`` if a vocabulary leaves no way to write the text.
+        """
+        tokens = self._fragment(text, special=False, first=first)
+        forbidden = next((t for t in np.unique(tokens).tolist() if self.is_special(t)), None)
+        if forbidden is None:
+            return tokens
+        name = self._text_of(forbidden)
+        if len(name) < 2 or name not in text:
+            raise ValueError(f"the vocabulary writes ordinary text with special token {forbidden}")
+        harmless = [name[:1], name[1:]]
+        pieces = [piece for part in text.split(name) for piece in (*harmless, part)][len(harmless) :]
+        return np.concatenate([self.content_tokens(piece, first=first and not n) for n, piece in enumerate(pieces)])
+
+    def with_bos(self, tokens: TokenIds) -> TokenIds:
+        """Puts the vocabulary's first token before a prompt, where it asks for one and the template wrote none."""
+        if not self._adds_bos or self._bos == _TOKEN_NULL or (len(tokens) and tokens[0] == self._bos):
+            return tokens
+        return np.concatenate([np.array([self._bos], np.int32), tokens])
+
+    def _fragment(self, text: str, *, special: bool, first: bool) -> TokenIds:
+        """An SPM vocabulary puts a space before whatever it is given. Only the first fragment of a prompt should get
+        one, so the others are tokenised behind a newline, whose tokens are then taken off."""
+        data = text.encode("utf-8", "replace")
+        if not first and len(self._newline):
+            tokens = self._tokenise(b"\n" + data, special=special)
+            if np.array_equal(tokens[: len(self._newline)], self._newline):
+                return tokens[len(self._newline) :]
+        return self._tokenise(data, special=special)
+
+    def _tokenise(self, data: bytes, *, special: bool) -> TokenIds:
+        tokens = np.empty(len(data) + 16, np.int32)
+        count = self._tokenise_into(tokens, data, special=special)
+        if count < 0:  # a normalising vocabulary needs more than one token per byte, and says how many
+            tokens = np.empty(-count, np.int32)
+            count = self._tokenise_into(tokens, data, special=special)
+        tokens = tokens[: max(count, 0)].copy()
+        if count < 0 or (count and not (tokens.min() >= 0 and tokens.max() < self.vocabulary_tokens)):
+            raise ValueError("the vocabulary gave token ids outside itself")
+        return tokens
+
+    def _tokenise_into(self, tokens: TokenIds, data: bytes, *, special: bool) -> int:
+        target = ctypes.cast(tokens.ctypes.data, ctypes.POINTER(ctypes.c_int32))
+        count = llama.llama_tokenize(self._vocabulary, data, len(data), target, len(tokens), False, special)
+        if count < -(2**28):
+            raise ValueError("the text is too long to tokenise")
+        return int(count)
+
+    # --- tokens to text ---------------------------------------------------------------------------------------------
+
+    def is_end(self, token: int) -> bool:
+        """Whether a sampled token ends the answer. ``token`` is below ``vocabulary_tokens``."""
+        return bool(_is_eog(self._vocabulary, token))
+
+    def is_special(self, token: int) -> bool:
+        return bool(_is_eog(self._vocabulary, token) or _is_control(self._vocabulary, token))
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token, possibly part of a character; empty for a control token. Cached.
+
+        Raises ``ValueError`` for an id outside the vocabulary, which would abort the process in llama.cpp.
+        """
+        cached = self._pieces.get(token)
+        if cached is not None:
+            return cached
+        if not 0 <= token < self.vocabulary_tokens:
+            raise ValueError(f"token {token} is outside the vocabulary")
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            length = _to_piece(self._vocabulary, token, buffer, size, 0, False)
+            if length >= 0:
+                break
+            if -length > _MAX_PIECE_BYTES:
+                raise ValueError(f"token {token} stands for {-length} bytes")
+            size = -length
+        piece = self._pieces[token] = buffer.raw[:length]
+        return piece

@@ -1,0 +1,272 @@
+"""One runner, from its first instruction to its last: builds the sandbox around itself, takes one model, serves.
+
+The order is the protection, and the steps are numbered in ``_run``. A process that serves has passed all of them; the
+filters are on before the first byte of the model is parsed. Whatever goes wrong ends the process: there is nothing
+that a runner could usefully do after a failure, and its death is how the warden learns of it.
+
+Trusts: the installed package until the model arrives; afterwards nothing.
+Promises: the exit statuses below; ``Ready`` is sent only when every layer it names is on.
+Not here: whether the model is the signed one (the warden hashed it); whether a request was paid for (the gateway).
+"""
+
+import argparse
+import codecs
+import os
+import signal
+import socket
+import stat
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Never
+
+from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder, FrameError, encode
+from appliance.ipc.messages import Load, LoadFailed, Ready, ToRunner
+from appliance.sandbox import layers, probe, seccomp
+from appliance.sandbox.bpf import PolicyError
+
+EXIT_CHANNEL_CLOSED: Final = 0
+"""The peer closed the channel: the ordinary end."""
+EXIT_USAGE: Final = 64
+"""Wrong arguments, or an environment that cannot be made right."""
+EXIT_LAYER_MISSING: Final = 70
+"""The host lacks a layer that nobody agreed to do without. ``LoadFailed`` named it."""
+EXIT_CHANNEL_INVALID: Final = 71
+"""The first message was not one Load with one regular file."""
+EXIT_LOAD_FAILED: Final = 72
+"""The engine refused the model. ``LoadFailed`` said why."""
+EXIT_INTERNAL: Final = 73
+"""Anything else; a line on stderr names it."""
+
+ENVIRONMENT: Final = {
+    "GGML_NO_BACKTRACE": "1",  # ggml would fork a debugger when it aborts
+    "LC_ALL": "C.UTF-8",  # or Python adds a variable of its own
+    "MALLOC_ARENA_MAX": "1",  # one heap: no mappings per thread, less to fragment
+    "OMP_WAIT_POLICY": "passive",  # spinning threads cost a tenfold of CPU on a busy host
+    "OPENBLAS_NUM_THREADS": "1",  # numpy's threads would come before the layers that are per thread
+}
+"""The whole environment of a runner, whoever starts it."""
+
+_CHANNEL_FD: Final = 3
+
+
+def main(arguments: list[str]) -> Never:
+    """Runs one runner to its end and ends the process. Never returns, never runs Python's shutdown: that would open
+    files and join threads, which the filters forbid."""
+    _quiet_hooks()
+    try:
+        status = _run(arguments)
+    except BaseException as error:  # noqa: BLE001 - the one place where anything at all ends the process
+        _say(f"{_describe(error)}: {error}")
+        status = EXIT_INTERNAL
+    os._exit(status)
+
+
+def _run(arguments: list[str]) -> int:
+    # 1. Arguments: the channel's number and the names of layers that may be missing. Nothing secret is ever in them.
+    options = _parse(arguments)
+    if options is None:
+        return EXIT_USAGE
+    channel_fd, stack = options
+
+    # 2. The environment is exactly ours, in memory too: /proc/self/environ is what a compromised runner could read.
+    if not _environment_is_ours():
+        return _start_again(arguments)
+
+    # 3. Descriptors: nothing to read, stderr twice, the channel; all others are closed.
+    channel = _keep_only(channel_fd)
+
+    # 4. Privileges and namespaces, while this process still has one thread.
+    layers.leave_host(stack)
+    layers.die_with_parent()  # after the user namespace, which would clear it
+
+    # 5. Into the new pid namespace. The process outside only waits, and ends as its child ends.
+    if layers.PID_NAMESPACE in stack.on:
+        child = os.fork()
+        if child:
+            _wait_for(child)
+        layers.die_with_parent()
+
+    # 6. Everything that will ever be imported, while there still are files.
+    import appliance.runner.bindings  # noqa: F401
+    from appliance.runner import channel as requests
+    from appliance.runner.engine.engine import Engine, LoadError
+
+    codecs.lookup("unicode-escape")  # Jinja's lexer decodes string literals with it
+    sys.meta_path.clear()  # a forgotten import is an ImportError now, not a call that the filter kills for
+
+    try:
+        filters = seccomp.prepare(os.getpid())
+
+        # 7. No files, no capabilities, no new executable memory, no core.
+        layers.shut_in(stack)
+
+        # 8. Judge the account before anything comes from outside.
+        stack.require()
+    except (PolicyError, layers.LayerMissing) as error:
+        return _refuse(channel, "layer-missing", str(error), EXIT_LAYER_MISSING)
+
+    # 9. One message with one descriptor: the model.
+    try:
+        load, model = _receive(channel)
+    except (FrameError, OSError) as error:
+        _say(f"no model: {error}")
+        return EXIT_CHANNEL_INVALID
+    if load is None:
+        return EXIT_CHANNEL_CLOSED
+
+    # 10. Stage 1, before the first byte of the model is read. A failure is an exception: the process ends.
+    seccomp.install(filters.stage1)
+
+    # 11. Parse the model, start every thread, touch every path.
+    try:
+        engine = Engine.load(model, load)
+        os.close(model)
+        engine.warm_up()
+    except LoadError as error:
+        return _refuse(channel, error.reason, error.detail, EXIT_LOAD_FAILED)
+
+    # 12. Stage 2, on every thread. From here on: compute and talk.
+    seccomp.install(filters.stage2)
+    ready = Ready(
+        layers=(*stack.on, layers.SECCOMP_STAGE_1, layers.SECCOMP_STAGE_2),
+        degraded=stack.degraded,
+        filter_digest=filters.digest,
+        context_tokens=engine.context_tokens,
+        slots=engine.slots,
+    )
+    channel.send(encode(ready))
+    requests.serve(channel, engine, probe.attempt)  # ends the process itself if anything goes wrong
+    channel.close()  # its finaliser would make a call that no stage allows
+    return EXIT_CHANNEL_CLOSED
+
+
+# --- steps 1 to 3: from nothing -------------------------------------------------------------------------------------
+
+
+def _parse(arguments: list[str]) -> tuple[int, layers.Stack] | None:
+    parser = argparse.ArgumentParser(prog="appliance.runner", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--channel-fd", type=int, required=True)
+    parser.add_argument("--degraded", default="")
+    try:
+        options = parser.parse_args(arguments)
+        return options.channel_fd, layers.Stack(frozenset(filter(None, options.degraded.split(","))))
+    except (argparse.ArgumentError, ValueError) as error:
+        _say(str(error))
+        return None
+
+
+def _environment_is_ours() -> bool:
+    entries = Path("/proc/self/environ").read_bytes().split(b"\0")[:-1]
+    return sorted(entries) == sorted(f"{name}={value}".encode() for name, value in ENVIRONMENT.items())
+
+
+def _start_again(arguments: list[str]) -> int:
+    """The same program with our environment and no other. An init system that adds variables comes by here once."""
+    command = [sys.executable, "-I", "-B", "-m", "appliance.runner", *arguments]
+    os.execve(sys.executable, command, ENVIRONMENT)  # noqa: S606 - no shell; the descriptors are kept on purpose
+
+
+def _keep_only(channel_fd: int) -> socket.socket:
+    if channel_fd != _CHANNEL_FD:
+        os.dup2(channel_fd, _CHANNEL_FD)
+    nothing = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    os.closerange(_CHANNEL_FD + 1, os.sysconf("SC_OPEN_MAX"))
+    os.set_inheritable(_CHANNEL_FD, False)
+    return socket.socket(fileno=_CHANNEL_FD)
+
+
+# --- step 5: the process outside ------------------------------------------------------------------------------------
+
+
+def _wait_for(child: int) -> Never:
+    """Waits for the runner proper and ends the way it ended. Holds no descriptor and no capability.
+
+    SIGTERM is the warden's way to end both: it kills the runner at once, and this process ends after it, so that the
+    runner's memory is free when the warden sees the end. Any other death of this process kills the runner too.
+    """
+    runner = os.pidfd_open(child)
+    signal.signal(signal.SIGTERM, lambda *_: signal.pidfd_send_signal(runner, signal.SIGKILL))
+    layers.non_dumpable()
+    layers.no_capabilities()
+    os.closerange(0, runner)
+    os.closerange(runner + 1, os.sysconf("SC_OPEN_MAX"))
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code if code >= 0 else 128 - code)
+
+
+# --- step 9: the model ----------------------------------------------------------------------------------------------
+
+_DECODER: Final = FrameDecoder[ToRunner](ToRunner)
+
+
+def _receive(channel: socket.socket) -> tuple[Load | None, int]:
+    """The one Load and its one descriptor; None when the channel was closed first. Raises ``FrameError``."""
+    data, descriptors, flags, _ = socket.recv_fds(channel, MAX_FRAME_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+    if not data:
+        return None, -1
+    message = _DECODER.decode(data)
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) != 1 or not isinstance(message, Load):
+        raise FrameError(f"expected one Load with one descriptor, got {type(message).__name__} with {len(descriptors)}")
+    if not stat.S_ISREG(os.fstat(descriptors[0]).st_mode):
+        raise FrameError("the descriptor is not a regular file")
+    return message, descriptors[0]
+
+
+# --- endings --------------------------------------------------------------------------------------------------------
+
+_MAX_DETAIL: Final = 2000
+
+
+def _refuse(channel: socket.socket, reason: str, detail: str, status: int) -> int:
+    _say(f"{reason}: {detail}")
+    with suppress(OSError), channel:  # the warden may have gone; the exit status says it too
+        channel.send(encode(LoadFailed(reason=reason, detail=detail[:_MAX_DETAIL])))
+    return status
+
+
+def _say(text: str) -> None:
+    """One line on stderr, by one write: after the filters are on, nothing may be opened or allocated lazily for it."""
+    with suppress(OSError):  # a reader that has gone is no reason to end differently
+        os.write(2, (" ".join(text.split()) + "\n").encode("utf-8", "backslashreplace"))
+
+
+def _describe(error: BaseException) -> str:
+    """The kind of an error and the places it passed. Without source lines, for which Python would open files, and
+    without its text, which could quote a prompt."""
+    places, trace = [], error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        places.append(f"{code.co_qualname}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return f"{type(error).__name__} at {' > '.join(places)}"
+
+
+def _quiet_hooks() -> None:
+    """Every way in which Python would print a traceback, which opens source files, says one line instead. An exception
+    that nobody caught in a thread ends the process: an engine without its thread would hang its callers."""
+
+    def on_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        del kind, trace
+        _say(_describe(error))
+
+    def on_thread(arguments: "threading.ExceptHookArgs") -> None:
+        if arguments.exc_value is not None:
+            _say(_describe(arguments.exc_value))
+        os._exit(EXIT_INTERNAL)
+
+    def on_unraisable(arguments: "sys.UnraisableHookArgs") -> None:
+        if arguments.exc_value is not None:
+            _say(f"unraisable {_describe(arguments.exc_value)}")
+
+    sys.excepthook = on_exception
+    threading.excepthook = on_thread
+    sys.unraisablehook = on_unraisable

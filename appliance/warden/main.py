@@ -1,0 +1,102 @@
+"""The warden's process: answers the gateway on its socket.
+
+Trusts: peers whose uid is allowed, to ask for leases; nothing that a runner says beyond its identity.
+Promises: one gateway's malformed frame or departure costs only its own connection.
+Not here: the runners themselves (``pool``).
+"""
+
+import asyncio
+import logging
+import socket
+from typing import Any
+
+from appliance.core.refusals import Fault, Refused
+from appliance.ipc.connection import Connection, accept_forever
+from appliance.ipc.frames import FrameDecoder
+from appliance.ipc.messages import AskLease, Complain, Failed, Leased, ListModels, ModelList, ToWarden
+from appliance.ipc.notary_client import NotaryClient
+from appliance.warden.pool import Pool
+
+log = logging.getLogger(__name__)
+
+
+async def serve(
+    pool: Pool,
+    *,
+    notary: NotaryClient,
+    listening: socket.socket,
+    allowed_uids: frozenset[int],
+    stop: asyncio.Event,
+) -> None:
+    """Serves until ``stop`` is set, then ends all runners and hands over the last records."""
+    peers: set[_Peer] = set()
+
+    def welcome(sock: socket.socket) -> None:
+        peers.add(_Peer(sock, pool, peers))
+
+    notary_task = asyncio.create_task(notary.run())
+    accepting = asyncio.create_task(accept_forever(listening, allowed_uids=allowed_uids, welcome=welcome))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({notary_task, accepting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        accepting.cancel()
+        stopping.cancel()
+        for peer in list(peers):
+            peer.connection.close()
+        await pool.stop()
+        try:
+            async with asyncio.timeout(2):
+                await notary.drained()
+        except TimeoutError:
+            log.warning("the notary did not take the last records")
+        notary_task.cancel()
+
+
+class _Peer:
+    """One gateway's connection; each question is answered by a task of its own, since a load takes seconds."""
+
+    def __init__(self, sock: socket.socket, pool: Pool, peers: "set[_Peer]") -> None:
+        self._pool = pool
+        self._peers = peers
+        self._tasks: set[asyncio.Task[None]] = set()
+        decoder: FrameDecoder[ToWarden] = FrameDecoder(ToWarden)
+        self.connection: Connection[ToWarden] = Connection(
+            sock, decoder, on_message=self._asked, on_closed=self._closed
+        )
+
+    def _asked(self, question: ToWarden, fds: list[int]) -> None:
+        if fds:
+            self.connection.close("a descriptor where none belongs")
+        elif isinstance(question, Complain):
+            self._pool.complain(question.runner_id, question.detail)
+        else:
+            task = asyncio.create_task(self._answer(question))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _closed(self, why: str) -> None:
+        log.info("a gateway's connection closed: %s", why)
+        self._peers.discard(self)
+
+    async def _answer(self, question: ListModels | AskLease) -> None:
+        try:
+            match question:
+                case ListModels():
+                    self._reply(ModelList(call=question.call, models=await self._pool.models()))
+                case AskLease():
+                    runner, channel = await self._pool.lease(question.digest)
+                    self._reply(Leased(call=question.call, runner=runner), [channel.fileno()])
+        except Refused as refusal:
+            self._reply(Failed(call=question.call, reason=refusal.reason.code, detail=refusal.detail[:2000]))
+        except Fault as fault:
+            log.warning("%s", fault.detail)
+            self._reply(Failed(call=question.call, reason="fault", detail=fault.detail[:2000]))
+
+    def _reply(self, answer: Any, fds: list[int] | None = None) -> None:
+        if self.connection.closed:
+            return
+        try:
+            self.connection.send(answer, fds or [])
+        except ConnectionError as error:
+            log.info("an answer was not delivered: %s", error)

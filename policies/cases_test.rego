@@ -1,0 +1,33 @@
+# One complete request and data that permits it; the tests beside this file take something away from it.
+package paddock_cases
+
+groups := {
+	"staff": {"models": ["demo"], "max_tokens": 512},
+	"research": {"models": ["*"], "max_tokens": 4096},
+	"broken": {"models": ["demo"]},
+	"nothing": {"models": ["*"], "max_tokens": 0},
+	"half": {"models": ["*"], "max_tokens": 0.5},
+	"wordy": {"models": ["*"], "max_tokens": "many"},
+	"bare": {"models": "demo", "max_tokens": 512},
+}
+
+closed := {"subjects": ["mallory"], "models": ["withdrawn"]}
+
+good := {
+	"principal": {
+		"subject": "alice",
+		"client_id": "notebook",
+		"issuer": "https://issuer.example",
+		"groups": ["staff"],
+		"models": ["*"],
+	},
+	"action": {"operation": "chat", "method": "POST", "route": "/v1/chat/completions"},
+	"model": {
+		"name": "demo",
+		"digest": "sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",
+		"signer": "release",
+	},
+	"request": {"max_tokens": 128, "messages": 2, "prompt_bytes": 240, "stream": true},
+	"peer": {"address": "192.0.2.7"},
+	"time": {"unix_seconds": 1700000000, "weekday": 1, "minute_of_day": 1333},
+}

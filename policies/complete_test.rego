@@ -1,0 +1,51 @@
+package paddock_test
+
+import data.paddock
+import data.paddock_cases.good
+
+complete(document) if {
+	paddock.input_complete with input as document
+}
+
+fields := [
+	"/principal/subject", "/principal/client_id", "/principal/issuer", "/principal/groups", "/principal/models",
+	"/action/operation", "/action/method", "/action/route",
+	"/model/name", "/model/digest", "/model/signer",
+	"/request/max_tokens", "/request/messages", "/request/prompt_bytes", "/request/stream",
+	"/peer/address",
+	"/time/unix_seconds", "/time/weekday", "/time/minute_of_day",
+]
+
+test_the_good_case_is_complete if complete(good)
+
+test_an_input_without_any_one_field_is_incomplete if {
+	every path in fields {
+		not complete(json.patch(good, [{"op": "remove", "path": path}]))
+	}
+}
+
+test_a_field_of_another_type_is_incomplete if {
+	every path in fields {
+		every value in [{}, -1, 1.5, ""] {
+			not complete(json.patch(good, [{"op": "replace", "path": path, "value": value}]))
+		}
+	}
+}
+
+test_null_is_a_number_of_tokens_and_nothing_else if {
+	null_accepted := {path | some path in fields; complete(json.patch(good, [{"op": "replace", "path": path, "value": null}]))}
+	null_accepted == {"/request/max_tokens"}
+}
+
+test_lists_hold_text_only if {
+	every path in ["/principal/groups", "/principal/models"] {
+		every value in [[1], [""], [null], [["staff"]], "staff"] {
+			not complete(json.patch(good, [{"op": "replace", "path": path, "value": value}]))
+		}
+	}
+}
+
+test_time_has_its_range if {
+	not complete(json.patch(good, [{"op": "replace", "path": "/time/weekday", "value": 7}]))
+	not complete(json.patch(good, [{"op": "replace", "path": "/time/minute_of_day", "value": 1440}]))
+}

@@ -1,0 +1,14 @@
+# Why not. Each rule stands over a negated positive helper, so that a missing field or missing data denies.
+package paddock
+
+deny contains "input-incomplete" if not input_complete
+
+deny contains "operation-unknown" if not operation_known
+
+deny contains "subject-closed" if not subject_open
+
+deny contains "model-closed" if not model_open
+
+deny contains "model-outside-token" if not token_covers_model
+
+deny contains "no-group-permits-model" if not permitted_tokens

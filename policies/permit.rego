@@ -1,0 +1,34 @@
+# What must hold. Every name here is a positive fact, true or undefined, never false.
+package paddock
+
+operation_known if input.action.operation in {"chat", "list"}
+
+# Closing stops somebody, or a model, at once and for every group. Missing lists are not empty lists: they deny.
+subject_open if {
+	every subject in data.closed.subjects {
+		subject != input.principal.subject
+	}
+}
+
+model_open if {
+	every model in data.closed.models {
+		model != input.model.name
+	}
+}
+
+token_covers_model if names_model(input.principal.models)
+
+# The tokens that one answer may have: the largest number among the groups that permit the model.
+permitted_tokens := max(group_tokens) if count(group_tokens) > 0
+
+group_tokens contains rule.max_tokens if {
+	some group in input.principal.groups
+	rule := data.groups[group]
+	names_model(rule.models)
+	whole_number(rule.max_tokens)
+	rule.max_tokens > 0
+}
+
+names_model(models) if "*" in models
+
+names_model(models) if input.model.name in models

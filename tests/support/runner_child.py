@@ -1,0 +1,45 @@
+"""A runner without its sandbox, for tests of the engine: loads a model and serves a channel.
+
+python -m tests.support.runner_child CHANNEL_FD MODEL LOAD_AS_JSON [fail-after-steps N]
+"""
+
+import os
+import socket
+import sys
+
+import msgspec
+
+from appliance.ipc.messages import Load
+from appliance.runner import bindings, channel
+from appliance.runner.engine.steps import Stepper
+
+
+def _fail_after(steps: int) -> None:
+    whole = Stepper.step
+    left = iter(range(steps))
+
+    def step(self: Stepper) -> object:
+        if next(left, None) is None:
+            raise RuntimeError("the prompt was: secret")
+        return whole(self)
+
+    Stepper.step = step  # type: ignore[method-assign,assignment]
+
+
+def main() -> None:
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    load = msgspec.json.decode(sys.argv[3].encode(), type=Load)
+    if "fail-after-steps" in sys.argv:
+        _fail_after(int(sys.argv[-1]))
+    model = os.open(sys.argv[2], os.O_RDONLY)
+    try:
+        engine = bindings.Engine.load(model, load)
+        engine.warm_up()
+    except bindings.LoadError as error:
+        sys.stderr.write(f"{error.reason}\n")
+        os._exit(72)
+    channel.serve(connection, engine, lambda name: f"tried {name}")
+    os._exit(0)
+
+
+main()

@@ -1,0 +1,98 @@
+"""Frames for a slow reader: order, growth, no blocking."""
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from appliance.ipc import frames
+from appliance.ipc.messages import FromRunner, ResetDone, RunnerDelta, RunnerEnd, RunnerStarted
+from appliance.runner.outbox import Outbox
+
+DECODER: Any = frames.FrameDecoder(FromRunner)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    right.settimeout(10)
+    with left, right:
+        yield left, right
+
+
+def end(request_id: str) -> RunnerEnd:
+    return RunnerEnd(request_id=request_id, reason="stop", prompt_tokens=1, completion_tokens=1)
+
+
+def test_frames_do_not_overtake_each_other(pair: tuple[socket.socket, socket.socket]) -> None:
+    outbox = Outbox()
+    outbox.put(RunnerStarted(request_id="a", prompt_tokens=1))
+    outbox.put_delta("a", "one ", 1)
+    outbox.put_delta("b", "B", 1)
+    outbox.put_delta("a", "two", 2)
+    outbox.put(end("a"))
+    assert len(outbox) == 4
+    assert outbox.flush(pair[0])
+    assert [DECODER.decode(pair[1].recv(1000)) for _ in range(4)] == [
+        RunnerStarted(request_id="a", prompt_tokens=1),
+        RunnerDelta(request_id="a", text="one two", tokens=3),
+        RunnerDelta(request_id="b", text="B", tokens=1),
+        end("a"),
+    ]
+    assert len(outbox) == 0
+
+
+def test_peer_that_does_not_read_does_not_block(pair: tuple[socket.socket, socket.socket]) -> None:
+    outbox = Outbox()
+    sent = 0
+    while outbox.flush(pair[0]):
+        outbox.put_delta("a", f"{sent} ", 1)
+        sent += 1
+    for _ in range(1000):
+        outbox.put_delta("a", f"{sent} ", 1)
+        sent += 1
+        assert not outbox.flush(pair[0])
+    assert len(outbox) <= 2
+    text, tokens = "", 0
+    while tokens < sent:
+        delta = DECODER.decode(pair[1].recv(frames.MAX_FRAME_BYTES))
+        text, tokens = text + delta.text, tokens + delta.tokens
+        outbox.flush(pair[0])
+    assert text == "".join(f"{number} " for number in range(sent))
+
+
+def test_delta_does_not_outgrow_a_frame(pair: tuple[socket.socket, socket.socket]) -> None:
+    outbox = Outbox()
+    for _ in range(100):
+        outbox.put_delta("a", "😀" * 1000, 1)
+    assert len(outbox) > 5
+    total = 0
+    while total < 100:
+        outbox.flush(pair[0])
+        data = pair[1].recv(frames.MAX_FRAME_BYTES)
+        assert len(data) < 80_000
+        total += DECODER.decode(data).tokens
+
+
+def test_cleared_frames_are_not_sent(pair: tuple[socket.socket, socket.socket]) -> None:
+    outbox = Outbox()
+    while outbox.flush(pair[0]):
+        outbox.put(end("old"))
+    outbox.put_delta("old", "text", 1)
+    outbox.clear()
+    outbox.put_delta("old", "new", 1)
+    outbox.put(ResetDone(nonce="n"))
+    seen: list[Any] = [None]
+    while seen[-1] != ResetDone(nonce="n"):
+        outbox.flush(pair[0])
+        seen.append(DECODER.decode(pair[1].recv(1000)))
+    assert seen[-2] == RunnerDelta(request_id="old", text="new", tokens=1)
+
+
+def test_peer_that_has_gone_is_not_silent(pair: tuple[socket.socket, socket.socket]) -> None:
+    pair[1].close()
+    outbox = Outbox()
+    outbox.put(end("a"))
+    with pytest.raises(OSError, match="pipe"):
+        outbox.flush(pair[0])
