@@ -1,44 +1,20 @@
 """``paddock demo``: the whole chain on the built-in model, each outcome beside what was expected, nothing left behind.
 
 Everything is real: a fresh state directory with its own keys, the processes that ``paddock serve`` starts, requests
-over HTTP. The key that signs the demo model exists only while it signs.
+over HTTP.
 
 Trusts: this installation.
 Promises: exit status 0 only if every outcome was the expected one; no process and no file remains.
 Not here: the outcomes themselves (``demo_steps``), how they are shown (``demo_report``).
 """
 
-import http.client
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
 
-from appliance import settings
-from appliance.cli import demo_report, demo_steps, tokens
-from appliance.cli.init import demo_model, initialise
-from appliance.core.codec import canonical_json
-from appliance.core.refusals import Fault
-from appliance.models.oms import TrustedKeys, generate_signing_key, public_pem, sign_model
-from appliance.models.store import ModelStore
-from appliance.settings import Settings, child_environment
-
-MODEL: Final = "paddock-demo"
-TAMPERED: Final = "paddock-tampered"
-GROUP: Final = "staff"
-SIGNER: Final = "demo-publisher"
-BUDGET_TOKENS: Final = 1200
-START_SECONDS: Final = 60.0
-STOP_SECONDS: Final = 30.0
+from appliance.cli import demo_report, demo_steps
+from appliance.cli.demo_appliance import Appliance, prepare, serving
 
 
 def run(*, as_json: bool) -> int:
@@ -57,125 +33,3 @@ def run(*, as_json: bool) -> int:
     else:
         report.summary()
     return 0 if report.good else 1
-
-
-def prepare(directory: Path, report: demo_report.Report) -> tuple[Settings, Path]:
-    """State directory, default policy with one group, two signed models, one of which is then damaged."""
-    config_file = directory / "paddock.toml"
-    config_file.write_text(_config_text(directory), encoding="utf-8")
-    config = settings.load(config_file)
-    initialise(config)
-    data = {"closed": {"models": [], "subjects": []}, "groups": {GROUP: {"models": ["*"], "max_tokens": 200}}}
-    (config.policy_dir / "data.json").write_bytes(canonical_json(data))
-    report.note(f"state directory with the default policy; group {GROUP!r} may use every model")
-    original = demo_model().read_bytes()
-    twin = original.replace(MODEL.encode(), TAMPERED.encode()[: len(MODEL)], 1)  # another digest, as valid
-    key = generate_signing_key()
-    (config.trust_dir / f"{SIGNER}.pem").write_bytes(public_pem(key.public_key()))
-    with ModelStore.open(config.models_dir) as store:
-        for name, content in ((MODEL, original), (TAMPERED, twin)):
-            path = directory / f"{name}.gguf"
-            path.write_bytes(content)
-            with path.open("rb") as file:
-                bundle = sign_model(file.fileno(), path=path.name, key=key)
-                os.lseek(file.fileno(), 0, os.SEEK_SET)
-                model = store.import_model(file.fileno(), name, bundle, TrustedKeys.load(config.trust_dir))
-            report.note(f"signed and imported {name} as {model.digest}")
-    return config, config_file
-
-
-def _config_text(directory: Path) -> str:
-    with socket.socket() as probe:  # a free port; nobody else on this machine needs to know it
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return f"""\
-state_dir = {json.dumps(str(directory / "state"))}
-runtime_dir = {json.dumps(str(directory / "run"))}
-[gateway]
-listen_port = {port}
-[limits]
-budget_tokens = {BUDGET_TOKENS}
-[models]
-context_tokens = 1024
-default_max_tokens = 96
-"""
-
-
-@contextmanager
-def serving(config_file: Path, log_file: Path) -> Iterator[None]:
-    """``paddock serve`` as a child process, stopped by the signal that Ctrl-C sends."""
-    with log_file.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-B", "-m", "appliance", "serve", "--config", str(config_file)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=child_environment(),
-            start_new_session=True,
-        )
-    try:
-        yield
-    except (Fault, OSError):
-        sys.stderr.write(log_file.read_text(errors="replace")[-4000:])
-        raise
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise Fault("the appliance did not stop on Ctrl-C") from None
-
-
-class Appliance:
-    """A running appliance as a client sees it. Every request has a time limit."""
-
-    def __init__(self, config: Settings) -> None:
-        self.config = config
-        self._wait_until_alive()
-
-    def token(self, subject: str, groups: tuple[str, ...] = (GROUP,)) -> str:
-        """A token for any model; policy decides by group."""
-        return tokens.issue(
-            self.config, subject=subject, client_id="paddock-demo", groups=groups, models=("*",), ttl_seconds=600
-        )
-
-    def request(
-        self, method: str, path: str, *, token: str | None = None, body: object = None
-    ) -> http.client.HTTPResponse:
-        """One request on a connection of its own; the answer's body is not read yet."""
-        connection = http.client.HTTPConnection(
-            self.config.gateway.listen_host, self.config.gateway.listen_port, timeout=60
-        )
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        connection.request(method, path, body=json.dumps(body) if body is not None else None, headers=headers)
-        return connection.getresponse()
-
-    def chat(
-        self, token: str | None, question: str, *, model: str = MODEL, stream: bool = False
-    ) -> http.client.HTTPResponse:
-        body = {
-            "model": model,
-            "messages": [{"role": "user", "content": question}],
-            "temperature": 0,
-            "max_tokens": 96,
-            "stream": stream,
-        }
-        return self.request("POST", "/v1/chat/completions", token=token, body=body)
-
-    def _wait_until_alive(self) -> None:
-        """Until the gateway answers and knows the models."""
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            with suppress(OSError, Fault, http.client.HTTPException):
-                if self.request("GET", "/healthz").status == 200 and self._lists_models():
-                    return
-            time.sleep(0.1)
-        raise Fault("the appliance did not come up in time")
-
-    def _lists_models(self) -> bool:
-        answer = self.request("GET", "/v1/models", token=self.token("demo-readiness"))
-        return answer.status == 200 and len(json.loads(answer.read())["data"]) == 2

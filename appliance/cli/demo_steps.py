@@ -7,23 +7,21 @@ Not here: starting and stopping the appliance (``demo``).
 
 import json
 import shutil
-from http.client import HTTPResponse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from appliance.audit.fsck import verify_log
 from appliance.audit.query import read_entries
+from appliance.cli.demo_appliance import CHAT, TAMPERED, Appliance, chat_body
 from appliance.cli.demo_report import Report
 from appliance.core.records import Opened
 from appliance.settings import Settings
 
-if TYPE_CHECKING:
-    from appliance.cli.demo import Appliance
-
+MAX_ANSWERS = 100
 QUESTION = "What is Paddock?"
 REQUIRED_LAYERS = frozenset({"seccomp-stage-1", "seccomp-stage-2", "no-new-privs", "no-capabilities", "landlock"})
 
 
-def with_appliance(appliance: "Appliance", report: Report) -> None:
+def with_appliance(appliance: Appliance, report: Report) -> None:
     """Everything that needs the appliance to be up."""
     streamed_answer(appliance, report)
     forbidden_caller(appliance, report)
@@ -38,74 +36,57 @@ def after_stop(config: Settings, report: Report) -> None:
     sandbox_layers(config, report)
 
 
-def streamed_answer(appliance: "Appliance", report: Report) -> None:
-    answer = appliance.chat(appliance.token("alice"), QUESTION, stream=True)
-    pieces: list[str] = []
-    finish = None
-    done = False
-    for line in answer:
-        data = line.removeprefix(b"data: ").strip()
-        if data == b"[DONE]":
-            done = True
-        elif data:
-            chunk = json.loads(data)
-            for choice in chunk.get("choices", []):
-                pieces.append(choice["delta"].get("content") or "")
-                finish = choice["finish_reason"] or finish
-    text = "".join(pieces)
+def streamed_answer(appliance: Appliance, report: Report) -> None:
+    body = chat_body(QUESTION, stream=True)
+    with appliance.open_request("POST", CHAT, token=appliance.token("alice"), body=body) as answer:
+        status = answer.status
+        events = [line.removeprefix(b"data: ").strip() for line in answer if line.startswith(b"data: ")]
+    choices = [choice for event in events if event.startswith(b"{") for choice in json.loads(event).get("choices", [])]
+    pieces = [choice["delta"]["content"] for choice in choices if choice["delta"].get("content")]
+    finish = choices[-1]["finish_reason"] if choices else None
     report.add(
         "streamed-answer",
         expected="200, a streamed answer that ends with stop and [DONE]",
-        observed=f"{answer.status}, {sum(map(bool, pieces))} pieces, finish {finish}: {text}",
-        ok=answer.status == 200 and bool(text) and finish == "stop" and done,
-        text=text,
+        observed=f"{status}, {len(pieces)} pieces, finish {finish}: {''.join(pieces)}",
+        ok=status == 200 and pieces != [] and finish == "stop" and events[-1] == b"[DONE]",
+        text="".join(pieces),
     )
 
 
-def forbidden_caller(appliance: "Appliance", report: Report) -> None:
+def forbidden_caller(appliance: Appliance, report: Report) -> None:
     answer = appliance.chat(appliance.token("mallory", groups=("visitors",)), QUESTION)
     _expect_refusal(report, "policy-refusal", answer, 403, "policy-denied")
 
 
-def no_token(appliance: "Appliance", report: Report) -> None:
+def no_token(appliance: Appliance, report: Report) -> None:
     _expect_refusal(report, "no-token", appliance.chat(None, QUESTION), 401, "token-missing")
 
 
-def spent_budget(appliance: "Appliance", report: Report) -> None:
+def spent_budget(appliance: Appliance, report: Report) -> None:
     """Asks until the budget is spent; it must be spent within a bounded number of requests."""
     token = appliance.token("spender")
     answered = 0
     answer = appliance.chat(token, QUESTION)
-    while answer.status == 200 and answered < 100:
-        answer.read()
+    while answer[0] == 200 and answered < MAX_ANSWERS:
         answered += 1
         answer = appliance.chat(token, QUESTION)
     report.note(f"{answered} requests of one principal were answered before its budget was spent")
     _expect_refusal(report, "budget-spent", answer, 429, "budget-exhausted", answered=answered)
 
 
-def changed_model(appliance: "Appliance", report: Report) -> None:
-    """Changes one byte of a stored model and asks for it."""
-    from appliance.cli.demo import TAMPERED
-
-    listed = json.loads(appliance.request("GET", "/v1/models", token=appliance.token("alice")).read())
+def changed_model(appliance: Appliance, report: Report) -> None:
+    """Changes one bit of a stored model and asks for it."""
+    _status, listed = appliance.request("GET", "/v1/models", token=appliance.token("alice"))
     digest = next(model["paddock"]["digest"] for model in listed["data"] if model["id"] == TAMPERED)
     blob = appliance.config.models_dir / "blobs" / "sha256" / digest.removeprefix("sha256:")
+    content = bytearray(blob.read_bytes())
+    content[-100] ^= 1
     blob.chmod(0o600)
-    with blob.open("r+b") as file:
-        file.seek(-100, 2)
-        byte = file.read(1)
-        file.seek(-1, 1)
-        file.write(bytes([byte[0] ^ 1]))
+    blob.write_bytes(content)
     blob.chmod(0o444)
     report.note(f"changed one bit of {TAMPERED} in the store")
-    _expect_refusal(
-        report,
-        "changed-model",
-        appliance.chat(appliance.token("bob"), QUESTION, model=TAMPERED),
-        503,
-        "model-not-verified",
-    )
+    answer = appliance.chat(appliance.token("bob"), QUESTION, TAMPERED)
+    _expect_refusal(report, "changed-model", answer, 503, "model-not-verified")
 
 
 def verified_log(config: Settings, report: Report) -> None:
@@ -139,13 +120,15 @@ def sandbox_layers(config: Settings, report: Report) -> None:
     )
 
 
-def _expect_refusal(report: Report, name: str, answer: HTTPResponse, status: int, code: str, **detail: Any) -> None:
-    body = json.loads(answer.read())
-    observed = body.get("error", {}).get("code")
+def _expect_refusal(
+    report: Report, name: str, answer: tuple[int, dict[str, Any]], status: int, code: str, **detail: Any
+) -> None:
+    observed_status, body = answer
+    error = body.get("error", {})
     report.add(
         name,
         expected=f"{status} {code}",
-        observed=f"{answer.status} {observed}: {body.get('error', {}).get('message')}",
-        ok=(answer.status, observed) == (status, code),
+        observed=f"{observed_status} {error.get('code')}: {error.get('message')}",
+        ok=(observed_status, error.get("code")) == (status, code),
         **detail,
     )

@@ -75,8 +75,12 @@ async def run_probe(launcher: Launcher, names: Iterable[str] = tuple(ATTEMPTS)) 
         async with turns, asyncio.timeout(_LIMIT_SECONDS):
             return await _attempt(launcher, name)
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(name)) for name in names]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(name)) for name in names]
+    except* (Fault, TimeoutError) as failures:
+        failure = failures.exceptions[0]
+        raise Fault(f"a runner for the probe did not come up or hung: {failure}") from None
     return [task.result() for task in tasks]
 
 

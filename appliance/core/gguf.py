@@ -118,7 +118,7 @@ def parse_header(data: bytes | bytearray, file_bytes: int) -> GgufFacts:
     """The first bytes of a file of ``file_bytes`` bytes -> its facts.
 
     Raises ``GgufInvalid``, or ``NeedMore`` while the header goes on, the file has more and the cap allows it. A caller
-    who doubles its buffer at each ``NeedMore`` parses at most twice the header.
+    who at least doubles what it gives at each ``NeedMore`` parses at most twice the header.
     """
     cursor = _Cursor(data, file_bytes)
     magic, version, tensor_count, key_count = _FIXED.unpack(cursor.take(_FIXED.size))

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from litestar import Litestar, Request, asgi, get
 from litestar.enums import MediaType
+from litestar.params import FromPath
 
 from appliance.core.refusals import Reason, Refused
 from appliance.gateway.chat import ChatRoute
@@ -35,7 +36,7 @@ def build_app(pipeline: Pipeline, chat: ChatRoute) -> Litestar:
         return {"object": "list", "data": [openai.model_object(model) for model in models]}
 
     @get("/v1/models/{model_id:str}", media_type=MediaType.JSON)
-    async def get_model(request: _Request, model_id: str) -> dict[str, Any]:
+    async def get_model(request: _Request, model_id: FromPath[str]) -> dict[str, Any]:
         """An absent model and a forbidden one get the same answer."""
         exchange = exchange_of(request.scope, "/v1/models/{model_id}")
         exchange.model_name = model_id

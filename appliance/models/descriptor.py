@@ -119,7 +119,7 @@ def read_facts(fd: int) -> GgufFacts:
             # A file that shrank since fstat would ask again for ever.
             if len(header) < min(wanted, file_bytes, MAX_HEADER_BYTES):
                 raise OSError(0, "the file became shorter while its header was read") from None
-            wanted = max(need.n_bytes, 2 * wanted)
+            wanted = max(need.n_bytes, 4 * wanted)
 
 
 def _head(fd: int, n_bytes: int) -> bytes:

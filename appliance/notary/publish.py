@@ -49,8 +49,7 @@ class Publisher:
 
         Raises ``OSError`` when a file cannot be written, ``Fault`` when the checkpointer refuses.
         """
-        tree = self._tree.copy()
-        full = tree
+        tree, full = self._tree.copy(), self._tree
         written: dict[str, bytes] = {}
         first = tree.size
         for position, leaf in enumerate(leaves):

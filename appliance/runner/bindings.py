@@ -16,9 +16,8 @@ import codecs
 import sys
 from typing import Final
 
-import jinja2.compiler
 import jinja2.debug  # noqa: F401  imported by Jinja at its first error
-import numpy.ma  # noqa: F401  imported by numpy at the first partition of some arrays
+import numpy.ma  # noqa: F401  imported by numpy at the first call of unique
 
 from appliance.runner import channel
 from appliance.runner.engine.engine import Engine, LoadError
@@ -28,6 +27,6 @@ __all__ = ["Engine", "LoadError"]
 SWITCH_INTERVAL_SECONDS: Final = 0.0005
 
 sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-for _name in ("utf-8", "ascii", "latin-1"):
+for _name in ("utf-8", "ascii", "latin-1", "unicode-escape"):
     codecs.lookup(_name)
 channel.prepare()

@@ -10,7 +10,6 @@ Not here: whether the model is the signed one (the warden hashed it); whether a 
 """
 
 import argparse
-import codecs
 import os
 import signal
 import socket
@@ -94,7 +93,6 @@ def _run(arguments: list[str]) -> int:
     from appliance.runner import channel as requests
     from appliance.runner.engine.engine import Engine, LoadError
 
-    codecs.lookup("unicode-escape")  # Jinja's lexer decodes string literals with it
     sys.meta_path.clear()  # a forgotten import is an ImportError now, not a call that the filter kills for
 
     try:
@@ -153,8 +151,8 @@ def _parse(arguments: list[str]) -> tuple[int, layers.Stack] | None:
     try:
         options = parser.parse_args(arguments)
         return options.channel_fd, layers.Stack(frozenset(filter(None, options.degraded.split(","))))
-    except (argparse.ArgumentError, ValueError) as error:
-        _say(str(error))
+    except (argparse.ArgumentError, SystemExit, ValueError) as error:
+        _say(f"wrong arguments: {error}")
         return None
 
 
@@ -198,7 +196,8 @@ def _wait_for(child: int) -> Never:
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        with suppress(OSError):  # SIGKILL has no handler to take away
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code if code >= 0 else 128 - code)
 

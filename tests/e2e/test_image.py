@@ -16,13 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import image_build
+from tests.support.image_build import CACHE, PYTHON, REPOSITORY
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-CACHE = Path(
-    os.environ.get("PADDOCK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paddock"
-)
-PYTHON = "/usr/bin/python3.11"
 USER = "paddock-image-test"
 
 
@@ -39,38 +37,20 @@ class Image:
 
 @pytest.fixture(scope="module")
 def wheel() -> Path:
-    if 'VERSION_ID="12"' not in Path("/etc/os-release").read_text():
-        pytest.skip("the image is built on Debian 12 only")
-    for program in ("buildah", "podman", "apt-get", PYTHON):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed")
-    given = os.environ.get("PADDOCK_ENGINE_WHEEL")
-    found = [Path(given)] if given else sorted((CACHE / "wheels").glob("*/llama_cpp_python-*.whl"))
-    if not found:
-        pytest.skip("no engine wheel in the cache; `make` compiles it")
-    return found[-1]
+    return image_build.engine_wheel(("buildah", "podman"))
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One copy of the working tree for all builds, so that an editor in between changes nothing."""
-    folder = tmp_path_factory.mktemp("repository")
-    for part in ("image", "appliance", "requirements"):
-        shutil.copytree(REPOSITORY / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    return folder
+    return image_build.copy_sources(tmp_path_factory.mktemp("repository"))
 
 
 @pytest.fixture(scope="module")
 def image(sources: Path, wheel: Path) -> Image:
-    output = REPOSITORY / "build" / "image"
-    figures = build([PYTHON, f"{sources}/image/build", "--wheel", str(wheel), "--output", str(output)])
+    figures = image_build.build(image_build.command(sources, wheel))
     print(json.dumps(figures, indent=1))
     return Image(figures, *opened(Path(figures["archive"])))
-
-
-def build(command: list[str], cwd: Path = REPOSITORY) -> dict:
-    done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, text=True, timeout=500, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def opened(archive_path: Path) -> tuple[dict, dict[str, tarfile.TarInfo]]:
@@ -172,7 +152,7 @@ def test_another_user_at_another_time_does_not_get_another_image(
     if become:
         subprocess.run(["chown", "-R", f"{USER}:", str(home)], check=True, timeout=60)
     command = [PYTHON, f"{repository}/image/build", "--fresh", "--cache", str(cache), "--wheel", str(home / wheel.name)]
-    figures = build([*become, *command], cwd=home)
+    figures = image_build.build([*become, *command], cwd=home)
     assert figures["manifest_digest"] == image.figures["manifest_digest"]
     assert figures["image_id"] == image.figures["image_id"]
 

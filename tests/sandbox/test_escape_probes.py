@@ -17,7 +17,7 @@ def test_no_attempt_gets_out_of_a_live_runner() -> None:
     async def scenario() -> list[sandbox_probe.ProbeOutcome]:
         return await sandbox_probe.run_probe(SpawnLauncher())
 
-    outcomes = within_limit(scenario)
+    outcomes = within_limit(scenario, seconds=100)
     assert [outcome.name for outcome in outcomes] == list(probe.ATTEMPTS)
     assert [outcome for outcome in outcomes if not outcome.ok] == []
     assert {outcome.observed for outcome in outcomes if outcome.name not in probe.CONTROLS} == {sandbox_probe.KILLED}
@@ -55,7 +55,8 @@ def test_no_attempt_gets_past_the_other_layers() -> None:
 UNCONFINED = """
 import json
 from appliance.sandbox.probe import attempt
-print(json.dumps({n: attempt(n) for n in ("open", "openat", "stat", "socket", "udp send", "mmap exec", "mprotect exec")}))
+names = ("open", "openat", "stat", "socket", "udp send", "mmap exec", "mprotect exec")
+print(json.dumps({name: attempt(name) for name in names}))
 """
 
 
@@ -74,24 +75,30 @@ from appliance.sandbox.syscalls import X86_64
 stage = sys.argv[1]
 named = {X86_64[rule.syscall] for rule in seccomp.load_policy(stage).rules}
 low = [n for n in range(600) if n not in named]
-x32 = [n | 0x40000000 for n in range(600)]
+x32 = [n | 0x40000000 for n in (*named, *range(512, 548))]
 layers.no_new_privs()
 layers.rlimits(own_process_count=False)
+program = getattr(seccomp.prepare(os.getpid()), stage)
 survived = []
 for number in low + x32:
     child = os.fork()
     if child == 0:
-        seccomp.install(getattr(seccomp.prepare(os.getpid()), stage))
+        seccomp.install(program)
         try:
             libc.syscall(number, 0, 0, 0, 0, 0, 0)
-        except OSError:
-            pass
+        except OSError as error:
+            os._exit(error.errno)
         os._exit(0)
     _, status = os.waitpid(child, 0)
-    if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGSYS:
-        survived.append((number, status))
+    if os.waitstatus_to_exitcode(status) != -signal.SIGSYS:
+        survived.append((number, os.waitstatus_to_exitcode(status)))
 print(json.dumps({"tried": len(low) + len(x32), "survived": survived}))
 """
+
+
+SEEN_BY_NO_FILTER = {335: {-4}, 336: {6}}
+"""uretprobe and uprobe, which newer kernels do not show to seccomp. Called by anybody but the kernel's own trampoline
+the one ends the process by SIGILL and the other is ENXIO."""
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
@@ -99,5 +106,5 @@ def test_no_other_system_call_number_comes_back(stage: str) -> None:
     command = [sys.executable, "-c", EVERY_NUMBER, stage]
     done = subprocess.run(command, capture_output=True, timeout=90, check=True)
     report = json.loads(done.stdout)
-    assert report["survived"] == []
-    assert report["tried"] > 1100
+    assert [(n, how) for n, how in report["survived"] if how not in SEEN_BY_NO_FILTER.get(n, ())] == []
+    assert report["tried"] > 600

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.ipc.frames import MAX_FRAME_BYTES, encode
 from appliance.ipc.messages import Load, LoadFailed, Ready, Reset, ResetDone
 from appliance.runner import main as runner_main
 from appliance.sandbox import layers, seccomp
@@ -28,7 +29,7 @@ from tests.support.live_runner import (
     within_limit,
 )
 
-SIGKILL, SIGSYS = 9, 31
+SIGKILL = 9
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may look into a non-dumpable process")
 
 
@@ -141,6 +142,24 @@ def test_foreign_environment_is_not_kept_in_memory() -> None:
     within_limit(scenario)
 
 
+def test_channel_on_standard_input_is_not_taken_for_a_terminal() -> None:
+    """As systemd starts an instance: the connection is standard input, and the environment is not ours."""
+
+    async def scenario() -> int:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        process = await asyncio.create_subprocess_exec(
+            *RUNNER_COMMAND, "--channel-fd", "0", stdin=theirs, stderr=asyncio.subprocess.DEVNULL, env={"USER": "x"}
+        )
+        theirs.close()
+        with ours, DEMO_MODEL.open("rb") as model:
+            socket.send_fds(ours, [encode(LOAD)], [model.fileno()])
+            assert b"Ready" in await asyncio.get_running_loop().sock_recv(ours, MAX_FRAME_BYTES)
+        return await process.wait()
+
+    assert within_limit(scenario) == runner_main.EXIT_CHANNEL_CLOSED
+
+
 def test_many_threads_do_not_need_more_than_the_filter_allows() -> None:
     message = Load(runner_id="test", context_tokens=256, slots=8, threads=8, batch_tokens=64)
 
@@ -193,10 +212,10 @@ def test_guardian_ends_as_its_runner_ended() -> None:
     async def scenario() -> int:
         async with launched() as runner:
             await load(runner)
-            os.kill(inner_pid(runner), SIGSYS)
+            os.kill(inner_pid(runner), SIGKILL)
             return await runner.wait()
 
-    assert within_limit(scenario) == -SIGSYS
+    assert within_limit(scenario) == -SIGKILL
 
 
 def test_runner_does_not_outlive_a_killed_guardian() -> None:

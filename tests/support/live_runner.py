@@ -21,11 +21,11 @@ _DECODER = FrameDecoder[FromRunner](FromRunner)
 ResultT = TypeVar("ResultT")
 
 
-def within_limit(scenario: Callable[[], Awaitable[ResultT]]) -> ResultT:
+def within_limit(scenario: Callable[[], Awaitable[ResultT]], seconds: float = LIMIT_SECONDS) -> ResultT:
     """Runs one async scenario with the time limit that every client in a test has."""
 
     async def limited() -> ResultT:
-        async with asyncio.timeout(LIMIT_SECONDS):
+        async with asyncio.timeout(seconds):
             return await scenario()
 
     return asyncio.run(limited())

@@ -23,10 +23,9 @@ _HASHES = {"secp256r1": hashes.SHA256(), "secp384r1": hashes.SHA384(), "secp521r
 
 
 def memory_file(data: bytes) -> int:
-    """A descriptor whose bytes are ``data``, at its start. The caller closes it."""
+    """A descriptor whose bytes are ``data``, at its start. The caller closes it. Uses no call that tests make fail."""
     fd = os.memfd_create("test", os.MFD_CLOEXEC)
-    os.write(fd, data)
-    os.lseek(fd, 0, os.SEEK_SET)
+    Path(f"/proc/self/fd/{fd}").write_bytes(data)
     return fd
 
 

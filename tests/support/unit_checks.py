@@ -59,11 +59,11 @@ def chat(token: str) -> tuple[int, str]:
 
 def chat_once_verified(token: str) -> tuple[int, str]:
     """The gateway refreshes its catalogue every two seconds; before the first time it knows no model."""
-    for _ in range(100):
+    for _ in range(20):
         status, text = chat(token)
         if status == 200:
             break
-        time.sleep(0.1)
+        time.sleep(0.3)
     return status, text
 
 
@@ -112,7 +112,7 @@ def main() -> dict:
         for user in ("nobody", "paddock-gateway")
     }
     seen["audit"] = json.loads(paddock("audit", "verify", "/var/lib/paddock/notary/log", "--json"))
-    seen["log"] = run("find", "/var/lib/paddock", "-printf", "%M %u %g %P\\n").splitlines()
+
     run("systemctl", "stop", "paddock.target")
     seen["runners at the end"] = runners()
     seen["failed"] = run("systemctl", "list-units", "--failed", "--plain", "--no-legend", "paddock*")

@@ -19,7 +19,7 @@ from collections import deque
 from typing import Any, Final
 
 _LOG_LINES: Final = 12
-_WARNING, _ERROR, _CONTINUED = 2, 3, 5
+_WARNING, _ERROR = 3, 4  # as in ggml.h; the binding's own logger has other numbers, which are wrong
 _MAX_DETAIL: Final = 1000
 
 
@@ -45,7 +45,7 @@ _short_calls: Final = ctypes.PyDLL(None, handle=llama._lib._handle)
 
 @llama.llama_log_callback  # type: ignore[untyped-decorator]
 def _keep_line(level: int, text: bytes | None, _user_data: int | None) -> None:
-    if text and level in {_WARNING, _ERROR, _CONTINUED}:
+    if text and level in {_WARNING, _ERROR}:
         _log.append(text[:400].decode("utf-8", "replace"))
 
 

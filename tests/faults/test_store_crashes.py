@@ -1,0 +1,207 @@
+"""Fail, or die at, each system call of an import in turn: the store stays sound, and what is visible verifies."""
+
+import errno
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from appliance.core.refusals import Fault, Refused
+from appliance.core.values import Digest
+from appliance.models import descriptor
+from appliance.models.store import ModelStore
+from tests.support.gguf_files import small_model_bytes
+from tests.support.signed_models import TRUSTED, memory_file, signed
+
+OLD = small_model_bytes("old")
+NEW = small_model_bytes("new", fill=b"\x07")
+OLD_BUNDLE, NEW_BUNDLE = signed(OLD), signed(NEW)
+KEPT = small_model_bytes("kept")
+
+CALLS = ("open", "write", "readv", "pread", "preadv", "fchmod", "fsync", "link", "rename", "unlink", "fstat", "read")
+MUTATING = ("write", "fchmod", "fsync", "link", "rename", "unlink")
+
+Strike = Callable[[], None]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """In memory where there is such a place: thousands of syncs on a busy disk take minutes and prove no more."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with TemporaryDirectory(dir=memory) as path:
+        yield Path(path)
+
+
+@contextmanager
+def striking(strike: Strike, at: int, calls: tuple[str, ...], *, after: bool = False) -> Iterator[Callable[[], int]]:
+    """Runs ``strike`` at the ``at``-th of ``calls`` (before it, or after it was done); yields the number of calls."""
+    count = 0
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == at and not after:
+                strike()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                if count == at and after:
+                    strike()
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in calls:
+            patch.setattr(os, name, wrap(getattr(os, name)))
+        patch.setattr(descriptor, "CHUNK_BYTES", 128)
+        yield lambda: count
+
+
+def put(store: ModelStore, data: bytes, bundle: bytes, name: str = "demo") -> None:
+    fd = memory_file(data)
+    try:
+        store.import_model(fd, name, bundle, TRUSTED)
+    finally:
+        os.close(fd)
+
+
+def fresh_store(root: Path) -> ModelStore:
+    store = ModelStore.open(root)
+    put(store, KEPT, signed(KEPT), "kept")
+    put(store, OLD, OLD_BUNDLE)
+    return store
+
+
+def assert_sound(store: ModelStore) -> None:
+    """Every visible model verifies, each blob has the digest of its name, nothing that is needed is missing."""
+    assert set(store.entries()) >= {"kept"}
+    for name in store.entries():
+        assert store.verify(name, TRUSTED).digest in {Digest.of(data) for data in (OLD, NEW, KEPT)}
+    assert [line for line in store.check() if "missing" in line] == []
+
+
+def calls_of(root: Path, action: Callable[[ModelStore], None], calls: tuple[str, ...]) -> int:
+    with fresh_store(root) as store, striking(lambda: None, 0, calls) as count:
+        action(store)
+        return count()
+
+
+def replace(store: ModelStore) -> None:
+    put(store, NEW, NEW_BUNDLE)
+
+
+def remove(store: ModelStore) -> None:
+    store.remove("demo")
+
+
+def killed_at(store: ModelStore, action: Callable[[ModelStore], None], at: int, *, after: bool) -> bool:
+    """Runs ``action`` in a child that is killed at a call. False when the child got through before."""
+    child = os.fork()
+    if child == 0:
+        try:
+            with striking(lambda: os.kill(os.getpid(), signal.SIGKILL), at, MUTATING, after=after):
+                action(store)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("action", [replace, remove])
+def test_process_killed_at_any_step_leaves_a_sound_store(
+    folder: Path, action: Callable[[ModelStore], None], after: bool
+) -> None:
+    points = calls_of(folder / "count", action, MUTATING)
+    assert points >= (40 if action is replace else 3)
+    for at in range(1, points + 1):
+        root = folder / str(at)
+        with fresh_store(root) as store:
+            assert killed_at(store, action, at, after=after)
+        with ModelStore.open(root) as store:
+            assert_sound(store)
+            with suppress(Refused):  # a killed removal may have removed it
+                action(store)
+            assert_sound(store)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("action", [replace, remove])
+def test_call_that_fails_is_a_fault_and_leaves_a_sound_store(
+    folder: Path, action: Callable[[ModelStore], None], error: int
+) -> None:
+    def strike() -> None:
+        raise OSError(error, "struck")
+
+    points = calls_of(folder / "count", action, CALLS)
+    for at in range(1, points + 1):
+        with fresh_store(folder / f"{error}-{at}") as store:
+            with striking(strike, at, CALLS), pytest.raises(Fault, match=errno.errorcode[error]):
+                action(store)
+            assert_sound(store)
+            with suppress(Refused):
+                action(store)
+            assert_sound(store)
+
+
+@pytest.mark.parametrize("mode", ["sealed-memfd", "ro-store"])
+def test_call_that_fails_while_opening_leaves_nothing_open(folder: Path, mode: Any) -> None:
+    def strike() -> None:
+        raise OSError(errno.EIO, "struck")
+
+    def load(store: ModelStore) -> None:
+        store.open_verified("demo", TRUSTED, seal_mode=mode).close()
+
+    points = calls_of(folder / "count", load, CALLS)
+    with fresh_store(folder / "store") as store:
+        before = len(os.listdir("/proc/self/fd"))
+        for at in range(1, points + 1):
+            with striking(strike, at, CALLS), pytest.raises(Fault, match="EIO"):
+                load(store)
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert_sound(store)
+
+
+@contextmanager
+def small_disk(path: Path, n_bytes: int) -> Iterator[Path]:
+    """A file system of ``n_bytes``; skips where we may not mount one."""
+    path.mkdir()
+    if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size={n_bytes},mode=700 tmpfs '{path}' 2>/dev/null"):
+        pytest.skip("mounting a small file system needs root and the right to mount")
+    try:
+        yield path
+    finally:
+        os.system(f"umount '{path}'")
+
+
+def test_full_disk_is_a_fault_and_leaves_the_former_model(tmp_path: Path) -> None:
+    large = small_model_bytes("large", n_bytes=4 * 1024 * 1024)
+    with small_disk(tmp_path / "disk", 1024 * 1024) as disk, fresh_store(disk / "store") as store:
+        with pytest.raises(Fault, match="ENOSPC"):
+            put(store, large, signed(large))
+        assert_sound(store)
+        assert store.verify("demo", TRUSTED).digest == Digest.of(OLD)
+        assert store.check() == ()
+        replace(store)
+        assert store.verify("demo", TRUSTED).digest == Digest.of(NEW)
+
+
+def test_read_only_file_system_serves_and_refuses_to_import(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1024 * 1024) as disk:
+        fresh_store(disk / "store").close()
+        os.system(f"mount -o remount,ro '{disk}'")
+        with ModelStore.open(disk / "store") as store:
+            assert store.verify("demo", TRUSTED).digest == Digest.of(OLD)
+            with pytest.raises(Fault, match="EROFS"):
+                replace(store)
+            with pytest.raises(Fault, match="EROFS"):
+                remove(store)

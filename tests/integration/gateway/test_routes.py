@@ -1,0 +1,56 @@
+"""Every route of the application, found by walking its route table, refuses a request without a token."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from appliance.gateway.app import build_app
+from tests.support.appliance import TestAppliance, appliance
+from tests.support.chain_model import chain_model
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestAppliance]:
+    with appliance(tmp_path_factory.mktemp("routes"), {"chain": chain_model()}) as one:
+        yield one
+
+
+def _routes() -> list[tuple[str, str]]:
+    app = build_app(pipeline=None, chat=None)  # type: ignore[arg-type]  # no route is called here
+    routes = []
+    for route in app.routes:
+        path = route.path_format.replace("{model_id}", "chain")
+        methods = getattr(route, "methods", None) or {
+            "GET",
+            "POST",
+            "PUT",
+            "PATCH",
+            "DELETE",
+            "HEAD",
+            "OPTIONS",
+            "TRACE",
+        }
+        routes.extend((method, path) for method in sorted(methods))
+    return routes
+
+
+ROUTES = _routes()
+
+
+def test_the_route_table_is_walked() -> None:
+    assert {path for _method, path in ROUTES} >= {"/healthz", "/v1/models", "/v1/models/chain", "/v1/chat/completions"}
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_route_without_a_token_is_refused(server: TestAppliance, method: str, path: str) -> None:
+    answer = server.request(method, path)
+    if path == "/healthz":
+        assert answer.status in {200, 204}
+    else:
+        assert answer.status == 401
+        assert answer.headers["WWW-Authenticate"] == 'Bearer realm="paddock"'
+
+
+def test_healthz_says_nothing_but_that_it_lives(server: TestAppliance) -> None:
+    answer = server.request("GET", "/healthz")
+    assert (answer.status, answer.body) == (200, b'{"status":"ok"}')
