@@ -156,6 +156,7 @@ class Pool:
             slots=self._settings.slots,
             threads=self._settings.threads or min(os.cpu_count() or 1, MAX_DEFAULT_THREADS),
         )
+        os.lseek(opened.file, 0, os.SEEK_SET)  # verifying read it; the runner maps from where the descriptor stands
         try:
             async with asyncio.timeout(self._settings.load_timeout_seconds):
                 ready, channel = await _handshake(launched.channel, load, opened.file)

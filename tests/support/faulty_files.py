@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from appliance.notary.files import Files
 
@@ -171,5 +170,3 @@ class PowerLossFiles(WatchedFiles):
             here.write_bytes(data)
 
 
-def numbers(values: Any) -> list[int]:
-    return sorted(value.record.interval_seconds for value in values)

@@ -98,6 +98,12 @@ def test_signed_model_is_imported_and_opened(root: Path, store: ModelStore) -> N
     assert blob_of(root).stat().st_nlink == 1
 
 
+def test_demo_model_is_imported(store: ModelStore) -> None:
+    data = (Path(store_module.__file__).parents[1] / "data" / "paddock-demo.gguf").read_bytes()
+    put(store, data)
+    assert store.verify("demo", TRUSTED).facts.name == "paddock-demo"
+
+
 def test_model_is_found_by_its_digest(store: ModelStore) -> None:
     put(store)
     with store.open_verified(DIGEST, TRUSTED) as opened:
