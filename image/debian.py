@@ -185,7 +185,8 @@ def _written_by_hand(merged: Tree) -> Tree:
         "etc/group": text(f"root:x:0:\npaddock:x:{USER_ID}:\n"),
         "etc/nsswitch.conf": text("passwd: files\ngroup: files\nhosts: files\n"),
         "etc/ssl/certs/ca-certificates.crt": File(b"".join(certificates)),
-        **dict.fromkeys(("dev", "proc", "sys", "run", "tmp", "var/lib/paddock"), Directory()),
+        **dict.fromkeys(("dev", "proc", "sys", "run", "var/lib/paddock"), Directory()),
+        "tmp": Directory(0o1777),  # the engine that mounts a tmpfs here gives it the mode of what it covers
     }
 
 

@@ -33,6 +33,8 @@ class Link:
 class Directory:
     """Needed only for empty ones: the parents of every file are made, as 0755."""
 
+    mode: int = 0o755
+
 
 Tree = dict[str, File | Link | Directory]
 """Paths are relative to the root, without a leading slash."""
@@ -72,8 +74,8 @@ def to_tar(tree: Tree, path: Path) -> None:
                     content = io.BytesIO(data)
                 case Link(target):
                     member.type, member.mode, member.linkname = tarfile.SYMTYPE, 0o777, target
-                case Directory():
-                    member.type, member.mode = tarfile.DIRTYPE, 0o755
+                case Directory(mode):
+                    member.type, member.mode = tarfile.DIRTYPE, mode
             archive.addfile(member, content)
 
 

@@ -168,12 +168,9 @@ def _capability_header() -> bytes:
     return pack("<Ii", _CAPABILITY_VERSION_3, 0)
 
 
-_NR_CAPGET: Final = 125
-
-
 def _effective_capabilities() -> int:
     sets = ctypes.create_string_buffer(24)
-    libc.syscall(_NR_CAPGET, _capability_header(), sets)
+    libc.syscall(X86_64["capget"], _capability_header(), sets)
     low, high = int.from_bytes(sets.raw[0:4], "little"), int.from_bytes(sets.raw[12:16], "little")
     return high << 32 | low
 

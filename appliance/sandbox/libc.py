@@ -9,6 +9,8 @@ import ctypes
 import os
 from typing import Final
 
+from appliance.sandbox.syscalls import X86_64
+
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _LIBC.syscall.restype = ctypes.c_long
 
@@ -30,9 +32,6 @@ def _as_word(argument: Argument) -> object:
     return ctypes.c_uint64(argument & 0xFFFFFFFFFFFFFFFF) if isinstance(argument, int) else argument
 
 
-_NR_PRCTL: Final = 157
-
-
 def prctl(option: int, argument: int = 0) -> int:
     """prctl(2) with one argument and zeros for the rest, which newer options insist on."""
-    return syscall(_NR_PRCTL, option, argument, 0, 0, 0)
+    return syscall(X86_64["prctl"], option, argument, 0, 0, 0)

@@ -46,6 +46,7 @@ X86_64: Final = {
     "sysinfo": 99,
     "ptrace": 101,
     "setuid": 105,
+    "capget": 125,
     "capset": 126,
     "rt_sigqueueinfo": 129,
     "modify_ldt": 154,

@@ -24,7 +24,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", str(place)], timeout=10, check=True)
+        subprocess.run(["umount", "--lazy", str(place)], timeout=10, check=True)
+
+
+def fill(ballast: Path) -> None:
+    with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        while True:
+            file.write(bytes(4096))
 
 
 def test_full_disk_refuses_and_space_that_returns_is_used(small_disk: Path) -> None:
@@ -33,10 +39,7 @@ def test_full_disk_refuses_and_space_that_returns_is_used(small_disk: Path) -> N
         assert isinstance((await append_all(journal, [LOG_OPENED]))[0], Written)
         await journal.publish()
         ballast = small_disk / "ballast"
-        with ballast.open("wb") as file, pytest.raises(OSError, match="No space"):
-            while True:
-                file.write(bytes(4096))
-                file.flush()
+        fill(ballast)
         number, refusal = 1, None
         while refusal is None:  # the last page of the write-ahead file has some room left
             outcome = (await append_all(journal, [small(number)]))[0]
@@ -61,10 +64,7 @@ def test_full_disk_refuses_and_space_that_returns_is_used(small_disk: Path) -> N
 
 def test_full_disk_refuses_to_start(small_disk: Path) -> None:
     async def scenario() -> None:
-        with (small_disk / "ballast").open("wb") as file, pytest.raises(OSError, match="No space"):
-            while True:
-                file.write(bytes(4096))
-                file.flush()
+        fill(small_disk / "ballast")
         with pytest.raises(OSError, match="No space"):
             open_journal(small_disk)
         (small_disk / "ballast").unlink()
@@ -75,9 +75,7 @@ def test_full_disk_refuses_to_start(small_disk: Path) -> None:
     run(scenario)
 
 
-def test_disk_that_turns_read_only_refuses_and_recovers(small_disk: Path) -> None:
-    """A read-only remount is refused while a file is open for writing, so the log's name is what becomes unusable."""
-
+def test_read_only_disk_refuses_to_start_and_a_writable_one_goes_on(small_disk: Path) -> None:
     async def scenario() -> None:
         journal = open_journal(small_disk)
         assert isinstance((await append_all(journal, [LOG_OPENED]))[0], Written)

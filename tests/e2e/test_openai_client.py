@@ -1,0 +1,124 @@
+"""The official OpenAI client, unmodified, against a whole appliance."""
+
+from collections.abc import Iterator
+
+import openai
+import pytest
+
+from appliance.core.records import Closed, Opened, RefusedRequest
+from tests.support.appliance import LIMIT_SECONDS, TestAppliance, appliance
+from tests.support.chain_model import STORY, chain_model
+
+SCRIPT_TOKENS = len(STORY.split(" "))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestAppliance]:
+    with appliance(tmp_path_factory.mktemp("openai"), {"chain": chain_model()}) as one:
+        yield one
+
+
+@pytest.fixture
+def client(server: TestAppliance) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(
+        base_url=f"http://127.0.0.1:{server.port}/v1", api_key=server.token(), timeout=LIMIT_SECONDS, max_retries=0
+    ) as one:
+        yield one
+
+
+def test_answer_is_whole_and_counted(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="chain", messages=[{"role": "user", "content": "hi"}])
+    assert answer.choices[0].message.content == STORY
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == SCRIPT_TOKENS
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + SCRIPT_TOKENS
+
+
+def test_streamed_answer_ends_with_usage(client: openai.OpenAI) -> None:
+    text, finish, usage = "", None, None
+    with client.chat.completions.create(
+        model="chain",
+        messages=[{"role": "user", "content": "hi"}],
+        stream=True,
+        stream_options={"include_usage": True},
+    ) as stream:
+        for chunk in stream:
+            if chunk.usage is not None:
+                assert chunk.choices == []
+                usage = chunk.usage
+            for choice in chunk.choices:
+                text += choice.delta.content or ""
+                finish = choice.finish_reason or finish
+    assert (text, finish) == (STORY, "stop")
+    assert usage is not None
+    assert usage.completion_tokens == SCRIPT_TOKENS
+
+
+def test_max_tokens_ends_the_answer_with_length(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="chain", messages=[{"role": "user", "content": "hi"}], max_completion_tokens=3
+    )
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.choices[0].message.content == "Once upon a"
+
+
+def test_stop_string_never_appears(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="chain", messages=[{"role": "user", "content": "hi"}], stop=["friend told"]
+    )
+    assert answer.choices[0].message.content == "Once upon a time \U0001f600 one "
+
+
+def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["chain"]
+    assert client.models.retrieve("chain").owned_by == "tester"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("nothing")
+
+
+def test_errors_are_the_clients_own_kinds(server: TestAppliance, client: openai.OpenAI) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="nonsense").models.list()
+    visitor = client.with_options(api_key=server.token("mallory", groups=("visitors",)))
+    with pytest.raises(openai.PermissionDeniedError) as denied:
+        visitor.chat.completions.create(model="chain", messages=messages)  # type: ignore[arg-type]
+    assert denied.value.code == "policy-denied"
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="nothing", messages=messages)  # type: ignore[arg-type]
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="chain", messages=messages, n=2)  # type: ignore[arg-type]
+
+
+def test_a_prompt_that_does_not_fit_is_refused_by_the_runner(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="chain", messages=[{"role": "user", "content": "x" * 5000}])
+    assert refused.value.code == "prompt-too-long"
+
+
+def test_every_answer_is_bound_to_its_model_and_runner_in_the_log(server: TestAppliance, client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="chain", messages=[{"role": "user", "content": "secret words"}])
+    request_id = answer.id.removeprefix("chatcmpl-")
+    server.wait_until(lambda: any(r.request_id == request_id for r in server.records(Closed)), "the closed record")
+    (opened,) = [record for record in server.records(Opened) if record.request_id == request_id]
+    (closed,) = [record for record in server.records(Closed) if record.request_id == request_id]
+    assert opened.model.signer.name == "tester"
+    assert opened.runner.seal_mode == "sealed-memfd"
+    assert {"seccomp-stage-1", "seccomp-stage-2", "landlock", "no-capabilities"} <= set(opened.runner.layers)
+    assert opened.runner.degraded == ()
+    assert (closed.outcome, closed.completion_tokens) == ("completed", SCRIPT_TOKENS)
+    assert closed.returned_tokens == opened.reserved_tokens - closed.prompt_tokens - closed.completion_tokens
+    log = b"".join(path.read_bytes() for path in (server.config.notary_dir / "log").rglob("*") if path.is_file())
+    assert b"secret words" not in log
+    assert client.api_key.encode() not in log
+
+
+def test_refusal_of_a_known_principal_is_recorded_once(server: TestAppliance) -> None:
+    answer = server.chat(server.token("eve", groups=("visitors",)))
+    assert answer.status == 403
+    request_id = answer.headers["x-request-id"]
+    (record,) = [record for record in server.records(RefusedRequest) if record.request_id == request_id]
+    assert (record.actor.subject, record.reason) == ("eve", "policy-denied")
+    assert record.decision is not None
+    assert record.decision.reasons == ("no-group-permits-model",)
