@@ -12,7 +12,7 @@ Not here: whether the directories exist and are safe (each process checks what i
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -65,9 +65,14 @@ class ModelSettings(Value, frozen=True, kw_only=True):
 
 
 class SandboxSettings(Value, frozen=True, kw_only=True):
-    """Layers that this host may lack, by name. A missing layer that is not named refuses to start."""
+    """``allow_degraded``: layers that this host may lack, by name; a missing one that is not named refuses to start.
+
+    ``launcher``: who starts runners, the warden itself or systemd (``paddock-runner.socket``, whose unit then decides
+    which layers may be missing).
+    """
 
     allow_degraded: tuple[str, ...] = ()
+    launcher: Literal["spawn", "systemd"] = "spawn"
 
 
 class NotarySettings(Value, frozen=True, kw_only=True):
@@ -132,6 +137,11 @@ class Settings(Value, frozen=True, kw_only=True):
     @property
     def warden_socket(self) -> Path:
         return self.runtime_dir / "warden.sock"
+
+    @property
+    def runner_socket(self) -> Path:
+        """systemd listens here when it is the launcher."""
+        return self.runtime_dir / "runner.sock"
 
     @property
     def allowed_hosts(self) -> frozenset[str]:

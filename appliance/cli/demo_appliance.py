@@ -26,6 +26,7 @@ from appliance.core.codec import canonical_json
 from appliance.core.refusals import Fault
 from appliance.models.oms import TrustedKeys, generate_signing_key, public_pem, sign_model
 from appliance.models.store import ModelStore
+from appliance.sandbox.layers import DEGRADABLE
 from appliance.settings import Settings, child_environment
 
 CHAT: Final = "/v1/chat/completions"
@@ -65,6 +66,8 @@ def prepare(directory: Path, report: Report) -> tuple[Settings, Path]:
 
 
 def _config_text(directory: Path) -> str:
+    """The demo must run on every supported host, so it may do without each layer that can be missed; its last outcome
+    says which were on. An appliance in service names only what its own host lacks."""
     with socket.socket() as probe:  # a free port; nobody else on this machine needs to know it
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -78,6 +81,9 @@ budget_tokens = {BUDGET_TOKENS}
 [models]
 context_tokens = 1024
 default_max_tokens = 96
+threads = 1
+[sandbox]
+allow_degraded = {json.dumps(sorted(DEGRADABLE))}
 """
 
 

@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _token_verbs(verbs, common)
     _model_verbs(verbs, common)
     _audit_verbs(verbs, common)
-    _sandbox_verbs(verbs)
+    _sandbox_verbs(verbs, common)
     for role in ("notary", "warden", "gateway"):
         one = _verb(verbs, role, _role, f"run the {role} alone (what 'serve' and the systemd units start)", common)
         one.set_defaults(role=role)
@@ -120,9 +120,9 @@ def _audit_verbs(verbs: "_Verbs", common: argparse.ArgumentParser) -> None:
     verify.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
-def _sandbox_verbs(verbs: "_Verbs") -> None:
+def _sandbox_verbs(verbs: "_Verbs", common: argparse.ArgumentParser) -> None:
     group = _group(verbs, "sandbox", "the runner's sandbox")
-    probe = _verb(group, "probe", _sandbox_probe, "try the forbidden things inside live runners")
+    probe = _verb(group, "probe", _sandbox_probe, "try the forbidden things inside live runners", common)
     probe.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
@@ -232,7 +232,7 @@ def _audit_verify(options: argparse.Namespace) -> int:
 def _sandbox_probe(options: argparse.Namespace) -> int:
     from appliance.cli import sandbox
 
-    return sandbox.probe(as_json=options.json)
+    return sandbox.probe(settings.load(options.config), as_json=options.json)
 
 
 def _beside(model: Path) -> Path:

@@ -10,22 +10,29 @@ import json
 
 import msgspec
 
-from appliance.cli.sandbox_probe import ProbeOutcome, run_probe
+from appliance.cli.sandbox_probe import ProbeOutcome, run_probe, run_without_filters
+from appliance.settings import Settings
 from appliance.warden.launch_spawn import SpawnLauncher
 
 
-def probe(*, as_json: bool) -> int:
-    """Tries every attempt in live runners on this host and prints each outcome."""
-    outcomes = asyncio.run(_probe())
-    good = all(outcome.ok for outcome in outcomes)
+def probe(config: Settings, *, as_json: bool) -> int:
+    """Tries every attempt in live runners on this host, then those of the other layers with the filters left out."""
+    launcher = SpawnLauncher(allow_degraded=frozenset(config.sandbox.allow_degraded))
+    inside = asyncio.run(run_probe(launcher))
+    beneath = run_without_filters()
+    outcomes = [*inside, *beneath]
+    good = bool(inside) and all(outcome.ok for outcome in outcomes)
     if as_json:
-        print(json.dumps({"ok": good, "attempts": msgspec.to_builtins(outcomes)}, indent=2))
+        report = {"ok": good, "in_a_live_runner": inside, "without_filters": beneath}
+        print(json.dumps(msgspec.to_builtins(report), indent=2))
     else:
-        for outcome in outcomes:
-            print(f"{'ok  ' if outcome.ok else 'FAIL'} {outcome.name:32} {outcome.observed}")
+        _print("in a live runner, one process for each", inside)
+        _print("by the other layers, with the filters left out", beneath)
         print(f"\n{sum(outcome.ok for outcome in outcomes)} of {len(outcomes)} attempts ended as expected.")
-    return 0 if good and outcomes else 1
+    return 0 if good else 1
 
 
-async def _probe() -> list[ProbeOutcome]:
-    return await run_probe(SpawnLauncher())
+def _print(title: str, outcomes: list[ProbeOutcome]) -> None:
+    print(f"\n{title}")
+    for outcome in outcomes:
+        print(f"  {'ok  ' if outcome.ok else 'FAIL'} {outcome.name:32} {outcome.observed}")

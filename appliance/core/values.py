@@ -19,7 +19,7 @@ Units are part of the names: ``_seconds``, ``_bytes``, ``_tokens``, ``_ms``.
 """
 
 import re
-from dataclasses import dataclass
+from functools import total_ordering
 from hashlib import sha256
 from typing import Annotated, Literal
 
@@ -35,19 +35,38 @@ class Value(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
 
-@dataclass(frozen=True, order=True, slots=True)
+@total_ordering
 class Digest:
     """A SHA-256 digest. The only type from which a path in the model store is ever built.
 
     The text form, also on every wire (``core.codec``), is ``sha256:`` and 64 lower-case hex digits, exactly;
     anything else is a ``ValueError`` (CVE-2024-37032 is what happens when a digest is any string).
+
+    Neither a Struct nor a dataclass: msgspec would write those by their fields.
     """
 
-    hex: str
+    __slots__ = ("_hex",)
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.hex, str) or not _HEX_SHA256.fullmatch(self.hex):
+    def __init__(self, *, hex: str) -> None:  # noqa: A002 - the attribute has this name in hashlib too
+        if not isinstance(hex, str) or not _HEX_SHA256.fullmatch(hex):
             raise ValueError("a digest is 64 lower-case hex digits")
+        self._hex = hex
+
+    @property
+    def hex(self) -> str:
+        return self._hex
+
+    def __eq__(self, other: object) -> bool:
+        return self._hex == other._hex if isinstance(other, Digest) else NotImplemented
+
+    def __lt__(self, other: "Digest") -> bool:
+        return self._hex < other._hex
+
+    def __hash__(self) -> int:
+        return hash(self._hex)
+
+    def __repr__(self) -> str:
+        return f"Digest({self})"
 
     @classmethod
     def parse(cls, text: str) -> "Digest":
@@ -164,7 +183,7 @@ class GgufFacts(Value, frozen=True, kw_only=True):
 
 
 class Signer(Value, frozen=True, kw_only=True):
-    """Who signed: a name given by the operator who trusted the key, and the fingerprint of that key (SHA-256 of SPKI DER)."""
+    """Who signed: the name under which the operator trusts the key, and its fingerprint (SHA-256 of the SPKI DER)."""
 
     name: str
     fingerprint: Digest

@@ -58,6 +58,7 @@ from appliance.notary.desk import Desk
 from appliance.notary.files import Files
 from appliance.notary.journal import Journal, Outcome, Written
 from appliance.notary.keys import load_keys, publish_keys
+from appliance.notary.recover import lock_directory
 from appliance.notary.signer import TokenSigner
 from appliance.notary.wal import exists
 
@@ -108,6 +109,21 @@ async def run_notary(
     then end, and its supervisor start another, which recovers.
     """
     files, clock = files or Files(), clock or SystemClock()
+    lock_fd = lock_directory(files, config.state_dir)  # before the keys: two first starts must not make two sets
+    try:
+        await _run_locked(config, files, clock, stop, (listening, admin_listening), on_ready)
+    finally:
+        files.close(lock_fd)
+
+
+async def _run_locked(
+    config: NotaryConfig,
+    files: Files,
+    clock: Clock,
+    stop: asyncio.Event,
+    given: tuple[socket.socket | None, socket.socket | None],
+    on_ready: Callable[[], None],
+) -> None:
     journal, desk, signer = _open_log(config, files, clock)
     try:
         await journal.append(
@@ -119,7 +135,7 @@ async def run_notary(
         )
         await journal.publish()
         server = _Server(config, journal, desk, signer, clock)
-        await server.serve(stop, listening, admin_listening, on_ready)
+        await server.serve(stop, given, on_ready)
         await journal.append(LogClosed())
     finally:
         await journal.close()
@@ -233,15 +249,14 @@ class _Server:
     async def serve(
         self,
         stop: asyncio.Event,
-        listening: socket.socket | None,
-        admin_listening: socket.socket | None,
+        given: tuple[socket.socket | None, socket.socket | None],
         on_ready: Callable[[], None],
     ) -> None:
         """Until ``stop`` is set, or the log contradicts what was signed (``Fault``)."""
         config = self._config
         sockets = _Sockets(
-            notary=listening or listen(config.socket_path, mode=config.socket_mode),
-            admin=admin_listening or listen(config.admin_socket_path, mode=config.admin_socket_mode),
+            notary=given[0] or listen(config.socket_path, mode=config.socket_mode),
+            admin=given[1] or listen(config.admin_socket_path, mode=config.admin_socket_mode),
         )
         orphans = asyncio.get_running_loop().call_later(config.orphan_grace_seconds, self._nobody_came)
         tasks = (

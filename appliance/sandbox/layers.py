@@ -138,6 +138,7 @@ _SECUREBITS: Final = 0xEF
 _CAP_SETPCAP: Final = 8
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _LAST_POSSIBLE_CAPABILITY: Final = 63
+_NO_CAPABILITIES: Final = bytes(24)
 
 
 def no_new_privs() -> None:
@@ -146,14 +147,19 @@ def no_new_privs() -> None:
 
 
 def no_capabilities() -> None:
-    """Empties the bounding, ambient, inheritable, permitted and effective sets, and locks the securebits."""
+    """Empties the bounding, ambient, inheritable, permitted and effective sets, and locks the securebits.
+
+    A process that has none already (a unit whose own filter forbids capset) needs only no-new-privs to keep it so.
+    """
+    if _capability_sets() == _NO_CAPABILITIES:
+        return
     if _effective_capabilities() >> _CAP_SETPCAP & 1:
         for capability in range(_LAST_POSSIBLE_CAPABILITY + 1):
             if _known_capability(capability):
                 libc.prctl(_PR_CAPBSET_DROP, capability)
         libc.prctl(_PR_SET_SECUREBITS, _SECUREBITS)
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
-    libc.syscall(X86_64["capset"], _capability_header(), bytes(24))
+    libc.syscall(X86_64["capset"], _capability_header(), _NO_CAPABILITIES)
 
 
 def _known_capability(capability: int) -> bool:
@@ -168,11 +174,16 @@ def _capability_header() -> bytes:
     return pack("<Ii", _CAPABILITY_VERSION_3, 0)
 
 
-def _effective_capabilities() -> int:
-    sets = ctypes.create_string_buffer(24)
+def _capability_sets() -> bytes:
+    """Twice ``struct __user_cap_data_struct``, low and high words: u32 effective, permitted, inheritable."""
+    sets = ctypes.create_string_buffer(len(_NO_CAPABILITIES))
     libc.syscall(X86_64["capget"], _capability_header(), sets)
-    low, high = int.from_bytes(sets.raw[0:4], "little"), int.from_bytes(sets.raw[12:16], "little")
-    return high << 32 | low
+    return sets.raw
+
+
+def _effective_capabilities() -> int:
+    sets = _capability_sets()
+    return int.from_bytes(sets[12:16], "little") << 32 | int.from_bytes(sets[0:4], "little")
 
 
 def non_dumpable() -> None:

@@ -39,7 +39,9 @@ def test_killed_writer_loses_nothing_acknowledged(place: Path) -> None:
             for _ in range(chance.randrange(1, 400)):
                 acknowledged.add(int(process.stdout.readline()))
             process.kill()
-            acknowledged.update(int(line) for line in process.stdout.read().split("\n") if line.endswith(tuple("0123456789")))
+            acknowledged.update(
+                int(line) for line in process.stdout.read().split("\n") if line.endswith(tuple("0123456789"))
+            )
         first = max(acknowledged) + 1000
         report = verify_log(place / "log", VKEY)
         assert report.verdict == "intact", report

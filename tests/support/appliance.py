@@ -70,9 +70,12 @@ class TestAppliance:
         (self.config.policy_dir / "data.json").write_bytes(canonical_json(document))
 
     def import_model(self, name: str, path: Path) -> None:
-        with ModelStore.open(self.config.models_dir) as store, path.open("rb") as file:
+        with path.open("rb") as file:
             bundle = sign_model(file.fileno(), path=path.name, key=self._key)
-            os.lseek(file.fileno(), 0, os.SEEK_SET)
+        self.import_with(path, bundle, name)
+
+    def import_with(self, path: Path, bundle: bytes, name: str = "another") -> None:
+        with ModelStore.open(self.config.models_dir) as store, path.open("rb") as file:
             store.import_model(file.fileno(), name, bundle, TrustedKeys.load(self.config.trust_dir))
 
     def blob_of(self, name: str) -> Path:
@@ -102,11 +105,17 @@ class TestAppliance:
         self.spawn()
         self.wait_until(self._ready, "the appliance is ready")
 
+    def start_without_models(self) -> None:
+        self._models = 0
+        self.start()
+
     def stop(self) -> int:
         """What Ctrl-C does. Returns the exit status."""
         process, self._process = self._process, None
         if process is None:
             return 0
+        if process.poll() is not None:
+            return process.returncode
         process.send_signal(signal.SIGINT)
         try:
             return process.wait(LIMIT_SECONDS)

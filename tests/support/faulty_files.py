@@ -168,5 +168,3 @@ class PowerLossFiles(WatchedFiles):
                 if now.startswith(data):
                     data += now[len(data) : len(data) + (len(now) - len(data)) // 2]
             here.write_bytes(data)
-
-

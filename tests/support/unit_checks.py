@@ -111,10 +111,9 @@ def main() -> dict:
         for name in ("notary", "admin", "warden", "runner")
         for user in ("nobody", "paddock-gateway")
     }
-    seen["audit"] = json.loads(paddock("audit", "verify", "/var/lib/paddock/notary/log", "--json"))
-
-    run("systemctl", "stop", "paddock.target")
+    run("systemctl", "stop", "paddock.target", "paddock-*")  # the pattern, so as to wait for each of them
     seen["runners at the end"] = runners()
+    seen["audit"] = json.loads(paddock("audit", "verify", "/var/lib/paddock/notary/log", "--json"))
     seen["failed"] = run("systemctl", "list-units", "--failed", "--plain", "--no-legend", "paddock*")
     return seen
 

@@ -14,7 +14,18 @@ from appliance.core.note import Checkpoint, Signature, format_note
 from appliance.core.records import Entry, LogClosed, Record, decode_entry, encode_entry
 from appliance.core.tree import TileTree, bundle_path, decode_bundle, encode_bundle, leaf_hash
 from appliance.notary.checkpoint import verifier_key
-from tests.support.audit_log import KEY, LOG_OPENED, ORIGIN, OTHER_KEY, VKEY, append_all, make_log, open_journal, run, written
+from tests.support.audit_log import (
+    KEY,
+    LOG_OPENED,
+    ORIGIN,
+    OTHER_KEY,
+    VKEY,
+    append_all,
+    make_log,
+    open_journal,
+    run,
+    written,
+)
 from tests.support.audit_records import RUNNER, FakeClock, closed, model_loaded, opened, policy_loaded, small
 
 STORY: list[Record] = [
@@ -192,16 +203,22 @@ def test_empty_directory_is_not_intact(tmp_path: Path) -> None:
         ([LOG_OPENED, *STORY[:4], opened("r1")], 5, "request r1 was opened before"),
         ([LOG_OPENED, *STORY[:3], opened("r1")], 4, "request r1 was opened before"),
         (
-            [LOG_OPENED, *STORY[:2], opened("r", runner=type(RUNNER)(**{
-                **{f: getattr(RUNNER, f) for f in RUNNER.__struct_fields__}, "seal_mode": "ro-store"}))],
+            [
+                LOG_OPENED,
+                *STORY[:2],
+                opened(
+                    "r",
+                    runner=type(RUNNER)(
+                        **{**{f: getattr(RUNNER, f) for f in RUNNER.__struct_fields__}, "seal_mode": "ro-store"}
+                    ),
+                ),
+            ],
             3,
             "loaded with another model, signer or seal",
         ),
     ],
 )
-def test_log_that_does_not_explain_itself_is_broken(
-    tmp_path: Path, records: list[Record], seq: int, said: str
-) -> None:
+def test_log_that_does_not_explain_itself_is_broken(tmp_path: Path, records: list[Record], seq: int, said: str) -> None:
     report = verify_log(write_log(tmp_path, entries_of(records)), VKEY)
     assert report.verdict == "broken"
     assert [(remark.seq, said in remark.what) for remark in report.problems] == [(seq, True)]

@@ -38,7 +38,12 @@ def test_changed_proof_does_not_verify(tmp_path: Path) -> None:
         check_proof(text, entry + b" ", KEY)
     with pytest.raises(KeyUnknown):
         check_proof(text, entry, verifier_key(ORIGIN, OTHER_KEY))
-    for junk in ("", "c2sp.org/tlog-proof@v1", "c2sp.org/tlog-proof@v1\nindex -1\n\n", text.replace("index 4", "index 04")):
+    for junk in (
+        "",
+        "c2sp.org/tlog-proof@v1",
+        "c2sp.org/tlog-proof@v1\nindex -1\n\n",
+        text.replace("index 4", "index 04"),
+    ):
         with pytest.raises(refusals):
             check_proof(junk, entry, KEY)
 

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.core.wal import FILE_HEADER_BYTES, FRAME_HEADER_BYTES, WalInvalid, encode_file_header, encode_frame, parse_wal
+from appliance.core.wal import (
+    FILE_HEADER_BYTES,
+    FRAME_HEADER_BYTES,
+    WalInvalid,
+    encode_file_header,
+    encode_frame,
+    parse_wal,
+)
 
 GROUPS = [[b"alpha", b"beta"], [b"gamma"], [b"delta" * 20, b"epsilon"]]
 

@@ -281,9 +281,7 @@ def test_other_entries_than_were_signed_are_refused(tmp_path: Path) -> None:
         reopen(tmp_path / "a")
 
 
-@pytest.mark.parametrize(
-    ("missing", "said"), [("log/wal", "write-ahead file is missing"), ("head", "head is missing")]
-)
+@pytest.mark.parametrize(("missing", "said"), [("log/wal", "write-ahead file is missing"), ("head", "head is missing")])
 def test_log_with_a_part_missing_is_refused(tmp_path: Path, missing: str, said: str) -> None:
     make_log(tmp_path, [small(n) for n in range(5)])
     (tmp_path / missing).unlink()
