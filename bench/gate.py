@@ -1,18 +1,25 @@
 """What the gate costs: CPU microseconds per request and per streamed token, beside the same load straight at a runner.
 
-*Ours* is a whole appliance as ``paddock serve`` starts it: gateway, warden, notary and a runner in its full sandbox,
+*Ours* is a whole appliance as ``paddock serve`` starts it: gateway, notary, warden and a runner in its full sandbox,
 with a verified token, rates, policy, budget and a durable audit record for each request. The limits are raised by its
 configuration so that they count every request and refuse none. The *peer* is the same runner program with the same
 model, in the same sandbox, spoken to on its own channel with nothing in front: what remains when the gate is taken
-away. The model recites a fixed script and computes almost nothing.
+away.
 
-Callers are a process of their own (closed loop, keep-alive connections); its CPU is on nobody's account. Each figure
-is the median of alternated repetitions (ours, peer, ours, peer ...) with its range. "Cached" means that the token has
-been seen before and the policy is compiled; policy is evaluated for every request all the same.
+The callers are a process of their own (closed loop, keep-alive connections); its CPU is on nobody's account. Each
+figure is the median of alternated repetitions (ours, peer, peer, ours ...) with its range. The token has been seen
+before; policy is evaluated for every request. Columns:
+
+* *the gate*: gateway, notary and warden together, the processes that the peer does without;
+* *difference*: all processes on our side, less the peer's runner. It is the noisier of the two, because a runner costs
+  more per token when requests reach it more slowly and it finds fewer to decode at once.
+
+Whole requests use a model that computes almost nothing. Streams use one that takes some milliseconds per token, so
+that tokens pass one by one as a real model's do; the table says how many events a token took.
 
 Bars, exit status 1 when one is missed:
 
-* the gateway spends at most 1000 us of CPU per whole (not streamed) request at 8 callers;
+* the gateway spends at most 1000 us of CPU per whole request at 8 callers;
 * the gateway's memory stays at or below 200 MB (VmRSS after all the load).
 
 Everything else is printed to be read and has no bar. ``--quick`` takes two short repetitions: enough to see that it
@@ -21,23 +28,20 @@ works, too few to quote. The last line is one JSON object.
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path begins with its own folder
 
-ROOT: Final = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from bench.support.exchange import FromLoad, Go, Hello, Outcome, Prepared, Setup, Side, ToLoad, Window  # noqa: E402
+from bench.support.exchange import Outcome, Setup, Side, Window  # noqa: E402
 from bench.support.figures import Figure, plain, surroundings, table  # noqa: E402
+from bench.support.load_process import LoadProcess  # noqa: E402
 from bench.support.models import PACED, QUICK, make_models  # noqa: E402
 from bench.support.processes import children, cpu_seconds, innermost, resident_megabytes  # noqa: E402
 from tests.support.appliance import TestAppliance, appliance  # noqa: E402
@@ -50,10 +54,10 @@ SHORT_TOKENS: Final = 4
 LONG_TOKENS: Final = 200
 REQUEST_CALLERS: Final = (1, 8, 32)
 STREAM_CALLERS: Final = (1, 8)
+
 SLOTS: Final = max(REQUEST_CALLERS)
 CONTEXT_TOKENS: Final = 512
 THREADS: Final = 1
-
 CONFIG: Final = f"""\
 [limits]
 address_requests_per_minute = 1_000_000_000
@@ -64,52 +68,10 @@ context_tokens = {CONTEXT_TOKENS}
 slots = {SLOTS}
 threads = {THREADS}
 """
-ROLES: Final = ("gateway", "notary", "warden", "runner")
+
+GATE: Final = ("gateway", "notary", "warden")
 SETTLE_SECONDS: Final = 0.2
-"""After the last answer: outcome records reach the log within 50 ms and belong to the account."""
-
-
-class LoadProcess:
-    """The callers' process and the words with it."""
-
-    def __init__(self, setup: Setup) -> None:
-        self._decoder: msgspec.json.Decoder[FromLoad] = msgspec.json.Decoder(FromLoad)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.support.load"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        hello = self._ask(setup)
-        if not isinstance(hello, Hello):
-            raise TypeError("expected Hello")
-        self.runner_pids = hello.runner_pids
-
-    def prepare(self, window: Window) -> None:
-        if not isinstance(self._ask(window), Prepared):
-            raise TypeError("expected Prepared")
-
-    def run(self) -> Outcome:
-        outcome = self._ask(Go())
-        if not isinstance(outcome, Outcome):
-            raise TypeError("expected Outcome")
-        return outcome
-
-    def stop(self) -> None:
-        """The load process ends when its stdin does, and its runner with it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(30)
-        finally:
-            self._process.kill()
-
-    def _ask(self, message: ToLoad) -> FromLoad:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(msgspec.json.encode(message) + b"\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the load process ended with status {self._process.wait(30)}; its reason stands above")
-        return self._decoder.decode(line)
+"""Around a window: what preparing cost is not on its account, the outcome records of its last answers are."""
 
 
 @dataclass(frozen=True)
@@ -119,205 +81,216 @@ class Run:
     outcome: Outcome
     cpu: dict[str, float]
 
-    def request_us(self, role: str | None = None) -> float:
-        return self._seconds(role) * 1e6 / self.outcome.requests
-
-    def token_us(self, role: str | None = None) -> float:
-        return self._seconds(role) * 1e6 / self.outcome.tokens
-
-    def _seconds(self, role: str | None) -> float:
-        return sum(self.cpu.values()) if role is None else self.cpu[role]
+    def us(self, role: str, units: int) -> float:
+        return self.cpu[role] * 1e6 / units
 
 
 @dataclass(frozen=True)
 class Pair:
     """One repetition: ours and the peer, one right after the other."""
 
-    gate: Run
-    straight: Run
+    ours: Run
+    peer: Run
 
 
 class Bench:
     """The two sides and the process that loads them."""
 
-    def __init__(self, ours: TestAppliance, load: LoadProcess, *, seconds: float, repetitions: int) -> None:
-        self._pids: dict[Side, dict[str, int]] = {
-            "gate": {role: ours.pid_of(role) for role in ROLES},
-            "straight": {"runner": load.runner_pid},
+    def __init__(self, one: TestAppliance, load: LoadProcess, *, seconds: float, repetitions: int) -> None:
+        self._pids: dict[Side, dict[str, list[int]]] = {
+            "gate": {role: [one.pid_of(role)] for role in GATE},
+            "straight": {"runner": load.runner_pids},
         }
+        self._pids["gate"]["runner"] = [innermost(child) for child in children(one.pid_of("warden"))]
         self._load = load
         self._seconds = seconds
         self._repetitions = repetitions
 
-    def pairs(self, *, callers: int, max_tokens: int, stream: bool) -> list[Pair]:
+    def pairs(self, model: str, *, callers: int, max_tokens: int, stream: bool) -> list[Pair]:
         """The order within a pair changes each time, so that neither side is always the first."""
         pairs = []
         for repetition in range(self._repetitions):
             sides: list[Side] = ["gate", "straight"] if repetition % 2 == 0 else ["straight", "gate"]
             runs = {
                 side: self._run(
-                    Window(side=side, callers=callers, max_tokens=max_tokens, stream=stream, seconds=self._seconds)
+                    Window(
+                        side=side,
+                        model=model,
+                        callers=callers,
+                        max_tokens=max_tokens,
+                        stream=stream,
+                        seconds=self._seconds,
+                    )
                 )
                 for side in sides
             }
-            pairs.append(Pair(gate=runs["gate"], straight=runs["straight"]))
+            pairs.append(Pair(ours=runs["gate"], peer=runs["straight"]))
         return pairs
 
     def gateway_megabytes(self) -> float:
-        return resident_megabytes(self._pids["gate"]["gateway"])
+        (pid,) = self._pids["gate"]["gateway"]
+        return resident_megabytes(pid)
 
     def _run(self, window: Window) -> Run:
-        pids = self._pids[window.side]
         self._load.prepare(window)
-        time.sleep(SETTLE_SECONDS)  # what preparing cost is not on the account
-        before = {role: cpu_seconds(pid) for role, pid in pids.items()}
+        time.sleep(SETTLE_SECONDS)
+        before = self._cpu(window.side)
         outcome = self._load.run()
         time.sleep(SETTLE_SECONDS)
-        return Run(outcome, {role: cpu_seconds(pid) - before[role] for role, pid in pids.items()})
+        after = self._cpu(window.side)
+        return Run(outcome, {role: after[role] - before[role] for role in after})
+
+    def _cpu(self, side: Side) -> dict[str, float]:
+        return {role: sum(map(cpu_seconds, pids)) for role, pids in self._pids[side].items()}
 
 
-# --- figures ---------------------------------------------------------------------------------------------------------
-
-
-def request_figures(pairs: list[Pair]) -> dict[str, Any]:
-    """CPU microseconds per request by process, what the gate adds, and latency in milliseconds."""
-    return {
-        **{f"{role}_us": Figure.of(pair.gate.request_us(role) for pair in pairs) for role in ROLES},
-        "straight_runner_us": Figure.of(pair.straight.request_us() for pair in pairs),
-        "added_us": Figure.of(pair.gate.request_us() - pair.straight.request_us() for pair in pairs),
-        "gate_per_second": Figure.of(pair.gate.outcome.requests / pair.gate.outcome.wall_seconds for pair in pairs),
-        "straight_per_second": Figure.of(
-            pair.straight.outcome.requests / pair.straight.outcome.wall_seconds for pair in pairs
-        ),
-        "gate_p50_us": Figure.of(pair.gate.outcome.p50_ms * 1000 for pair in pairs),
-        "straight_p50_us": Figure.of(pair.straight.outcome.p50_ms * 1000 for pair in pairs),
-        "added_p50_us": Figure.of((pair.gate.outcome.p50_ms - pair.straight.outcome.p50_ms) * 1000 for pair in pairs),
-    }
-
-
-def stream_figures(pairs: list[Pair]) -> dict[str, Any]:
-    """CPU microseconds per token, the request's own cost included. Few pieces per token flatter the gateway: it then
-    found several tokens waiting and wrote them as one event."""
-    return {
-        **{f"{role}_us": Figure.of(pair.gate.token_us(role) for pair in pairs) for role in ROLES},
-        "straight_runner_us": Figure.of(pair.straight.token_us() for pair in pairs),
-        "added_us": Figure.of(pair.gate.token_us() - pair.straight.token_us() for pair in pairs),
-        "gate_pieces_per_token": Figure.of(pair.gate.outcome.pieces / pair.gate.outcome.tokens for pair in pairs),
-        "straight_pieces_per_token": Figure.of(
-            pair.straight.outcome.pieces / pair.straight.outcome.tokens for pair in pairs
-        ),
-        "gate_tokens_per_second": Figure.of(
-            pair.gate.outcome.tokens / pair.gate.outcome.wall_seconds for pair in pairs
-        ),
-        "straight_tokens_per_second": Figure.of(
-            pair.straight.outcome.tokens / pair.straight.outcome.wall_seconds for pair in pairs
-        ),
-    }
+# --- figures --------------------------------------------------------------------------------------------------------
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    requests = {
-        callers: request_figures(bench.pairs(callers=callers, max_tokens=SHORT_TOKENS, stream=False))
-        for callers in REQUEST_CALLERS
+    """Everything that is reported, by number of callers."""
+    return {
+        "requests": {
+            callers: request_figures(bench.pairs(QUICK, callers=callers, max_tokens=SHORT_TOKENS, stream=False))
+            for callers in REQUEST_CALLERS
+        },
+        "streams": {
+            callers: stream_figures(bench.pairs(PACED, callers=callers, max_tokens=LONG_TOKENS, stream=True))
+            for callers in STREAM_CALLERS
+        },
+        "gateway_megabytes": round(bench.gateway_megabytes(), 1),
     }
-    streams = {
-        callers: stream_figures(bench.pairs(callers=callers, max_tokens=LONG_TOKENS, stream=True))
-        for callers in STREAM_CALLERS
+
+
+def request_figures(pairs: list[Pair]) -> dict[str, Figure]:
+    """CPU us per request, and how long a request takes in us."""
+    return {
+        **_cpu_figures(pairs, lambda outcome: outcome.requests),
+        "per_second": Figure.of(pair.ours.outcome.requests / pair.ours.outcome.wall_seconds for pair in pairs),
+        "peer_per_second": Figure.of(pair.peer.outcome.requests / pair.peer.outcome.wall_seconds for pair in pairs),
+        "p50_us": Figure.of(pair.ours.outcome.p50_ms * 1000 for pair in pairs),
+        "peer_p50_us": Figure.of(pair.peer.outcome.p50_ms * 1000 for pair in pairs),
+        "added_p50_us": Figure.of((pair.ours.outcome.p50_ms - pair.peer.outcome.p50_ms) * 1000 for pair in pairs),
     }
-    return {"requests": requests, "streams": streams, "gateway_megabytes": round(bench.gateway_megabytes(), 1)}
+
+
+def stream_figures(pairs: list[Pair]) -> dict[str, Figure]:
+    """CPU us per token, with each request's own cost spread over its tokens; and how tokens were cut into events."""
+    return {
+        **_cpu_figures(pairs, lambda outcome: outcome.tokens),
+        "per_second": Figure.of(pair.ours.outcome.tokens / pair.ours.outcome.wall_seconds for pair in pairs),
+        "peer_per_second": Figure.of(pair.peer.outcome.tokens / pair.peer.outcome.wall_seconds for pair in pairs),
+        "events_per_token": Figure.of(pair.ours.outcome.pieces / pair.ours.outcome.tokens for pair in pairs),
+    }
+
+
+def _cpu_figures(pairs: list[Pair], units: Callable[[Outcome], int]) -> dict[str, Figure]:
+    def figure(value: Callable[[Pair], float]) -> Figure:
+        return Figure.of(value(pair) for pair in pairs)
+
+    def ours(pair: Pair, *roles: str) -> float:
+        return sum(pair.ours.us(role, units(pair.ours.outcome)) for role in roles)
+
+    def peer(pair: Pair) -> float:
+        return pair.peer.us("runner", units(pair.peer.outcome))
+
+    return {
+        "gateway_us": figure(lambda pair: ours(pair, "gateway")),
+        "notary_us": figure(lambda pair: ours(pair, "notary")),
+        "warden_us": figure(lambda pair: ours(pair, "warden")),
+        "gate_us": figure(lambda pair: ours(pair, *GATE)),
+        "runner_us": figure(lambda pair: ours(pair, "runner")),
+        "peer_runner_us": figure(peer),
+        "difference_us": figure(lambda pair: ours(pair, *GATE, "runner") - peer(pair)),
+    }
 
 
 def missed_bars(figures: dict[str, Any]) -> list[str]:
+    """One line for each."""
     missed = []
     request_us = figures["requests"][BAR_CALLERS]["gateway_us"].median
     if request_us > BAR_REQUEST_US:
         missed.append(
-            f"gateway: {request_us:.0f} us of CPU per request at {BAR_CALLERS} callers > {BAR_REQUEST_US:.0f}"
+            f"gateway: {request_us:.0f} us a request at {BAR_CALLERS} callers, more than {BAR_REQUEST_US:.0f}"
         )
     if figures["gateway_megabytes"] > BAR_MEGABYTES:
-        missed.append(f"gateway: {figures['gateway_megabytes']} MB > {BAR_MEGABYTES:.0f}")
+        missed.append(f"gateway: {figures['gateway_megabytes']} MB, more than {BAR_MEGABYTES:.0f}")
     return missed
 
 
-# --- report ----------------------------------------------------------------------------------------------------------
+# --- report ---------------------------------------------------------------------------------------------------------
 
 _CPU_COLUMNS: Final = {
     "gateway": "gateway_us",
     "notary": "notary_us",
     "warden": "warden_us",
-    "runner": "runner_us",
-    "straight: runner": "straight_runner_us",
-    "gate adds": "added_us",
+    "the gate": "gate_us",
+    "its runner": "runner_us",
+    "straight": "peer_runner_us",
+    "difference": "difference_us",
 }
+_RATE_COLUMNS: Final = {"gate": "per_second", "straight": "peer_per_second"}
 
 
 def report(figures: dict[str, Any]) -> None:
+    """The tables for people."""
+    requests, streams = figures["requests"], figures["streams"]
+    print(_table(f"CPU us per whole request ({SHORT_TOKENS} tokens), median [range]", requests, _CPU_COLUMNS))
     print(
         _table(
-            f"CPU us per whole request ({SHORT_TOKENS} tokens), median [range]",
-            figures["requests"],
-            {**_CPU_COLUMNS, "requests/s": "gate_per_second", "straight": "straight_per_second"},
+            "A whole request from the caller's side: p50 in us, median [range]",
+            requests,
+            {"gate": "p50_us", "straight": "peer_p50_us", "added": "added_p50_us"},
         )
     )
-    print(
-        _table(
-            f"Latency of a whole request, us, p50 of a repetition, median [range] ({SHORT_TOKENS} tokens)",
-            figures["requests"],
-            {"gate": "gate_p50_us", "straight": "straight_p50_us", "gate adds": "added_p50_us"},
-        )
-    )
-    print(
-        _table(
-            f"CPU us per streamed token (answers of {LONG_TOKENS} tokens), median [range]",
-            figures["streams"],
-            {**_CPU_COLUMNS, "tokens/s": "gate_tokens_per_second", "straight": "straight_tokens_per_second"},
-        )
-    )
-    for callers, stream in figures["streams"].items():
-        pieces = stream["gate_pieces_per_token"]
-        print(f"pieces per token at {callers} callers: {pieces.median:.2f} [{pieces.least:.2f}-{pieces.greatest:.2f}]")
+    print(_table("Whole requests per second, median [range]", requests, _RATE_COLUMNS))
+    print(_table(f"CPU us per streamed token (streams of {LONG_TOKENS}), median [range]", streams, _CPU_COLUMNS))
+    print(_table("Streamed tokens per second, median [range]", streams, _RATE_COLUMNS))
+    for callers, figure in streams.items():
+        print(f"events per token at {callers} callers: {figure['events_per_token'].median:.2f}")
     print(f"gateway: {figures['gateway_megabytes']} MB")
 
 
 def _table(title: str, rows: dict[int, dict[str, Figure]], columns: dict[str, str]) -> str:
-    return table(
-        title,
-        ["callers", *columns],
-        [[str(callers), *(str(row[name]) for name in columns.values())] for callers, row in rows.items()],
-    )
+    cells = [[str(callers), *(str(row[name]) for name in columns.values())] for callers, row in rows.items()]
+    return table(title, ["callers", *columns], cells)
+
+
+# --- the two sides --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def both_sides() -> Iterator[tuple[TestAppliance, LoadProcess]]:
-    """The appliance, whose log is verified when it has stopped, and the load process with the peer."""
-    model = chain_model(long_script(2 * LONG_TOKENS))
-    with tempfile.TemporaryDirectory(prefix="paddock-bench-") as directory:
-        with appliance(Path(directory), {"chain": model}, CONFIG) as ours:
-            ours.chat(ours.token())  # the runner starts with the first request
+    """The appliance, whose log is verified when it has stopped, and the load process with the peer's runners."""
+    with tempfile.TemporaryDirectory(prefix="paddock-bench-") as name:
+        directory = Path(name)
+        models = make_models(directory)
+        with appliance(directory, models, CONFIG) as one:
+            for model in models:
+                one.chat(one.token(), model=model, max_tokens=1)  # a runner starts with its first request
             load = LoadProcess(
                 Setup(
-                    port=ours.port,
-                    token=ours.token(),
-                    model=str(model),
+                    port=one.port,
+                    token=one.token(),
+                    models={model: str(file) for model, file in models.items()},
                     context_tokens=CONTEXT_TOKENS,
                     slots=SLOTS,
                     threads=THREADS,
                 )
             )
             try:
-                yield ours, load
+                yield one, load
             finally:
                 load.stop()
 
 
-def main(arguments: Iterable[str] | None = None) -> int:
+def main() -> int:
     parser = argparse.ArgumentParser(description="What the gate costs, in CPU microseconds.")
     parser.add_argument("--quick", action="store_true", help="two short repetitions: does it work?")
-    quick = parser.parse_args(None if arguments is None else list(arguments)).quick
-    seconds, repetitions = (0.3, 2) if quick else (1.0, 5)
+    seconds, repetitions = (0.3, 2) if parser.parse_args().quick else (1.0, 5)
     around = surroundings()
-    with both_sides() as (ours, load):
-        figures = measure(Bench(ours, load, seconds=seconds, repetitions=repetitions))
+    with both_sides() as (one, load):
+        figures = measure(Bench(one, load, seconds=seconds, repetitions=repetitions))
     report(figures)
     missed = missed_bars(figures)
     for line in missed:
@@ -325,11 +298,12 @@ def main(arguments: Iterable[str] | None = None) -> int:
     summary = {
         "bench": "gate",
         "figures": plain(figures),
-        "bars": {"gateway_us_at_8_callers": BAR_REQUEST_US, "gateway_megabytes": BAR_MEGABYTES, "missed": missed},
+        "bars": {"gateway_us_at_8_callers": BAR_REQUEST_US, "gateway_megabytes": BAR_MEGABYTES},
+        "missed": missed,
         "repetitions": repetitions,
         "window_seconds": seconds,
-        "gate_side": "HTTP: token, address and principal rates, policy, budget, durable audit, runner",
-        "straight_side": "frames on the runner's channel",
+        "ours": "HTTP, address and principal rates, token, policy, budget, durable audit record, sandboxed runner",
+        "peer": "frames on the channel of a sandboxed runner",
         "surroundings": around,
     }
     print(json.dumps(summary))

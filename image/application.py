@@ -69,19 +69,31 @@ def locked(lock: Path) -> dict[str, frozenset[str]]:
 
 def fetch_wheels(lock: Path, cache: Path) -> list[Path]:
     """The locked wheels, from the cache or through pip. Raises ``WrongWheel`` unless each has a locked hash."""
-    if sys.version_info[:2] != (3, 11):
-        raise WrongWheel(f"the image holds Python 3.11; run this with it (this is {sys.version.split()[0]})")
     wanted = locked(lock)
     folder = cache / hashlib.sha256(lock.read_bytes()).hexdigest()[:16]
     if {_distribution(path) for path in folder.glob("*.whl")} < set(wanted):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-        command += ["--only-binary=:all:", "--dest", str(folder), "--requirement", str(lock)]
+        command = [_with_pip(lock), "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+        command += [
+            "--python-version",
+            "3.11",
+            "--only-binary=:all:",
+            "--dest",
+            str(folder),
+            "--requirement",
+            str(lock),
+        ]
         subprocess.run(command, check=True, timeout=900)
     wheels = {_distribution(path): path for path in sorted(folder.glob("*.whl"))}
     for name, hashes in wanted.items():
         if name not in wheels or hashlib.sha256(wheels[name].read_bytes()).hexdigest() not in hashes:
             raise WrongWheel(f"{name}: missing, or not the locked file; delete {folder}")
     return [wheels[name] for name in sorted(wanted)]
+
+
+def _with_pip(lock: Path) -> str:
+    """The checkout's virtual environment where there is one: Debian's own Python comes without pip."""
+    environment = lock.parent.parent / ".venv" / "bin" / "python"
+    return str(environment) if environment.exists() else sys.executable
 
 
 def wheels_layer(wheels: list[Path]) -> Tree:

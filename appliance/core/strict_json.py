@@ -1,15 +1,17 @@
 """JSON as RFC 8259 and RFC 7493 (I-JSON) have it, and nothing that two parsers could read differently.
 
-Duplicate keys (also when one is written with escapes), NaN, numbers beyond 64 bits, lone surrogates, byte-order marks
-and deep nesting are refused. This is a check, not a decoder: the caller then decodes the same bytes with msgspec into
-a typed value.
+Duplicate keys (also when one is written with escapes), NaN, numbers beyond 64 bits or of more than 64 characters, lone
+surrogates, byte-order marks, deep nesting and overlong arrays and objects are refused. This is a check, not a decoder:
+the caller then decodes the same bytes with msgspec into a typed value.
 """
 
 import json
 import re
 from typing import Any, Final
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# The closing quote is optional: a pattern that can fail would be tried again from every quote inside an unterminated
+# string, which takes quadratic time. What is unterminated is left to the parser.
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 _OPENING: Final = frozenset(b"[{")
 _CLOSING: Final = frozenset(b"]}")
 

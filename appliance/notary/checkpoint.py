@@ -27,6 +27,7 @@ from appliance.core.note import (
     parse_note,
 )
 from appliance.core.refusals import Fault
+from appliance.core.tree import TileTree
 from appliance.notary.files import Files, replace
 
 
@@ -67,6 +68,12 @@ class Checkpointer:
         if found and self.head is None:
             raise Fault(f"{self._head_path.name} is missing although a checkpoint was signed")
         return tuple(found)
+
+    def check(self, tree: TileTree) -> None:
+        """To be called at every size of a growing tree, from one not above the last head's on. Raises ``Fault`` when
+        the tree is not the one that was signed at that size."""
+        if self.head is not None and tree.size == self.head.size and tree.root() != self.head.root:
+            raise Fault(f"the log's first {tree.size} entries are not those that were signed")
 
     def sign(self, size: int, root: bytes) -> None:
         """Signs and publishes. Raises ``Fault`` for a contradiction, ``OSError`` when a file cannot be written."""

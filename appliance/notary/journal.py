@@ -144,6 +144,7 @@ class Journal:
         self._leaves = list(self.recovered.leaves)
         self._entry_bytes = sum(map(len, self._entries))
         self._published_size = -1
+        self._publication: asyncio.Future[int] | None = None
         self._grown = asyncio.Event()
 
         # the committer also owns ``_wal`` and ``_last_monotonic_ms`` while a commit runs
@@ -317,18 +318,29 @@ class Journal:
     # --- publishing -------------------------------------------------------------------------------------------------
 
     async def publish(self) -> None:
-        """Publishes and signs what is durable now, if that is more than last time. Not to be called concurrently.
+        """Publishes and signs what is durable now, if that is more than last time.
 
         Raises ``OSError`` when a file cannot be written; the next call tries again. ``Fault`` is final: the log
-        contradicts what was signed.
+        contradicts what was signed. A caller that is cancelled does not stop the worker; the next call waits for it.
         """
+        while self._publication is not None:
+            await asyncio.wait((self._publication,))
         self._grown.clear()
         size = self.size
         if size == self._published_size:
             return
-        boundary = await asyncio.get_running_loop().run_in_executor(
-            self._publishing, self._publisher.publish, tuple(self._entries), tuple(self._leaves)
+        self._publication = asyncio.get_running_loop().run_in_executor(
+            self._publishing, self._publisher.publish, self._base, tuple(self._entries), tuple(self._leaves)
         )
+        self._publication.add_done_callback(lambda job: self._published(size, job))
+        await asyncio.shield(self._publication)
+
+    def _published(self, size: int, job: "asyncio.Future[int]") -> None:
+        """Forgets the entries that full bundles hold now; whether or not anybody still waits for the publication."""
+        self._publication = None
+        if job.exception() is not None:
+            return  # whoever waits is told; nothing has changed
+        boundary = job.result()
         self._published_size = size
         full = boundary - self._base
         self._entry_bytes -= sum(map(len, self._entries[:full]))

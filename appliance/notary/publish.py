@@ -3,9 +3,10 @@
 A publication is a function of the tree at the last full bundle and of the entries since. One that fails has changed
 nothing that the next one does not write again, byte for byte.
 
-Trusts: that the entries given are durable, and are exactly those from ``boundary`` on.
+Trusts: that the entries given are durable.
 Promises: when ``publish`` returns, every bundle and tile of the tree at that size is durable, and so is a checkpoint
-    that covers it. A checkpoint never names a tile that is not there.
+    that covers it. A checkpoint never names a tile that is not there, nor a tree that does not extend the last one
+    signed: the root at that size is computed again on the way, and another one is a ``Fault``.
 Not here: durability of the entries themselves (``notary.wal``); the schedule (``notary.journal``).
 """
 
@@ -44,20 +45,23 @@ class Publisher:
         """Index of the first entry that is in no full, published bundle."""
         return self._tree.size
 
-    def publish(self, entries: Sequence[bytes], leaves: Sequence[bytes]) -> int:
-        """Publishes ``entries`` (with their leaf hashes) after ``boundary``, and returns the new boundary.
+    def publish(self, first_index: int, entries: Sequence[bytes], leaves: Sequence[bytes]) -> int:
+        """Publishes ``entries`` (with their leaf hashes), which begin at ``boundary``, and returns the new boundary.
 
-        Raises ``OSError`` when a file cannot be written, ``Fault`` when the checkpointer refuses.
+        Raises ``OSError`` when a file cannot be written, ``Fault`` when this is not the log that was signed before.
         """
+        if first_index != self._tree.size:
+            raise Fault(f"entries from {first_index} on do not follow the {self._tree.size} that are published")
         tree, full = self._tree.copy(), self._tree
+        self._checkpointer.check(tree)
         written: dict[str, bytes] = {}
-        first = tree.size
         for position, leaf in enumerate(leaves):
             for tile in tree.append(leaf):
                 written[tile.path] = tile.data
+            self._checkpointer.check(tree)
             if tree.size % TILE_WIDTH == 0:
                 start = position + 1 - TILE_WIDTH
-                index = (first + start) // TILE_WIDTH
+                index = (first_index + start) // TILE_WIDTH
                 written[bundle_path(index)] = encode_bundle(entries[start : position + 1])
                 full = tree.copy()
         completed = tuple(written)

@@ -72,7 +72,8 @@ def opened(archive_path: Path) -> tuple[dict, dict[str, tarfile.TarInfo]]:
 
 
 def test_nothing_in_the_image_can_be_written_by_its_user(image: Image) -> None:
-    writable = {path: entry.mode for path, entry in image.members.items() if entry.mode & 0o022 and not entry.issym()}
+    modes = {path: stat.S_IMODE(entry.mode) for path, entry in image.members.items() if not entry.issym()}
+    writable = {path: mode for path, mode in modes.items() if mode & 0o022}
     assert writable == {"/tmp": 0o1777}  # where a tmpfs goes; the root itself is read-only
     assert {(entry.uid, entry.gid) for entry in image.members.values()} == {(0, 0)}
 
@@ -168,4 +169,8 @@ def test_the_demonstration_does_not_need_more_than_a_locked_rootless_container(i
         [*become, str(script), str(archive)], cwd=home, stdout=subprocess.PIPE, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout
-    print(done.stdout)
+    report = json.loads(done.stdout)
+    assert report["ok"] is True
+    layers = next(outcome for outcome in report["outcomes"] if outcome["name"] == "runner-sandbox")
+    assert layers["detail"]["degraded"] == []
+    assert {"user-namespace", "empty-root", "landlock", "seccomp-stage-2"} <= set(layers["detail"]["layers"])

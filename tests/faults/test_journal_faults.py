@@ -5,6 +5,7 @@ import asyncio
 import errno
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -45,15 +46,11 @@ async def write_story(state: Path, files: Files, acknowledged: list[int], refuse
             number += size
             for record, outcome in zip(records, await append_all(journal, records), strict=True):
                 (acknowledged if isinstance(outcome, Written) else refused).append(record.interval_seconds)
-            try:
+            with suppress(OSError):  # as publish_forever does: the next one tries again
                 await journal.publish()
-            except OSError:
-                pass  # as publish_forever does: the next one tries again
     finally:
-        try:
+        with suppress(OSError):
             await journal.close()
-        except OSError:
-            pass
 
 
 async def append_one(journal: Journal, record: object) -> None:
@@ -105,10 +102,8 @@ def test_failed_system_call_loses_nothing_acknowledged(place: Path, count: int, 
         files = FailingFiles(first, count, error)
 
         async def scenario(state=state, files=files, acknowledged=acknowledged, refused=refused) -> None:
-            try:
+            with suppress(OSError, Fault):  # the process ends; the supervisor starts another
                 await write_story(state, files, acknowledged, refused)
-            except (OSError, Fault):
-                pass  # the process ends; the supervisor starts another
 
         run(scenario)
         found = recovered_numbers(state)

@@ -75,7 +75,7 @@ def test_checkpoint_round_trip() -> None:
         CHECKPOINT.text.replace("70000", "070000"),
         CHECKPOINT.text.replace("70000", "-1"),
         CHECKPOINT.text.replace("70000", "7e4"),
-        CHECKPOINT.text.replace("70000", "٧"),
+        CHECKPOINT.text.replace("70000", "\u0667"),
         CHECKPOINT.text.replace("70000", "9" * 40),
         CHECKPOINT.text + "extension\n",
         CHECKPOINT.text[:-1],

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,17 @@ from appliance.audit.fsck import verify_log
 from appliance.audit.query import read_entries
 from appliance.core.records import LogOpened
 from appliance.core.refusals import Fault
+from appliance.core.tree import TileTree, leaf_hash
 from appliance.notary import journal as journal_module
 from appliance.notary.files import Files
 from appliance.notary.journal import Journal, NotWritten, Outcome, Written
+from appliance.notary.publish import Publisher
 from tests.support.audit_log import (
     LOG_OPENED,
     OTHER_KEY,
     VKEY,
     append_all,
+    checkpointer,
     failed,
     make_log,
     open_journal,
@@ -347,3 +351,55 @@ def test_entries_hold_what_was_given(tmp_path: Path) -> None:
     assert entries[1].record == small(3)
     assert entries[1].time.startswith("2026-09-")
     assert entries[1].boot_id == "boot-1"
+
+
+def test_cancelled_publication_does_not_spoil_the_next(tmp_path: Path) -> None:
+    """The worker goes on when its caller is cancelled, as at every stop of the notary."""
+
+    class Slow(Files):
+        def rename(self, old: Path, new: Path) -> None:
+            time.sleep(0.002)
+            super().rename(old, new)
+
+    async def scenario() -> None:
+        journal = open_journal(tmp_path, files=Slow())
+        written(await append_all(journal, [LOG_OPENED, *(small(n) for n in range(700))]))
+        publishing = asyncio.create_task(journal.publish_forever(0.01))
+        await asyncio.sleep(0.005)
+        publishing.cancel()
+        await asyncio.gather(publishing, return_exceptions=True)
+        written(await append_all(journal, [small(n) for n in range(300)]))
+        await journal.close()
+
+    run(scenario)
+    report = verify_log(tmp_path / "log", VKEY)
+    assert (report.verdict, report.size) == ("intact", 1001)
+
+
+def test_entries_that_do_not_continue_the_signed_log_are_never_signed(tmp_path: Path) -> None:
+    entries = [b"entry %d" % n for n in range(600)]
+    leaves = [leaf_hash(entry) for entry in entries]
+    signing = checkpointer(tmp_path)
+    publisher = Publisher(Files(), tmp_path / "log", signing, TileTree())
+    assert publisher.publish(0, entries[:300], leaves[:300]) == 256
+    before = (tmp_path / "log/checkpoint").read_bytes()
+    for first, begin in ((0, 0), (256, 0), (256, 255), (300, 300)):
+        with pytest.raises(Fault, match="do not follow|not those that were signed"):
+            publisher.publish(first, entries[begin:], leaves[begin:])
+    with pytest.raises(Fault, match="is smaller"):
+        publisher.publish(256, entries[256:290], leaves[256:290])
+    assert (tmp_path / "log/checkpoint").read_bytes() == before
+    assert publisher.publish(256, entries[256:], leaves[256:]) == 512
+
+
+def test_second_root_for_one_size_is_never_signed(tmp_path: Path) -> None:
+    signing = checkpointer(tmp_path)
+    (tmp_path / "log").mkdir()
+    signing.sign(5, b"a" * 32)
+    signing.sign(5, b"a" * 32)
+    with pytest.raises(Fault, match="another root"):
+        signing.sign(5, b"b" * 32)
+    again = checkpointer(tmp_path)
+    again.read()
+    with pytest.raises(Fault, match="is smaller"):
+        again.sign(4, b"b" * 32)
