@@ -26,7 +26,7 @@ Positive = Annotated[int, Meta(ge=1)]
 class GatewaySettings(Value, frozen=True, kw_only=True):
     """The HTTP side. An empty ``allowed_hosts`` means the listening address and ``localhost``, with the port."""
 
-    listen_host: str = "127.0.0.1"
+    listen_host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
     listen_port: Annotated[int, Meta(ge=0, le=65535)] = 11435
     allowed_hosts: tuple[str, ...] = ()
     max_body_bytes: Annotated[int, Meta(ge=1024, le=262144)] = 262144
@@ -145,11 +145,11 @@ class Settings(Value, frozen=True, kw_only=True):
 
     @property
     def allowed_hosts(self) -> frozenset[str]:
-        """The values of ``Host`` that this gateway answers for."""
-        if self.gateway.allowed_hosts:
-            return frozenset(self.gateway.allowed_hosts)
-        names = {self.gateway.listen_host, "localhost"}
-        return frozenset(f"{name}:{self.gateway.listen_port}" for name in names)
+        """The values of ``Host`` that this gateway answers for, in lower case; port 80 is also the absent one."""
+        host, port = self.gateway.listen_host, self.gateway.listen_port
+        names = {f"[{host}]" if ":" in host else host, "localhost"}
+        default = {f"{name}:{port}" for name in names} | (names if port == 80 else set())
+        return frozenset(name.lower() for name in self.gateway.allowed_hosts or default)
 
     def effective(self) -> bytes:
         """The effective values as canonical JSON, without any secret (there is none to mask)."""

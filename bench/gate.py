@@ -39,12 +39,12 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path begins with its own folder
 
-from bench.support.exchange import Outcome, Setup, Side, Window  # noqa: E402
-from bench.support.figures import Figure, plain, surroundings, table  # noqa: E402
-from bench.support.load_process import LoadProcess  # noqa: E402
-from bench.support.models import PACED, QUICK, make_models  # noqa: E402
-from bench.support.processes import children, cpu_seconds, innermost, resident_megabytes  # noqa: E402
-from tests.support.appliance import TestAppliance, appliance  # noqa: E402
+from bench.support.exchange import Outcome, Setup, Side, Window
+from bench.support.figures import Figure, plain, surroundings, table
+from bench.support.load_process import LoadProcess
+from bench.support.models import PACED, QUICK, make_models
+from bench.support.processes import children, cpu_seconds, innermost, resident_megabytes
+from tests.support.appliance import TestAppliance, appliance
 
 BAR_REQUEST_US: Final = 1000.0
 BAR_CALLERS: Final = 8

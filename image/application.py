@@ -71,17 +71,9 @@ def fetch_wheels(lock: Path, cache: Path) -> list[Path]:
     """The locked wheels, from the cache or through pip. Raises ``WrongWheel`` unless each has a locked hash."""
     wanted = locked(lock)
     folder = cache / hashlib.sha256(lock.read_bytes()).hexdigest()[:16]
-    if {_distribution(path) for path in folder.glob("*.whl")} < set(wanted):
+    if set(wanted) - {_distribution(path) for path in folder.glob("*.whl")}:
         command = [_with_pip(lock), "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-        command += [
-            "--python-version",
-            "3.11",
-            "--only-binary=:all:",
-            "--dest",
-            str(folder),
-            "--requirement",
-            str(lock),
-        ]
+        command += ["--python-version=3.11", "--only-binary=:all:", f"--dest={folder}", f"--requirement={lock}"]
         subprocess.run(command, check=True, timeout=900)
     wheels = {_distribution(path): path for path in sorted(folder.glob("*.whl"))}
     for name, hashes in wanted.items():

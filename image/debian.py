@@ -185,8 +185,10 @@ def _written_by_hand(merged: Tree) -> Tree:
         "etc/group": text(f"root:x:0:\npaddock:x:{USER_ID}:\n"),
         "etc/nsswitch.conf": text("passwd: files\ngroup: files\nhosts: files\n"),
         "etc/ssl/certs/ca-certificates.crt": File(b"".join(certificates)),
-        **dict.fromkeys(("dev", "proc", "sys", "run", "var/lib/paddock"), Directory()),
-        "tmp": Directory(0o1777),  # the engine that mounts a tmpfs here gives it the mode of what it covers
+        **dict.fromkeys(("dev", "proc", "sys", "run"), Directory()),
+        # What is mounted on these two takes their mode and owner; the image's own root is read-only.
+        "tmp": Directory(0o1777),
+        "var/lib/paddock": Directory(0o700, USER_ID),
     }
 
 

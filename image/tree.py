@@ -1,6 +1,6 @@
 """A file tree as a dictionary, to and from tar files and folders: what one layer of the image is.
 
-Owner, group and time never enter: every layer is root's and of one instant, whoever builds it and whenever.
+Time never enters, nor who builds: every layer is of one instant, and root's but for the directories that say otherwise.
 
 Trusts: the tar files and folders it is given (their digests were checked before).
 Promises: equal trees give equal bytes.
@@ -34,6 +34,7 @@ class Directory:
     """Needed only for empty ones: the parents of every file are made, as 0755."""
 
     mode: int = 0o755
+    owner: int = 0
 
 
 Tree = dict[str, File | Link | Directory]
@@ -74,8 +75,8 @@ def to_tar(tree: Tree, path: Path) -> None:
                     content = io.BytesIO(data)
                 case Link(target):
                     member.type, member.mode, member.linkname = tarfile.SYMTYPE, 0o777, target
-                case Directory(mode):
-                    member.type, member.mode = tarfile.DIRTYPE, mode
+                case Directory(mode, owner):
+                    member.type, member.mode, member.uid, member.gid = tarfile.DIRTYPE, mode, owner, owner
             archive.addfile(member, content)
 
 

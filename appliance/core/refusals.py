@@ -66,7 +66,7 @@ class PaddockError(Exception):
     """Base of both families."""
 
 
-class Refused(PaddockError):
+class Refused(PaddockError):  # noqa: N818 - the architecture's word
     """An expected no. ``retry_after_seconds`` is set where waiting helps. ``param`` names the field at fault."""
 
     def __init__(

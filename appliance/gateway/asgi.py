@@ -6,6 +6,7 @@ Not here: what the bytes mean (``surfaces``).
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -43,7 +44,7 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s
     if media_type != "application/json":
         raise Refused(Reason.MEDIA_TYPE_UNSUPPORTED, f"content-type {media_type[:80]!r}")
     declared = header(scope, b"content-length")
-    if declared is not None and (not declared.isdigit() or int(declared) > max_bytes):
+    if declared is not None and (not re.fullmatch("[0-9]{1,15}", declared) or int(declared) > max_bytes):
         raise Refused(Reason.BODY_TOO_LARGE, "by its Content-Length")
     body = bytearray()
     try:

@@ -23,7 +23,7 @@ MAX_HEADER_BYTES: Final = 16 * 1024
 MAX_HEADERS: Final = 64
 SINGLE: Final = frozenset({b"authorization", b"content-type", b"content-length", b"transfer-encoding"})
 _HEADER_NAME = re.compile(rb"[a-z0-9!#$%&'*+.^`|~-]+")
-_HOST = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_HOST = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
 _SEGMENT = re.compile(rb"[A-Za-z0-9._~:@-]+")
 
 
@@ -62,7 +62,8 @@ def _check_host(scope: Scope, allowed_hosts: frozenset[str]) -> None:
     if scope["http_version"] not in {"1.0", "1.1"}:
         raise Refused(Reason.HOST_INVALID, "neither HTTP/1.0 nor HTTP/1.1")
     hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
-    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+    match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+    if match is None or int(match["port"] or 0) > 65535:
         raise Refused(Reason.HOST_INVALID, f"{len(hosts)} Host headers" if len(hosts) != 1 else "a malformed Host")
     if hosts[0].lower() not in allowed_hosts:
         raise Refused(Reason.HOST_FOREIGN, f"host {hosts[0][:80]!r}")

@@ -41,7 +41,7 @@ def openai_error(refusal: Refused) -> dict[str, Any]:
         "error": {
             "message": refusal.reason.text,
             "type": kind,
-            "param": refusal.param,
+            "param": None if refusal.reason is Reason.METHOD_NOT_ALLOWED else refusal.param,
             "code": refusal.reason.code,
         }
     }

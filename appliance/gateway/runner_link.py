@@ -1,18 +1,22 @@
 """The gateway's end of one runner's channel: many requests over one socket, each with its own queue of events.
 
 Trusts: the warden, who passed the descriptor and vouched for the runner's identity.
-Promises: an event reaches only the request that it names. A runner that names a request which it was not given, sends
-    events out of order or falls silent is reported to the warden and used no more; its requests end as ``runner-lost``.
+Promises: an event reaches only the request that it names, and within the worst case that was admitted. A runner that
+    names a request which it was not given, sends events out of order, says more than was paid for, sends a descriptor,
+    falls silent or does not stop when told is reported to the warden and used no more; its requests end as
+    ``runner-lost``.
 Not here: what was paid for (``pipeline``); which runner serves which model (``warden_client``).
 """
 
 import asyncio
+import os
 import secrets
 import socket
 import time
 from collections.abc import Callable
 from typing import Final
 
+from appliance.core.admit import LONGEST_TOKEN_BYTES
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Admission, AnswerEvent, Delta, End, RunnerFacts, Started
 from appliance.ipc.connection import Connection
@@ -61,14 +65,17 @@ class RunnerLink:
         return self._connection.closed
 
     async def reset(self) -> None:
-        """Makes the runner forget what a former gateway asked of it. Raises ``Refused(RUNNER_LOST)``."""
+        """Makes the runner forget what a former gateway asked of it. Raises ``Refused(RUNNER_UNAVAILABLE)``."""
         try:
             self._connection.send(Reset(nonce=self._nonce))
             async with asyncio.timeout(RESET_SECONDS):
                 await asyncio.shield(self._reset_done)
         except (ConnectionError, TimeoutError) as error:
             self.give_up("no answer to the reset")
-            raise Refused(Reason.RUNNER_LOST, "no answer to the reset") from error
+            raise Refused(Reason.RUNNER_UNAVAILABLE, "no answer to the reset", retry_after_seconds=1) from error
+        except asyncio.CancelledError:
+            self.give_up("the lease was abandoned")  # a forgotten link would take the next one's messages
+            raise
 
     def answer(self, request_id: str, admission: Admission, cache_partition: str) -> "LinkAnswer":
         """Submits one request. Raises ``Refused(RUNNER_LOST)`` when the channel is broken already."""
@@ -80,7 +87,7 @@ class RunnerLink:
             max_completion_tokens=admission.max_completion_tokens,
             cache_partition=cache_partition,
         )
-        answer = LinkAnswer(lambda: self._cancel(request_id))
+        answer = LinkAnswer(lambda: self._cancel(request_id), admission)
         self._answers[request_id] = answer
         if len(self._answers) == 1:
             self._last_heard = time.monotonic()  # silence while nothing was asked is not a fault
@@ -95,9 +102,12 @@ class RunnerLink:
         return answer
 
     def check_silence(self, limit_seconds: float) -> None:
-        """Gives the runner up when it owes answers and has said nothing for too long."""
-        if self._answers and time.monotonic() - self._last_heard > limit_seconds:
+        """Gives the runner up when it owes answers and has said nothing for too long, or goes on after a cancel."""
+        latest = time.monotonic() - limit_seconds
+        if self._answers and self._last_heard < latest:
             self.give_up(f"silent for {limit_seconds:.0f} s")
+        elif any(answer.cancelled_at is not None and answer.cancelled_at < latest for answer in self._answers.values()):
+            self.give_up(f"did not stop within {limit_seconds:.0f} s")
 
     def give_up(self, why: str) -> None:
         """Ends the channel; every request in flight ends as ``runner-lost``."""
@@ -116,8 +126,13 @@ class RunnerLink:
             answer.fail(Refused(Reason.RUNNER_LOST, why))
         self._on_broken(self, why)
 
-    def _heard(self, message: FromRunner, _fds: list[int]) -> None:
+    def _heard(self, message: FromRunner, fds: list[int]) -> None:
         self._last_heard = time.monotonic()
+        if fds:
+            for fd in fds:
+                os.close(fd)
+            self.give_up("a descriptor where none belongs")
+            return
         if not self._reset_done.done():
             if isinstance(message, ResetDone) and message.nonce == self._nonce:
                 self._reset_done.set_result(None)
@@ -139,10 +154,11 @@ class RunnerLink:
                 )
                 self._answers.pop(message.request_id, None)
             case RunnerRefused():
-                answer = self._answers.pop(message.request_id, None)
-                if answer is None:
-                    self.give_up("refused a request that it was not given")
+                answer = self._answers.get(message.request_id)
+                if answer is None or answer.started:
+                    self.give_up("refused a request that it was not given or had started")
                 else:
+                    del self._answers[message.request_id]
                     answer.fail(Refused(_REASONS[message.reason], message.detail))
             case _:
                 self.give_up(f"unexpected {type(message).__name__}")
@@ -151,18 +167,22 @@ class RunnerLink:
         answer = self._answers.get(request_id)
         if answer is None:
             self.give_up("spoke of a request that it was not given")
-        elif not answer.put(event):
-            self.give_up("events out of order")
+        elif wrong := answer.put(event):
+            self.give_up(wrong)
 
 
 class LinkAnswer:
     """Implements ``core.ports.RunnerAnswer``."""
 
-    def __init__(self, send_cancel: Callable[[], None]) -> None:
+    def __init__(self, send_cancel: Callable[[], None], admission: Admission) -> None:
         self._send_cancel = send_cancel
+        self._max_prompt_tokens = admission.max_prompt_tokens
+        self._max_completion_tokens = self._tokens_left = admission.max_completion_tokens
+        self._characters_left = admission.max_completion_tokens * LONGEST_TOKEN_BYTES
         self._pending: list[AnswerEvent] = []
         self._failure: Refused | None = None
-        self._started = False
+        self.started = False
+        self.cancelled_at: float | None = None
         self._wake: asyncio.Future[None] | None = None
 
     async def events(self) -> list[AnswerEvent]:
@@ -181,16 +201,33 @@ class LinkAnswer:
         raise self._failure
 
     def cancel(self) -> None:
+        if self.cancelled_at is None:
+            self.cancelled_at = time.monotonic()
         self._send_cancel()
 
-    def put(self, event: AnswerEvent) -> bool:
-        """False when the event is out of order: ``Started`` comes first and once, ``End`` is the last."""
-        if isinstance(event, Started) == self._started and not isinstance(event, End):
-            return False
-        self._started = True
+    def put(self, event: AnswerEvent) -> str:
+        """Empty, or what is wrong: ``Started`` comes first and once, and no number is above what was admitted."""
+        if isinstance(event, Started) == self.started and not isinstance(event, End):
+            return "events out of order"
+        if not self._is_paid_for(event):
+            return "more than was paid for"
+        self.started = True
         self._pending.append(event)
         self._notify()
-        return True
+        return ""
+
+    def _is_paid_for(self, event: AnswerEvent) -> bool:
+        match event:
+            case Started():
+                return event.prompt_tokens <= self._max_prompt_tokens
+            case Delta():
+                self._tokens_left -= event.tokens
+                self._characters_left -= len(event.text)
+                return self._tokens_left >= 0 and self._characters_left >= 0
+            case End():
+                return event.prompt_tokens <= self._max_prompt_tokens and (
+                    event.completion_tokens <= self._max_completion_tokens
+                )
 
     def fail(self, failure: Refused) -> None:
         self._failure = failure

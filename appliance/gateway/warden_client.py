@@ -57,7 +57,19 @@ class WardenClient:
             return link
 
     async def run(self) -> None:
-        """Keeps the connection and the catalogue fresh until cancelled."""
+        """Keeps the connection and the catalogue fresh, and watches the runners, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch_runners())
+            tasks.create_task(self._stay_connected())
+
+    async def _watch_runners(self) -> None:
+        """Beside the connection: a runner may also fall silent while the warden is away or busy."""
+        while True:
+            for link in list(self._links.values()):
+                link.check_silence(self._silence_seconds)
+            await asyncio.sleep(REFRESH_SECONDS)
+
+    async def _stay_connected(self) -> None:
         while True:
             try:
                 sock = await connect(self._path)
@@ -82,8 +94,6 @@ class WardenClient:
             answer = await self._caller.ask(connection, question, timeout_seconds=LIST_SECONDS)
             if isinstance(answer, ModelList):
                 self._catalogue = answer.models
-            for link in list(self._links.values()):
-                link.check_silence(self._silence_seconds)
             await asyncio.sleep(REFRESH_SECONDS)
 
     async def _new_link(self, model: VerifiedModel) -> RunnerLink:
@@ -98,7 +108,7 @@ class WardenClient:
         except (CallFailed, TimeoutError) as error:
             raise Fault(f"no lease: {error}") from error
         match answer, fds:
-            case Leased(), [fd]:
+            case Leased(), [fd] if answer.runner.model_digest == model.digest:
                 link = RunnerLink(socket.socket(fileno=fd), answer.runner, self._broken)
                 await link.reset()
                 return link

@@ -1,7 +1,8 @@
 """Verifying keys: a JWK set file -> an immutable map from key id to key.
 
 Trusts: the operator and the notary, who alone can write the public directory.
-Promises: every key has an id, one asymmetric algorithm of the allowed list, and was read from a file of bounded size.
+Promises: every key is public, has an id and one asymmetric algorithm of the allowed list with its own curve, and was
+    read from a file of bounded size.
 Not here: fetching keys of other issuers, which happens off the request path.
 """
 
@@ -11,6 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 import jwt
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from appliance.core.refusals import Fault
 from appliance.core.strict_json import JsonInvalid, check
@@ -38,12 +40,20 @@ def parse_keys(data: bytes) -> KeySet:
     try:
         document = check(data)
         entries = document["keys"]
+        algorithms = {entry["alg"] for entry in entries}
+        if not algorithms <= ALLOWED_ALGORITHMS:
+            raise Fault(f"only {sorted(ALLOWED_ALGORITHMS)} keys are allowed")
         keys = {entry["kid"]: jwt.PyJWK(entry, algorithm=entry["alg"]) for entry in entries}
+        uses = {entry.get("use", "sig") for entry in entries}
     except (JsonInvalid, KeyError, TypeError, jwt.PyJWTError) as error:
         raise Fault(f"the JWK set is malformed: {type(error).__name__}") from error
     if not keys or len(keys) != len(entries):
         raise Fault("the JWK set is empty or repeats a key id")
-    for key in keys.values():
-        if key.algorithm_name not in ALLOWED_ALGORITHMS:
-            raise Fault(f"algorithm {key.algorithm_name!r} is not allowed")
+    if uses != {"sig"}:
+        raise Fault("the JWK set has a key that is not for signatures")
+    for key_id, key in keys.items():
+        if not key_id or not isinstance(key_id, str):
+            raise Fault("a key id must be a text that is not empty")
+        if not isinstance(key.key, ec.EllipticCurvePublicKey) or not isinstance(key.key.curve, ec.SECP256R1):
+            raise Fault("a key for ES256 must be a public key on P-256")
     return MappingProxyType(keys)

@@ -8,6 +8,7 @@ Not here: what the records say (``core.records``), who may write which (the nota
 
 import asyncio
 import logging
+import os
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Receipt
 from appliance.ipc.connection import Caller, CallFailed, Connection, connect
 from appliance.ipc.frames import FrameDecoder, FrameError
-from appliance.ipc.messages import Append, AppendFailed, Appended, FromNotary, Hello
+from appliance.ipc.messages import Append, Appended, AppendFailed, FromNotary, Hello
 
 TIMEOUT_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = 0.5
@@ -67,8 +68,8 @@ class NotaryClient:
     def close(self, record: Record) -> None:
         """Takes charge of an outcome record. Never raises."""
         call = self._caller.next_call()
-        if len(self._undelivered) >= MAX_UNDELIVERED:
-            # ``open`` has refused new work since this bound was reached, so only events without a request land here.
+        if len(self._undelivered) >= MAX_UNDELIVERED and not isinstance(record, Closed):
+            # Answers are bounded by their number in flight, since ``open`` has refused new ones from this bound on.
             log.error("an audit record was not delivered: %s", type(record).__name__)
             return
         self._undelivered[call] = record
@@ -133,10 +134,15 @@ class NotaryClient:
             self._delivered(call)
 
     def _answered(self, answer: FromNotary, fds: list[int]) -> None:
-        if answer.call in self._undelivered:
+        if fds:  # the notary never sends any
+            for fd in fds:
+                os.close(fd)
+            if self._connection is not None:
+                self._connection.close("a descriptor where none belongs")
+        elif answer.call in self._undelivered:
             self._outcome_answered(answer)
         else:
-            self._caller.answered(answer, fds)
+            self._caller.answered(answer, [])
 
     def _outcome_answered(self, answer: FromNotary) -> None:
         if isinstance(answer, AppendFailed) and not answer.permanent:

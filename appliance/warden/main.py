@@ -38,7 +38,9 @@ async def serve(
     accepting = asyncio.create_task(accept_forever(listening, allowed_uids=allowed_uids, welcome=welcome))
     stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({notary_task, accepting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait({notary_task, accepting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()  # raises what ended it, so that this process ends as failed and is started again
     finally:
         accepting.cancel()
         stopping.cancel()

@@ -49,6 +49,7 @@ class Runner:
     launched: LaunchedRunner
     channel: socket.socket
     ended: "asyncio.Task[None] | None" = field(default=None)
+    condemned: bool = False
 
 
 class Pool:
@@ -62,9 +63,10 @@ class Pool:
         self._models: dict[str, VerifiedModel] = {}
         self._refused: set[str] = set()
         self._scan = asyncio.Lock()
-        self._scanned = 0.0
+        self._scanned = float("-inf")
         self._runners: dict[Digest, Runner] = {}
         self._starting: dict[Digest, asyncio.Lock] = {}
+        self._loads = 0
 
     async def models(self) -> tuple[VerifiedModel, ...]:
         """The models that verify. New names in the store are verified when they are first seen."""
@@ -93,6 +95,9 @@ class Pool:
         """
         async with self._starting.setdefault(digest, asyncio.Lock()):
             runner = self._runners.get(digest)
+            if runner is not None and runner.condemned and runner.ended is not None:
+                await asyncio.shield(runner.ended)  # killed, but not yet dead: nobody is given that one again
+                runner = None
             if runner is None:
                 runner = await self._start(self._by_digest(digest))
                 self._runners[digest] = runner
@@ -103,6 +108,7 @@ class Pool:
         for runner in self._runners.values():
             if runner.facts.runner_id == runner_id:
                 log.warning("runner %s ended on complaint: %r", runner_id, detail)
+                runner.condemned = True
                 runner.launched.kill()
 
     async def stop(self) -> None:
@@ -119,8 +125,15 @@ class Pool:
         raise Refused(Reason.MODEL_NOT_VERIFIED, f"no verified model {digest}")
 
     async def _start(self, model: VerifiedModel) -> Runner:
-        if len(self._runners) >= self._settings.max_loaded:
-            raise Refused(Reason.RUNNER_UNAVAILABLE, f"{len(self._runners)} models are loaded already")
+        if len(self._runners) + self._loads >= self._settings.max_loaded:
+            raise Refused(Reason.RUNNER_UNAVAILABLE, f"{self._settings.max_loaded} models are loaded already")
+        self._loads += 1
+        try:
+            return await self._verify_and_load(model)
+        finally:
+            self._loads -= 1
+
+    async def _verify_and_load(self, model: VerifiedModel) -> Runner:
         started = time.monotonic()
         try:
             opened = await asyncio.to_thread(self._store.open_verified, model.name)
@@ -129,7 +142,10 @@ class Pool:
             raise Refused(Reason.MODEL_NOT_VERIFIED, str(error)) from error
         try:
             if opened.model.digest != model.digest:
-                raise Refused(Reason.MODEL_NOT_VERIFIED, "the model was replaced meanwhile")
+                self._models[model.name] = opened.model  # verified too, and what its name means from now on
+                replaced = Refused(Reason.MODEL_NOT_VERIFIED, "the model was replaced meanwhile")
+                self._record_refused(model.name, model.digest, replaced)
+                raise replaced
             runner = await self._load(opened)
         finally:
             os.close(opened.file)
@@ -166,6 +182,9 @@ class Pool:
             detail = f"{error or 'no answer in time'} (exit status {status})"
             self._record_refused(opened.model.name, opened.model.digest, Refused(Reason.RUNNER_UNAVAILABLE, detail))
             raise Refused(Reason.RUNNER_UNAVAILABLE, detail) from error
+        except BaseException:
+            launched.kill()
+            raise
         return Runner(
             facts=_facts(runner_id, opened.model.digest, opened.seal_mode, ready), launched=launched, channel=channel
         )
@@ -194,8 +213,12 @@ async def _handshake(channel: socket.socket, load: Load, model_file: int) -> tup
     """
     answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-    def hear(message: Any, _fds: list[int]) -> None:
-        if not answered.done():
+    def hear(message: Any, fds: list[int]) -> None:
+        for fd in fds:
+            os.close(fd)
+        if fds:
+            connection.close("a descriptor where none belongs")
+        elif not answered.done():
             answered.set_result(message)
 
     def lost(why: str) -> None:

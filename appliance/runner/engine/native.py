@@ -14,7 +14,6 @@ import importlib
 import importlib.util
 import os
 import sys
-import types
 from collections import deque
 from typing import Any, Final
 
@@ -28,9 +27,7 @@ def _load_low_level() -> Any:
         spec = importlib.util.find_spec("llama_cpp")
         if spec is None or spec.submodule_search_locations is None:
             raise ImportError("llama_cpp is not installed")
-        package = types.ModuleType("llama_cpp")
-        package.__path__ = list(spec.submodule_search_locations)
-        sys.modules["llama_cpp"] = package
+        sys.modules["llama_cpp"] = importlib.util.module_from_spec(spec)  # made, not executed
     return importlib.import_module("llama_cpp.llama_cpp")
 
 
