@@ -20,7 +20,7 @@ from appliance import __version__, settings
 from appliance.core.admit import AdmitLimits
 from appliance.core.quota import Budget
 from appliance.core.records import PolicyLoaded
-from appliance.core.refusals import Fault
+from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import VerifiedModel
 from appliance.gateway import serve as gateway_process
 from appliance.gateway.app import build_app
@@ -42,7 +42,9 @@ from appliance.policy.embedded import EmbeddedPolicy
 from appliance.settings import Settings
 from appliance.warden import main as warden_process
 from appliance.warden.launch_spawn import SpawnLauncher
+from appliance.warden.launch_systemd import SystemdLauncher
 from appliance.warden.pool import Pool, PoolSettings
+from appliance.warden.ports import Launcher
 
 KEYS_WAIT_SECONDS: Final = 30.0
 RESERVATION_SLACK_SECONDS: Final = 300
@@ -57,7 +59,6 @@ def _now_seconds() -> int:
 async def gateway(config: Settings) -> None:
     """The process that faces the network. Raises ``Fault`` when it cannot start."""
     policy = EmbeddedPolicy.load_files(config.policy_dir / "policy.wasm", config.policy_dir / "data.json")
-    sockets = _gateway_sockets(config)
     jwks = config.public_dir / "jwks.json"
     await _file_exists(jwks)
     notary = NotaryClient(config.notary_socket, "gateway")
@@ -101,7 +102,7 @@ async def gateway(config: Settings) -> None:
         notary=notary,
         warden=warden,
         policy_loaded=PolicyLoaded(policy_digest=policy.policy_digest, data_digest=policy.data_digest),
-        sockets=sockets,
+        listeners=lambda: _gateway_sockets(config),
     )
 
 
@@ -128,7 +129,7 @@ async def _file_exists(path: Path) -> None:
             while not path.exists():  # noqa: ASYNC110, ASYNC240 - nobody in this process could set an event
                 await asyncio.sleep(0.05)
     except TimeoutError:
-        raise Fault(f"{path} does not appear: is the notary running?") from None
+        raise Refused(Reason.AUDIT_UNAVAILABLE, f"{path} does not appear: is the notary running?") from None
 
 
 class TrustingStore:
@@ -154,7 +155,7 @@ async def warden(config: Settings, stop: asyncio.Event) -> None:
     notary = NotaryClient(config.notary_socket, "warden")
     pool = Pool(
         TrustingStore(config),
-        SpawnLauncher(allow_degraded=frozenset(config.sandbox.allow_degraded)),
+        _launcher(config),
         notary,
         PoolSettings(
             context_tokens=config.models.context_tokens,
@@ -167,15 +168,27 @@ async def warden(config: Settings, stop: asyncio.Event) -> None:
     await warden_process.serve(
         pool,
         notary=notary,
-        listening=_unix_listener(config.warden_socket, 0o660),
+        listening=_unix_listener("warden", config.warden_socket, 0o660),
         allowed_uids=frozenset({_uid(config.users.gateway)}),
         stop=stop,
     )
 
 
-def _unix_listener(path: Path, mode: int) -> socket.socket:
-    if settings.inherited_listeners():
-        return socket.socket(fileno=3)
+def _launcher(config: Settings) -> Launcher:
+    if config.sandbox.launcher == "systemd":
+        return SystemdLauncher(config.runner_socket)
+    return SpawnLauncher(allow_degraded=frozenset(config.sandbox.allow_degraded))
+
+
+def _inherited(name: str) -> socket.socket | None:
+    """The listening socket that the service manager passed under this name (``FileDescriptorName=``), if any."""
+    names = settings.inherited_listener_names()
+    return socket.socket(fileno=3 + names.index(name)) if name in names else None
+
+
+def _unix_listener(name: str, path: Path, mode: int) -> socket.socket:
+    if inherited := _inherited(name):
+        return inherited
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
     return listen(path, mode=mode)
 
@@ -194,7 +207,6 @@ async def notary(config: Settings, stop: asyncio.Event) -> None:
     """The process that holds the keys and writes the log. Raises ``Fault`` when it cannot start."""
     for directory in (config.notary_dir, config.public_dir, config.runtime_dir):
         directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-    inherited = [socket.socket(fileno=3 + number) for number in range(settings.inherited_listeners())]
     await run_notary(
         NotaryConfig(
             state_dir=config.notary_dir,
@@ -211,6 +223,6 @@ async def notary(config: Settings, stop: asyncio.Event) -> None:
             settings_digest=config.digest(),
         ),
         stop=stop,
-        listening=inherited[0] if inherited else None,
-        admin_listening=inherited[1] if len(inherited) > 1 else None,
+        listening=_inherited("notary"),
+        admin_listening=_inherited("admin"),
     )

@@ -1,7 +1,8 @@
 """``paddock gateway``, ``paddock notary`` and ``paddock warden``: one process of one role.
 
 Trusts: the settings file.
-Promises: a role that cannot work as configured says so in one line and ends with EX_CONFIG (78, sysexits.h).
+Promises: a role that cannot work as configured says so in one line and ends with EX_CONFIG (78, sysexits.h); one that
+    misses what it depends on ends with EX_UNAVAILABLE (69), to be started again.
 Not here: what the roles are made of (``assemble``); restarting (``supervisor``, systemd).
 """
 
@@ -17,6 +18,7 @@ from appliance.core.refusals import Fault, Refused
 from appliance.sandbox.layers import die_with_parent
 from appliance.settings import SettingsInvalid
 
+EXIT_UNAVAILABLE = 69
 EXIT_CONFIG = 78
 
 
@@ -33,9 +35,12 @@ def run(role: str, config_file: Path | None, parent: int | None) -> int:
     try:
         config = settings.load(config_file)
         asyncio.run(_role(role, config))
-    except (SettingsInvalid, Fault, Refused) as error:
+    except (SettingsInvalid, Fault) as error:
         print(f"paddock {role}: {error}", file=sys.stderr)
         return EXIT_CONFIG
+    except (Refused, OSError) as error:  # what it depends on is away: starting again may help
+        print(f"paddock {role}: {error}", file=sys.stderr)
+        return EXIT_UNAVAILABLE
     return 0
 
 

@@ -11,13 +11,13 @@ import contextlib
 import logging
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Final
 
 import uvicorn
 
 from appliance.core.records import PolicyLoaded, RefusalSummary
-from appliance.core.refusals import Fault
+from appliance.core.refusals import Fault, Reason, Refused
 from appliance.gateway.gate import Gate
 from appliance.gateway.warden_client import WardenClient
 from appliance.ipc.notary_client import NotaryClient
@@ -35,16 +35,18 @@ async def serve(
     notary: NotaryClient,
     warden: WardenClient,
     policy_loaded: PolicyLoaded,
-    sockets: Sequence[socket.socket],
+    listeners: Callable[[], Sequence[socket.socket]],
 ) -> None:
-    """Runs until a signal. Raises ``Fault`` when the notary does not come up, ``Refused`` when it cannot write."""
+    """Runs until a signal; listens last. Raises ``Refused(AUDIT_UNAVAILABLE)`` while the log cannot be written, and
+    what ``listeners`` raises."""
     async with _background(notary.run()), _background(warden.run()):
         try:
             async with asyncio.timeout(NOTARY_START_SECONDS):
                 await notary.connected()
         except TimeoutError:
-            raise Fault("the notary is not there") from None
+            raise Refused(Reason.AUDIT_UNAVAILABLE, "the notary is not there") from None
         await notary.open(policy_loaded)
+        sockets = listeners()
         async with _background(_summarise(gate.refusals, notary)):
             await _uvicorn(gate).serve(sockets=list(sockets))
         _write_summary(gate.refusals, notary)

@@ -76,10 +76,10 @@ class Desk:
     def _submit_opened(self, record: Opened, done: Done, *, urgent: bool) -> None:
         request_id = record.request_id
         if not _REQUEST_ID.fullmatch(request_id):
-            done(NotWritten("the request id is malformed"))
+            done(NotWritten("the request id is malformed", permanent=True))
             return
         if any(request_id in known for known in (self._opening, self._open, self._closing, self._closed)):
-            done(NotWritten("the request id was used before"))
+            done(NotWritten("the request id was used before", permanent=True))
             return
         if len(self._open) + len(self._opening) + len(self._closing) >= MAX_OPEN:
             done(NotWritten("too many requests are open"))
@@ -109,7 +109,7 @@ class Desk:
         elif request_id in self._opening:
             done(NotWritten("the request is still being opened"))
         else:
-            done(NotWritten("the request was never opened"))
+            done(NotWritten("the request was never opened", permanent=True))
 
     def _close(self, record: Closed, done: Done, *, urgent: bool) -> None:
         request_id = record.request_id

@@ -77,9 +77,10 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class NotWritten:
-    """Not in the log. ``detail`` is for the operator."""
+    """Not in the log. ``detail`` is for the operator; ``permanent`` when the same record will never be accepted."""
 
     detail: str
+    permanent: bool = False
 
 
 Outcome = Written | NotWritten
@@ -190,8 +191,8 @@ class Journal:
         try:
             size_bytes = len(canonical_json(record))
         except _UNENCODABLE as error:
-            return NotWritten(f"the record cannot be written: {error}")
-        return size_bytes if size_bytes <= MAX_RECORD_BYTES else NotWritten("the record is too large")
+            return NotWritten(f"the record cannot be written: {error}", permanent=True)
+        return size_bytes if size_bytes <= MAX_RECORD_BYTES else NotWritten("the record is too large", permanent=True)
 
     def _schedule(self) -> None:
         if self._committing or not self._queue:

@@ -196,7 +196,8 @@ class _Peer:
                     Appended(call=message.call, index=outcome.index, leaf_hash=Digest(hex=outcome.leaf_hash.hex()))
                 )
             else:
-                self._send(AppendFailed(call=message.call, detail=outcome.detail[:_MAX_DETAIL_CHARACTERS]))
+                detail = outcome.detail[:_MAX_DETAIL_CHARACTERS]
+                self._send(AppendFailed(call=message.call, detail=detail, permanent=outcome.permanent))
 
         self._server.desk.submit(message.record, answer, urgent=message.durable)
 

@@ -103,7 +103,7 @@ class TestAppliance:
 
     def start(self) -> None:
         self.spawn()
-        self.wait_until(self._ready, "the appliance is ready")
+        self.wait_until(self.ready, "the appliance is ready")
 
     def start_without_models(self) -> None:
         self._models = 0
@@ -138,7 +138,7 @@ class TestAppliance:
     def kill(self, role: str) -> None:
         os.kill(self.pid_of(role), signal.SIGKILL)
 
-    def _ready(self) -> bool:
+    def ready(self) -> bool:
         with suppress(OSError, Fault, http.client.HTTPException):
             answer = self.request("GET", "/v1/models", token=self.token("readiness"))
             return answer.status == 200 and len(answer.json()["data"]) == self._models

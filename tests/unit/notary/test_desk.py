@@ -43,14 +43,14 @@ def closings(state: Path) -> list[tuple[str, str]]:
 def test_request_is_opened_once_and_closed_once(tmp_path: Path) -> None:
     async def scenario() -> None:
         journal, desk = await start(tmp_path)
-        assert await submit(desk, closed("r")) == NotWritten("the request was never opened")
+        assert await submit(desk, closed("r")) == NotWritten("the request was never opened", permanent=True)
         first = await submit(desk, opened("r"))
         assert isinstance(first, Written)
-        assert await submit(desk, opened("r")) == NotWritten("the request id was used before")
+        assert await submit(desk, opened("r")) == NotWritten("the request id was used before", permanent=True)
         ended = await submit(desk, closed("r"))
         assert isinstance(ended, Written)
         assert await submit(desk, closed("r")) == ended
-        assert await submit(desk, opened("r")) == NotWritten("the request id was used before")
+        assert await submit(desk, opened("r")) == NotWritten("the request id was used before", permanent=True)
         await journal.close()
 
     run(scenario)
@@ -86,7 +86,7 @@ def test_closing_before_the_opening_is_durable_is_refused(tmp_path: Path) -> Non
 def test_malformed_request_id_is_refused(tmp_path: Path, request_id: str) -> None:
     async def scenario() -> None:
         journal, desk = await start(tmp_path)
-        assert await submit(desk, opened(request_id)) == NotWritten("the request id is malformed")
+        assert await submit(desk, opened(request_id)) == NotWritten("the request id is malformed", permanent=True)
         await journal.close()
 
     run(scenario)
@@ -166,7 +166,7 @@ def test_lost_request_is_closed_when_the_disk_works_again(tmp_path: Path, monkey
         assert desk.open_requests == {"r"}
         files.failing = False
         await all_closed(desk)
-        assert await submit(desk, closed("never")) == NotWritten("the request was never opened")
+        assert await submit(desk, closed("never")) == NotWritten("the request was never opened", permanent=True)
         await journal.close()
 
     run(scenario)
@@ -184,7 +184,7 @@ def test_memory_of_requests_is_bounded(tmp_path: Path, monkeypatch: pytest.Monke
         assert await submit(desk, opened("r3")) == NotWritten("too many requests are open")
         for number in range(3):
             assert isinstance(await submit(desk, closed(f"r{number}")), Written)
-        assert await submit(desk, closed("r0")) == NotWritten("the request was never opened")
+        assert await submit(desk, closed("r0")) == NotWritten("the request was never opened", permanent=True)
         assert isinstance(await submit(desk, closed("r2")), Written)
         await journal.close()
 
