@@ -38,13 +38,18 @@ class Report:
         if self._live:
             print(f"  · {printable(text)}", flush=True)
 
+    def piece(self, text: str) -> None:
+        """A piece of an answer, shown while it arrives."""
+        if self._live:
+            print(printable(text), end="", flush=True)
+
     def add(self, name: str, *, expected: str, observed: str, ok: bool, **detail: Any) -> None:
         outcome = Outcome(name, expected, observed, ok, detail)
         self.outcomes.append(outcome)
         if self._live:
             mark = "ok  " if ok else "FAIL"
             print(
-                f"{mark} {name}\n       expected: {printable(expected)}\n       observed: {printable(observed)}",
+                f"\n{mark} {name}\n       expected: {printable(expected)}\n       observed: {printable(observed)}",
                 flush=True,
             )
 

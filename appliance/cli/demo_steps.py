@@ -38,19 +38,31 @@ def after_stop(config: Settings, report: Report) -> None:
 
 def streamed_answer(appliance: Appliance, report: Report) -> None:
     body = chat_body(QUESTION, stream=True)
+    pieces: list[str] = []
+    finish = last = None
     with appliance.open_request("POST", CHAT, token=appliance.token("alice"), body=body) as answer:
-        status = answer.status
-        events = [line.removeprefix(b"data: ").strip() for line in answer if line.startswith(b"data: ")]
-    choices = [choice for event in events if event.startswith(b"{") for choice in json.loads(event).get("choices", [])]
-    pieces = [choice["delta"]["content"] for choice in choices if choice["delta"].get("content")]
-    finish = choices[-1]["finish_reason"] if choices else None
+        for line in answer:
+            last = line.removeprefix(b"data: ").strip() or last
+            for choice in _choices(line):
+                finish = choice["finish_reason"] or finish
+                if piece := choice["delta"].get("content"):
+                    pieces.append(piece)
+                    report.piece(piece)
     report.add(
         "streamed-answer",
         expected="200, a streamed answer that ends with stop and [DONE]",
-        observed=f"{status}, {len(pieces)} pieces, finish {finish}: {''.join(pieces)}",
-        ok=status == 200 and pieces != [] and finish == "stop" and events[-1] == b"[DONE]",
+        observed=f"{answer.status}, {len(pieces)} pieces, finish {finish}: {''.join(pieces)}",
+        ok=answer.status == 200 and pieces != [] and finish == "stop" and last == b"[DONE]",
         text="".join(pieces),
     )
+
+
+def _choices(line: bytes) -> list[dict[str, Any]]:
+    """The choices of one event of the stream; none for [DONE], blank lines and comments."""
+    if not line.startswith(b"data: {"):
+        return []
+    choices: list[dict[str, Any]] = json.loads(line.removeprefix(b"data: ")).get("choices", [])
+    return choices
 
 
 def forbidden_caller(appliance: Appliance, report: Report) -> None:

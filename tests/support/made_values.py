@@ -1,0 +1,81 @@
+"""Plausible values of every stage of a request. Tests may make what only one maker makes in the product."""
+
+from typing import Any
+
+import msgspec
+
+from appliance.core.admit import AdmitLimits, admit
+from appliance.core.claims import principal
+from appliance.core.values import (
+    Admission,
+    ChatRequest,
+    Digest,
+    GgufFacts,
+    Message,
+    Peer,
+    RunnerFacts,
+    Signer,
+    VerifiedClaims,
+    VerifiedModel,
+)
+
+CLAIMS = VerifiedClaims(
+    issuer="https://issuer.example",
+    subject="alice",
+    client_id="notebook",
+    audience="paddock",
+    token_id="0001",
+    issued_at_seconds=1_790_000_000,
+    expires_at_seconds=1_790_000_600,
+    groups=("staff",),
+    models=("demo",),
+    token_sha256=Digest.of(b"token"),
+)
+ALICE = principal(CLAIMS)
+PEER = Peer(address="192.0.2.7", port=4711)
+LIMITS = AdmitLimits(context_tokens=1024, default_max_tokens=64)
+
+
+def model(name: str = "demo", *, context_tokens: int = 2048, digest: Digest | None = None) -> VerifiedModel:
+    return VerifiedModel(
+        name=name,
+        digest=digest or Digest.of(name.encode()),
+        size_bytes=1,
+        signer=Signer(name="release", fingerprint=Digest.of(b"key")),
+        bundle_digest=Digest.of(b"bundle"),
+        facts=GgufFacts(
+            architecture="llama",
+            name=name,
+            context_tokens=context_tokens,
+            vocabulary_tokens=1,
+            block_count=1,
+            embedding_length=1,
+            parameter_count=1,
+            tensor_count=1,
+            has_chat_template=True,
+            header_bytes=1,
+            file_bytes=1,
+        ),
+    )
+
+
+def runner_facts(of: VerifiedModel, runner_id: str = "runner-1") -> RunnerFacts:
+    return RunnerFacts(
+        runner_id=runner_id,
+        model_digest=of.digest,
+        seal_mode="sealed-memfd",
+        layers=("landlock",),
+        degraded=(),
+        filter_digest=Digest.of(b"filter"),
+        context_tokens=1024,
+        slots=4,
+    )
+
+
+def chat_request(text: str = "hello", **changes: Any) -> ChatRequest:
+    request = ChatRequest(model="demo", messages=(Message(role="user", content=text),))
+    return msgspec.structs.replace(request, **changes)
+
+
+def admission(**changes: Any) -> Admission:
+    return msgspec.structs.replace(admit(chat_request(), ALICE, [model()], LIMITS), **changes)

@@ -1,0 +1,60 @@
+"""No answer costs less than what its reader was told."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.core.meter import Meter
+from appliance.core.values import AnswerEvent, Delta, End, Started, Usage
+
+
+def metered(*events: AnswerEvent) -> Meter:
+    meter = Meter()
+    for event in events:
+        meter.feed(event)
+    return meter
+
+
+def usage(*events: AnswerEvent) -> tuple[int, int]:
+    counted = metered(*events).usage()
+    return counted.prompt_tokens, counted.completion_tokens
+
+
+def end(prompt: int, completion: int) -> End:
+    return End(reason="stop", prompt_tokens=prompt, completion_tokens=completion)
+
+
+def test_nothing_costs_nothing() -> None:
+    assert metered().usage() == Usage(prompt_tokens=0, completion_tokens=0)
+    assert metered().end is None
+
+
+def test_broken_answer_costs_what_was_seen() -> None:
+    assert usage(Started(prompt_tokens=7)) == (7, 0)
+    assert usage(Started(prompt_tokens=7), Delta(text="a", tokens=2), Delta(text="b", tokens=3)) == (7, 5)
+
+
+def test_last_word_adds_tokens_without_text() -> None:
+    assert usage(Started(prompt_tokens=7), Delta(text="a", tokens=2), end(7, 4)) == (7, 4)
+
+
+def test_last_word_cannot_take_back_what_was_told() -> None:
+    assert usage(Started(prompt_tokens=7), Delta(text="a", tokens=9), end(0, 0)) == (7, 9)
+
+
+def test_end_is_kept() -> None:
+    assert metered(Started(prompt_tokens=1), end(1, 0)).end == end(1, 0)
+
+
+@given(st.lists(st.integers(0, 50), max_size=8), st.integers(0, 100), st.integers(0, 100), st.integers(0, 500))
+def test_cost_is_at_least_every_count_that_was_seen(
+    deltas: list[int], start: int, prompt: int, completion: int
+) -> None:
+    events = [
+        Started(prompt_tokens=start),
+        *(Delta(text="", tokens=tokens) for tokens in deltas),
+        end(prompt, completion),
+    ]
+    counted = metered(*events).usage()
+    assert counted.prompt_tokens == max(start, prompt)
+    assert counted.completion_tokens == max(sum(deltas), completion)
+    assert counted.total_tokens == counted.prompt_tokens + counted.completion_tokens
