@@ -169,7 +169,8 @@ async def warden(config: Settings, stop: asyncio.Event) -> None:
         pool,
         notary=notary,
         listening=_unix_listener("warden", config.warden_socket, 0o660),
-        allowed_uids=frozenset({_uid(config.users.gateway)}),
+        gateway_uids=frozenset({_uid(config.users.gateway)}),
+        operator_uids=_operator_uids(config),
         stop=stop,
     )
 
@@ -203,6 +204,10 @@ def _uid(user: str | None) -> int:
         raise Fault(f"users: there is no user {user!r}") from None
 
 
+def _operator_uids(config: Settings) -> frozenset[int]:
+    return frozenset({0, os.getuid(), *map(_uid, config.users.operators)})
+
+
 async def notary(config: Settings, stop: asyncio.Event) -> None:
     """The process that holds the keys and writes the log. Raises ``Fault`` when it cannot start."""
     for directory in (config.notary_dir, config.public_dir, config.runtime_dir):
@@ -215,7 +220,7 @@ async def notary(config: Settings, stop: asyncio.Event) -> None:
             admin_socket_path=config.admin_socket,
             gateway_uids=frozenset({_uid(config.users.gateway)}),
             warden_uids=frozenset({_uid(config.users.warden)}),
-            operator_uids=frozenset({0, os.getuid(), *map(_uid, config.users.operators)}),
+            operator_uids=_operator_uids(config),
             issuer=config.identity.issuer,
             audience=config.identity.audience,
             log_origin=config.notary.log_origin,

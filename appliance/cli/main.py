@@ -49,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     _verb(verbs, "init", _init, "make the directories and the default policy", common)
     _verb(verbs, "serve", _serve, "run notary, warden and gateway until stopped", common)
+    status = _verb(verbs, "status", _status, "show the loaded models and what fences them in", common)
+    status.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     _verb(verbs, "check-config", _check_config, "print the effective settings and their digest", common)
     _token_verbs(verbs, common)
     _model_verbs(verbs, common)
@@ -149,6 +151,12 @@ def _serve(options: argparse.Namespace) -> int:
     settings.load(options.config)  # so that a mistake is told once, not by three processes
     logging.basicConfig(level=logging.INFO, format="%(asctime)s serve %(levelname)s: %(message)s")
     return asyncio.run(supervise(options.config))
+
+
+def _status(options: argparse.Namespace) -> int:
+    from appliance.cli import status
+
+    return status.show(settings.load(options.config), as_json=options.json)
 
 
 def _check_config(options: argparse.Namespace) -> int:

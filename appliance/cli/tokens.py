@@ -5,16 +5,12 @@ Promises: a token that is printed has its record in the log.
 Not here: what a token may contain (``notary.signer``).
 """
 
-import asyncio
 from collections.abc import Sequence
 
+from appliance.cli.ask import ask
 from appliance.core.refusals import Fault
-from appliance.ipc.connection import Caller, CallFailed, Connection, connect
-from appliance.ipc.frames import FrameDecoder
 from appliance.ipc.messages import FromNotaryAdmin, IssueToken, TokenSigned
 from appliance.settings import Settings
-
-TIMEOUT_SECONDS = 10.0
 
 
 def issue(
@@ -29,25 +25,7 @@ def issue(
         models=tuple(models),
         ttl_seconds=ttl_seconds,
     )
-    answer = asyncio.run(_ask(config, question))
+    answer = ask(config.admin_socket, question, FromNotaryAdmin, who="notary")
     if not isinstance(answer, TokenSigned):
         raise Fault(f"the notary refused: {answer.reason}: {answer.detail}")
     return answer.token
-
-
-async def _ask(config: Settings, question: IssueToken) -> FromNotaryAdmin:
-    caller: Caller[FromNotaryAdmin] = Caller()
-    decoder: FrameDecoder[FromNotaryAdmin] = FrameDecoder(FromNotaryAdmin)
-    try:
-        sock = await connect(config.admin_socket)
-    except OSError as error:
-        raise Fault(f"the notary does not answer at {config.admin_socket}: is 'paddock serve' running?") from error
-    connection: Connection[FromNotaryAdmin] = Connection(
-        sock, decoder, on_message=caller.answered, on_closed=caller.disconnected
-    )
-    try:
-        return await caller.ask(connection, question, timeout_seconds=TIMEOUT_SECONDS)
-    except (CallFailed, TimeoutError) as error:
-        raise Fault(f"the notary did not answer: {error}") from error
-    finally:
-        connection.close()

@@ -9,7 +9,6 @@ Not here: the fields of requests and chunks (``surfaces.openai``).
 
 import asyncio
 import time
-from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -106,35 +105,50 @@ async def _stream(
         b"x-accel-buffering": b"no",
     }
     await send({"type": "http.response.start", "status": 200, "headers": list(headers.items())})
-    await _send_part(send, sse.event(writer.role()))
+    body = _StreamBody(send)
+    await body.write(sse.event(writer.role()))
+    pinger = asyncio.create_task(body.ping_when_silent())
     try:
         while True:
             if text := _text(events):
-                await _send_part(send, sse.event(writer.text(text)))
+                await body.write(sse.event(writer.text(text)))
             if answer.meter.end is not None:
                 break
-            events = await _events_or_ping(answer, send)
+            events = await answer.events()
         answer.require_whole()
     except Refused as refusal:
-        await _send_part(send, sse.event(msgspec.json.encode(openai_error(refusal))), last=True)
+        await body.write(sse.event(msgspec.json.encode(openai_error(refusal))), last=True)
         raise
+    finally:
+        pinger.cancel()
     last = sse.event(writer.finish(answer.meter.end.reason))
     if request.include_usage:
         last += sse.event(writer.usage(answer.meter.usage()))
-    await _send_part(send, last + sse.DONE, last=True)
+    await body.write(last + sse.DONE, last=True)
 
 
-async def _events_or_ping(answer: Answer, send: Send) -> list[AnswerEvent]:
-    """The next events, with a comment line to keep proxies from closing while there are none."""
-    while True:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(PING_SECONDS):
-                return await answer.events()
-        await _send_part(send, sse.PING)
+class _StreamBody:
+    """The body of one event stream, with a comment line to keep proxies from closing it while nothing happens.
 
+    One sleeper watches the whole stream: a time limit on each event would be a sixth of what an event costs.
+    """
 
-async def _send_part(send: Send, data: bytes, *, last: bool = False) -> None:
-    await send({"type": "http.response.body", "body": data, "more_body": not last})
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._written_at = time.monotonic()
+
+    async def write(self, data: bytes, *, last: bool = False) -> None:
+        self._written_at = time.monotonic()
+        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+
+    async def ping_when_silent(self) -> None:
+        """Until cancelled."""
+        while True:
+            silent_seconds = time.monotonic() - self._written_at
+            if silent_seconds < PING_SECONDS:
+                await asyncio.sleep(PING_SECONDS - silent_seconds)
+            else:
+                await self.write(sse.PING)
 
 
 def fingerprint(answer: Answer) -> str:

@@ -76,8 +76,6 @@ class Connection(Generic[MessageT]):
         self._on_message = on_message
         self._on_closed = on_closed
         self._outgoing: deque[tuple[bytes, tuple[int, ...]]] = deque()
-        # Kept, because to allocate room for the largest frame costs several times what receiving an ordinary one does.
-        self._buffer = bytearray(MAX_FRAME_BYTES + 1)
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._readable)
@@ -155,8 +153,8 @@ class Connection(Generic[MessageT]):
 
     def _receive_one(self) -> bool:
         try:
-            size, ancillary, flags, _address = self._sock.recvmsg_into(
-                [self._buffer], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+            data, ancillary, flags, _address = self._sock.recvmsg(
+                MAX_FRAME_BYTES + 1, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
             )
         except (BlockingIOError, InterruptedError):
             return False
@@ -164,14 +162,14 @@ class Connection(Generic[MessageT]):
             self.close(f"receive failed: {error.strerror}")
             return False
         fds = _descriptors(ancillary)
-        if not size:
+        if not data:
             _close_all(fds)
             self.close("the peer closed")
             return False
         try:
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 raise FrameError("a frame or its descriptors were cut short")
-            message = self._decoder.decode(bytes(memoryview(self._buffer)[:size]))
+            message = self._decoder.decode(data)
         except FrameError as error:
             _close_all(fds)
             self.close(str(error))

@@ -86,7 +86,7 @@ class Failed(Value, frozen=True, kw_only=True, tag=True):
 ToNotaryAdmin = IssueToken
 FromNotaryAdmin = TokenSigned | Failed
 
-# --- gateway -> warden ----------------------------------------------------------------------------------------------
+# --- gateway, operator -> warden ------------------------------------------------------------------------------------
 
 
 class ListModels(Value, frozen=True, kw_only=True, tag=True):
@@ -103,6 +103,25 @@ class AskLease(Value, frozen=True, kw_only=True, tag=True):
     digest: Digest
 
 
+class AskStatus(Value, frozen=True, kw_only=True, tag=True):
+    call: int
+
+
+class LoadedModel(Value, frozen=True, kw_only=True):
+    """A model that a live runner has mapped, and that runner."""
+
+    model: VerifiedModel
+    runner: RunnerFacts
+
+
+class WardenStatus(Value, frozen=True, kw_only=True, tag=True):
+    """``models`` are all that verify, ``loaded`` those with a runner now."""
+
+    call: int
+    models: tuple[VerifiedModel, ...]
+    loaded: tuple[LoadedModel, ...]
+
+
 class Leased(Value, frozen=True, kw_only=True, tag=True):
     """Carries one descriptor: the gateway's end of the runner's channel."""
 
@@ -117,8 +136,8 @@ class Complain(Value, frozen=True, kw_only=True, tag=True):
     detail: Detail
 
 
-ToWarden = ListModels | AskLease | Complain
-FromWarden = ModelList | Leased | Failed
+ToWarden = ListModels | AskLease | AskStatus | Complain
+FromWarden = ModelList | Leased | WardenStatus | Failed
 
 # --- warden -> runner, before the channel is leased -----------------------------------------------------------------
 

@@ -1,19 +1,30 @@
 """The warden's process: answers the gateway on its socket.
 
-Trusts: peers whose uid is allowed, to ask for leases; nothing that a runner says beyond its identity.
+Trusts: a gateway's uid to ask for leases, an operator's to ask for the status; nothing that a runner says beyond its identity.
 Promises: one gateway's malformed frame or departure costs only its own connection.
 Not here: the runners themselves (``pool``).
 """
 
 import asyncio
 import logging
+import os
 import socket
 from typing import Any
 
 from appliance.core.refusals import Fault, Refused
-from appliance.ipc.connection import Connection, accept_forever
+from appliance.ipc.connection import Connection, accept_forever, peer_uid
 from appliance.ipc.frames import FrameDecoder
-from appliance.ipc.messages import AskLease, Complain, Failed, Leased, ListModels, ModelList, ToWarden
+from appliance.ipc.messages import (
+    AskLease,
+    AskStatus,
+    Complain,
+    Failed,
+    Leased,
+    ListModels,
+    ModelList,
+    ToWarden,
+    WardenStatus,
+)
 from appliance.ipc.notary_client import NotaryClient
 from appliance.warden.pool import Pool
 
@@ -25,17 +36,20 @@ async def serve(
     *,
     notary: NotaryClient,
     listening: socket.socket,
-    allowed_uids: frozenset[int],
+    gateway_uids: frozenset[int],
+    operator_uids: frozenset[int],
     stop: asyncio.Event,
 ) -> None:
     """Serves until ``stop`` is set, then ends all runners and hands over the last records."""
     peers: set[_Peer] = set()
 
     def welcome(sock: socket.socket) -> None:
-        peers.add(_Peer(sock, pool, peers))
+        peers.add(_Peer(sock, pool, peers, may_lease=peer_uid(sock) in gateway_uids))
 
     notary_task = asyncio.create_task(notary.run())
-    accepting = asyncio.create_task(accept_forever(listening, allowed_uids=allowed_uids, welcome=welcome))
+    accepting = asyncio.create_task(
+        accept_forever(listening, allowed_uids=gateway_uids | operator_uids, welcome=welcome)
+    )
     stopping = asyncio.create_task(stop.wait())
     try:
         done, _ = await asyncio.wait({notary_task, accepting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -56,10 +70,11 @@ async def serve(
 
 
 class _Peer:
-    """One gateway's connection; each question is answered by a task of its own, since a load takes seconds."""
+    """One connection; each question is answered by a task of its own, since a load takes seconds."""
 
-    def __init__(self, sock: socket.socket, pool: Pool, peers: "set[_Peer]") -> None:
+    def __init__(self, sock: socket.socket, pool: Pool, peers: "set[_Peer]", *, may_lease: bool) -> None:
         self._pool = pool
+        self._may_lease = may_lease
         self._peers = peers
         self._tasks: set[asyncio.Task[None]] = set()
         decoder: FrameDecoder[ToWarden] = FrameDecoder(ToWarden)
@@ -69,7 +84,11 @@ class _Peer:
 
     def _asked(self, question: ToWarden, fds: list[int]) -> None:
         if fds:
+            for fd in fds:
+                os.close(fd)
             self.connection.close("a descriptor where none belongs")
+        elif not self._may_lease and not isinstance(question, AskStatus):
+            self.connection.close("an operator may ask for the status only")
         elif isinstance(question, Complain):
             self._pool.complain(question.runner_id, question.detail)
         else:
@@ -81,7 +100,7 @@ class _Peer:
         log.info("a gateway's connection closed: %s", why)
         self._peers.discard(self)
 
-    async def _answer(self, question: ListModels | AskLease) -> None:
+    async def _answer(self, question: ListModels | AskLease | AskStatus) -> None:
         try:
             match question:
                 case ListModels():
@@ -89,6 +108,9 @@ class _Peer:
                 case AskLease():
                     runner, channel = await self._pool.lease(question.digest)
                     self._reply(Leased(call=question.call, runner=runner), [channel.fileno()])
+                case AskStatus():
+                    models = await self._pool.models()
+                    self._reply(WardenStatus(call=question.call, models=models, loaded=self._pool.loaded()))
         except Refused as refusal:
             self._reply(Failed(call=question.call, reason=refusal.reason.code, detail=refusal.detail[:2000]))
         except Fault as fault:

@@ -24,7 +24,7 @@ from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import Digest, RunnerFacts, SealMode, Value, VerifiedModel
 from appliance.ipc.connection import Connection
 from appliance.ipc.frames import FrameDecoder
-from appliance.ipc.messages import FromRunner, Load, LoadFailed, Ready
+from appliance.ipc.messages import FromRunner, Load, LoadedModel, LoadFailed, Ready
 from appliance.warden.ports import LaunchedRunner, Launcher, OpenedModel, VerifiedStore
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class PoolSettings(Value, frozen=True, kw_only=True):
 class Runner:
     """A live runner. ``channel`` is the warden's copy of the gateway's end: it outlives a gateway."""
 
+    model: VerifiedModel
     facts: RunnerFacts
     launched: LaunchedRunner
     channel: socket.socket
@@ -102,6 +103,10 @@ class Pool:
                 runner = await self._start(self._by_digest(digest))
                 self._runners[digest] = runner
             return runner.facts, runner.channel
+
+    def loaded(self) -> tuple[LoadedModel, ...]:
+        """The live runners, each with its model."""
+        return tuple(LoadedModel(model=runner.model, runner=runner.facts) for runner in self._runners.values())
 
     def complain(self, runner_id: str, detail: str) -> None:
         """Ends a runner that the gateway found at fault."""
@@ -185,9 +190,8 @@ class Pool:
         except BaseException:
             launched.kill()
             raise
-        return Runner(
-            facts=_facts(runner_id, opened.model.digest, opened.seal_mode, ready), launched=launched, channel=channel
-        )
+        facts = _facts(runner_id, opened.model.digest, opened.seal_mode, ready)
+        return Runner(model=opened.model, facts=facts, launched=launched, channel=channel)
 
     async def _watch(self, runner: Runner) -> None:
         status = await runner.launched.wait()

@@ -1,11 +1,14 @@
 """The official OpenAI client, unmodified, against a whole appliance."""
 
+import json
 from collections.abc import Iterator
 
 import openai
 import pytest
 
+from appliance.cli import status
 from appliance.core.records import Closed, Opened, RefusedRequest
+from appliance.sandbox.layers import LAYERS
 from tests.support.appliance import LIMIT_SECONDS, TestAppliance, appliance
 from tests.support.chain_model import STORY, chain_model
 
@@ -112,6 +115,22 @@ def test_every_answer_is_bound_to_its_model_and_runner_in_the_log(server: TestAp
     log = b"".join(path.read_bytes() for path in (server.config.notary_dir / "log").rglob("*") if path.is_file())
     assert b"secret words" not in log
     assert client.api_key.encode() not in log
+
+
+def test_status_names_signer_seal_and_every_layer(
+    server: TestAppliance, client: openai.OpenAI, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.chat.completions.create(model="chain", messages=[{"role": "user", "content": "hi"}], max_tokens=1)
+    assert status.show(server.config, as_json=True) == 0
+    (loaded,) = json.loads(capsys.readouterr().out)["loaded"]
+    assert loaded["model"]["name"] == "chain"
+    assert loaded["model"]["digest"].startswith("sha256:")
+    assert loaded["model"]["signer"]["name"] == "tester"
+    assert loaded["runner"]["seal_mode"] == "sealed-memfd"
+    assert set(loaded["runner"]["layers"]) == set(LAYERS)
+    assert loaded["runner"]["filter_digest"].startswith("sha256:")
+    assert status.show(server.config, as_json=False) == 0
+    assert "signer    tester" in capsys.readouterr().out
 
 
 def test_refusal_of_a_known_principal_is_recorded_once(server: TestAppliance) -> None:

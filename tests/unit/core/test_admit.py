@@ -27,7 +27,7 @@ def refusal(**arguments: object) -> Refused:
     return caught.value
 
 
-@pytest.mark.parametrize("name", ["secret", "absent", "", "Demo", "demo ", "*", "dеmo", "../demo", "demo\x00"])
+@pytest.mark.parametrize("name", ["secret", "absent", "", "Demo", "demo ", "*", "d\u0435mo", "../demo", "demo\x00"])
 def test_model_outside_the_token_looks_exactly_like_an_absent_one(name: str) -> None:
     refused = refusal(request=chat_request(model=name))
     assert (refused.reason, refused.param, refused.retry_after_seconds) == (Reason.MODEL_NOT_FOUND, "model", None)

@@ -43,7 +43,7 @@ def test_text_cannot_move_between_issuer_and_subject(one: tuple[str, str], other
     assert principal_key(*one) != principal_key(*other)
 
 
-@pytest.mark.parametrize("subject", ["../../etc", "a b\n", "\x00", "é" * 500, "‮"])
+@pytest.mark.parametrize("subject", ["../../etc", "a b\n", "\x00", "é" * 500, "\u202e"])
 def test_key_has_one_size_and_alphabet_whatever_the_subject(subject: str) -> None:
     key = principal_key("issuer", subject)
     assert len(key) == 32

@@ -1,0 +1,37 @@
+"""One question to a running process, over its Unix socket.
+
+Trusts: whoever owns the socket's path.
+Promises: an answer within the time limit, or ``Fault`` with a sentence for the operator.
+Not here: what the answers mean.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Any, Final
+
+from appliance.core.refusals import Fault
+from appliance.ipc.connection import Caller, CallFailed, Connection, connect
+from appliance.ipc.frames import FrameDecoder
+
+TIMEOUT_SECONDS: Final = 120.0
+
+
+def ask(path: Path, question: Any, answers: Any, *, who: str) -> Any:
+    """Sends ``question`` and returns the answer, of the union ``answers``. Raises ``Fault`` when there is none."""
+    return asyncio.run(_ask(path, question, answers, who))
+
+
+async def _ask(path: Path, question: Any, answers: Any, who: str) -> Any:
+    caller: Caller[Any] = Caller()
+    decoder: FrameDecoder[Any] = FrameDecoder(answers)
+    try:
+        sock = await connect(path)
+    except OSError as error:
+        raise Fault(f"the {who} does not answer at {path}: is 'paddock serve' running?") from error
+    connection: Connection[Any] = Connection(sock, decoder, on_message=caller.answered, on_closed=caller.disconnected)
+    try:
+        return await caller.ask(connection, question, timeout_seconds=TIMEOUT_SECONDS)
+    except (CallFailed, TimeoutError) as error:
+        raise Fault(f"the {who} did not answer: {error}") from error
+    finally:
+        connection.close()

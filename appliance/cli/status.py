@@ -1,0 +1,41 @@
+"""``paddock status``: what is loaded, and behind which fences.
+
+Trusts: the warden, who starts the runners and vouches for them.
+Promises: for each loaded model its digest, signer, seal mode, sandbox layers and filter digest.
+Not here: the past, which the audit log tells.
+"""
+
+import json
+
+import msgspec
+
+from appliance.cli.ask import ask
+from appliance.core.codec import enc_hook
+from appliance.core.refusals import Fault
+from appliance.ipc.messages import AskStatus, FromWarden, LoadedModel, WardenStatus
+from appliance.settings import Settings
+
+
+def show(config: Settings, *, as_json: bool) -> int:
+    """Prints the status. Raises ``Fault`` when the warden does not answer."""
+    status = ask(config.warden_socket, AskStatus(call=1), FromWarden, who="warden")
+    if not isinstance(status, WardenStatus):
+        raise Fault("the warden answered something else")
+    if as_json:
+        print(json.dumps(msgspec.to_builtins(status, enc_hook=enc_hook), indent=2))
+        return 0
+    print(f"{len(status.models)} verified models, {len(status.loaded)} loaded")
+    for loaded in status.loaded:
+        _print(loaded)
+    return 0
+
+
+def _print(loaded: LoadedModel) -> None:
+    model, runner = loaded.model, loaded.runner
+    print(f"\n{model.name}  {model.digest}")
+    print(f"  signer    {model.signer.name}  {model.signer.fingerprint}")
+    print(f"  runner    {runner.runner_id}, {runner.slots} slots of {runner.context_tokens} tokens")
+    print(f"  seal      {runner.seal_mode}")
+    print(f"  layers    {', '.join(runner.layers)}")
+    print(f"  degraded  {', '.join(runner.degraded) or 'none'}")
+    print(f"  filters   {runner.filter_digest}")

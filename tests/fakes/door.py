@@ -1,0 +1,36 @@
+"""The two ports of the gate: ``core.ports.AddressLimiter`` and ``core.ports.TokenVerifier``."""
+
+from collections.abc import MutableMapping
+from typing import Any
+
+import msgspec
+
+from appliance.core.refusals import Reason, Refused
+from appliance.core.values import VerifiedClaims
+from tests.fakes.steps import Steps
+from tests.support.made_values import CLAIMS
+
+
+class FakeAddressLimiter:
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    def check(self, scope: MutableMapping[str, Any]) -> None:
+        assert scope["client"]
+        self._steps.note("address")
+
+
+class FakeVerifier:
+    """Knows one token: ``good``."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.claims = msgspec.structs.replace(CLAIMS)
+        self.asked_at: list[int] = []
+        self._steps = steps
+
+    def verify(self, unverified_token: str, *, now_seconds: int) -> VerifiedClaims:
+        self._steps.note("verify")
+        self.asked_at.append(now_seconds)
+        if unverified_token != "good":
+            raise Refused(Reason.TOKEN_INVALID, "not the good one")
+        return self.claims

@@ -1,0 +1,85 @@
+"""``core.ports.Models`` with one runner whose events the test writes."""
+
+import asyncio
+
+from appliance.core.refusals import Refused
+from appliance.core.values import Admission, AnswerEvent, Delta, End, RunnerFacts, Started, VerifiedModel
+from tests.fakes.steps import Steps
+from tests.support.made_values import model, runner_facts
+
+STARTED = Started(prompt_tokens=9)
+
+
+def delta(text: str, tokens: int = 1) -> Delta:
+    return Delta(text=text, tokens=tokens)
+
+
+def end(reason: str = "stop", completion_tokens: int = 2, detail: str = "") -> End:
+    return End(reason=reason, prompt_tokens=9, completion_tokens=completion_tokens, detail=detail)  # type: ignore[arg-type]
+
+
+WHOLE: tuple[AnswerEvent, ...] = (STARTED, delta("Hel"), delta("lo"), end())
+
+
+class FakeAnswer:
+    """``core.ports.RunnerAnswer``.
+
+    Each item of the script is one call's events, or what it raises, or ``None``: it waits for a cancel.
+    """
+
+    def __init__(self, steps: Steps, script: list[list[AnswerEvent] | Refused | None]) -> None:
+        self._steps = steps
+        self._script = script
+        self._cancelled = asyncio.Event()
+        self.cancels = 0
+
+    async def events(self) -> list[AnswerEvent]:
+        await self._steps.reach("events")
+        item = self._script.pop(0) if self._script else None
+        if item is None:
+            await self._cancelled.wait()
+            return [end("cancelled")]
+        if isinstance(item, Refused):
+            raise item
+        return item
+
+    def cancel(self) -> None:
+        self._steps.note("cancel")
+        self.cancels += 1
+        self._cancelled.set()
+
+
+class FakeLease:
+    """``core.ports.Lease``."""
+
+    def __init__(self, models: "FakeModels", of: VerifiedModel) -> None:
+        self._models = models
+        self._facts = runner_facts(of)
+
+    @property
+    def facts(self) -> RunnerFacts:
+        return self._facts
+
+    def answer(self, request_id: str, admission: Admission, cache_partition: str) -> FakeAnswer:
+        self._models.steps.note("submit")
+        self._models.submitted.append((request_id, admission, cache_partition))
+        answer = FakeAnswer(self._models.steps, list(self._models.script))
+        self._models.answers.append(answer)
+        return answer
+
+
+class FakeModels:
+    def __init__(self, steps: Steps, catalogue: tuple[VerifiedModel, ...] = (model("demo"), model("secret"))) -> None:
+        self.steps = steps
+        self.models = catalogue
+        self.script: list[list[AnswerEvent] | Refused | None] = [[event] for event in WHOLE]
+        self.submitted: list[tuple[str, Admission, str]] = []
+        self.answers: list[FakeAnswer] = []
+
+    async def catalogue(self) -> tuple[VerifiedModel, ...]:
+        await self.steps.reach("catalogue")
+        return self.models
+
+    async def lease(self, of: VerifiedModel) -> FakeLease:
+        await self.steps.reach("lease")
+        return FakeLease(self, of)

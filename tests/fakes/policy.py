@@ -1,0 +1,25 @@
+"""``core.ports.PolicyEngine`` with one raw answer, which the test writes."""
+
+from typing import Any
+
+from appliance.core.values import Digest
+from tests.fakes.steps import Steps
+
+ALLOWED: dict[str, Any] = {"allow": True, "reasons": ["group-permits-model"], "obligations": {}}
+DENIED: dict[str, Any] = {"allow": False, "reasons": ["no-group-permits-model"], "obligations": {}}
+
+
+class FakePolicy:
+    def __init__(self, steps: Steps) -> None:
+        self.raw_answer: Any = ALLOWED
+        self.inputs: list[dict[str, Any]] = []
+        self._steps = steps
+
+    @property
+    def policy_digest(self) -> Digest:
+        return Digest.of(b"policy")
+
+    async def evaluate(self, policy_input: dict[str, Any]) -> Any:
+        await self._steps.reach("policy")
+        self.inputs.append(policy_input)
+        return self.raw_answer

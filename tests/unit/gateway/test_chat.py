@@ -1,0 +1,266 @@
+"""No status line before the runner has begun, and no stream without an end that its reader can tell."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from appliance.core.refusals import Reason, Refused
+from appliance.gateway import chat
+from appliance.gateway.chat import BodyLimits, ChatRoute
+from tests.fakes.models import STARTED, delta, end
+from tests.fakes.world import World
+from tests.support.scenario import run, until
+
+BODY: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
+
+
+class Client:
+    """One client's side of the ASGI interface."""
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.inbox.put_nowait({"type": "http.request", "body": data, "more_body": False})
+        self.sent: list[Any] = []
+        self.scope = {"method": "POST", "headers": [(b"content-type", b"application/json")]}
+
+    async def receive(self) -> dict[str, Any]:
+        return await self.inbox.get()
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+        await asyncio.sleep(0)
+
+    def leave(self) -> None:
+        self.inbox.put_nowait({"type": "http.disconnect"})
+
+    @property
+    def text(self) -> str:
+        return b"".join(message.get("body", b"") for message in self.sent[1:]).decode()
+
+    @property
+    def events(self) -> list[Any]:
+        lines = [line.removeprefix("data: ") for line in self.text.split("\n\n") if line.startswith("data: ")]
+        return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+async def asked(world: World, client: Client) -> None:
+    route = ChatRoute(world.pipeline, BodyLimits(max_bytes=10_000, timeout_seconds=5.0))
+    await route(world.exchange(), client.scope, client.receive, client.send)
+
+
+def contents(events: list[Any]) -> str:
+    return "".join(
+        event["choices"][0]["delta"].get("content", "")
+        for event in events
+        if event != "[DONE]" and event.get("choices")
+    )
+
+
+def test_whole_answer_is_one_object() -> None:
+    async def scenario() -> None:
+        world, client = World(), Client(BODY)
+        await asked(world, client)
+        start, body = client.sent
+        assert start["status"] == 200
+        assert dict(start["headers"])[b"x-request-id"] == b"r-1"
+        assert dict(start["headers"])[b"cache-control"] == b"no-store"
+        answer = json.loads(body["body"])
+        assert answer["choices"][0]["message"]["content"] == "Hello"
+        assert answer["usage"]["total_tokens"] == 11
+        assert world.audit.closed[0].outcome == "completed"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("usage", [True, False])
+def test_stream_has_role_first_finish_without_text_usage_if_asked_and_done(usage: bool) -> None:
+    async def scenario() -> None:
+        world = World()
+        client = Client(BODY | {"stream": True, "stream_options": {"include_usage": usage}})
+        await asked(world, client)
+        headers = dict(client.sent[0]["headers"])
+        assert headers[b"content-type"].startswith(b"text/event-stream")
+        assert headers[b"x-accel-buffering"] == b"no"
+        assert b"content-length" not in headers
+        *chunks, done = client.events
+        assert done == "[DONE]"
+        tail = 2 if usage else 1
+        assert [chunk["choices"][0]["delta"] for chunk in chunks[:-tail]] == [
+            {"role": "assistant", "content": ""},
+            {"content": "Hel"},
+            {"content": "lo"},
+        ]
+        finish = chunks[-tail]
+        assert (finish["choices"][0]["delta"], finish["choices"][0]["finish_reason"]) == ({}, "stop")
+        assert [("usage" in chunk, chunk["choices"] == []) for chunk in chunks[-tail:]] == [
+            (False, False),
+            *([(True, True)] if usage else []),
+        ]
+        assert len({(chunk["id"], chunk["created"]) for chunk in chunks}) == 1
+        assert [message.get("more_body") for message in client.sent[1:]] == [True] * (len(client.sent) - 2) + [False]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("reason", [Reason.PROMPT_TOO_LONG, Reason.OVERLOADED, Reason.RUNNER_LOST])
+def test_runner_that_refuses_sends_no_status_line(stream: bool, reason: Reason) -> None:
+    async def scenario() -> None:
+        world, client = World(), Client(BODY | {"stream": stream})
+        world.models.script = [Refused(reason, "4711 tokens")]
+        with pytest.raises(Refused) as caught:
+            await asked(world, client)
+        assert caught.value.reason is reason
+        assert client.sent == []
+        assert len(world.audit.closed) == 1
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("last", "code"),
+    [
+        (Refused(Reason.RUNNER_LOST, "secret detail"), "runner-lost"),
+        ([end("error", 1, "secret detail")], "runner-error"),
+    ],
+)
+def test_stream_that_breaks_ends_with_an_error_event_and_without_done(last: Any, code: str) -> None:
+    async def scenario() -> None:
+        world, client = World(), Client(BODY | {"stream": True})
+        world.models.script = [[STARTED], [delta("Hel")], last]
+        with pytest.raises(Refused):
+            await asked(world, client)
+        assert client.events[-1]["error"]["code"] == code
+        assert contents(client.events) == "Hel"
+        assert "secret" not in client.text
+        assert client.sent[-1]["more_body"] is False
+        assert "[DONE]" not in client.events
+
+    run(scenario)
+
+
+def test_whole_answer_that_breaks_is_no_answer() -> None:
+    async def scenario() -> None:
+        world, client = World(), Client(BODY)
+        world.models.script = [[STARTED], [delta("Hel")], Refused(Reason.RUNNER_LOST)]
+        with pytest.raises(Refused):
+            await asked(world, client)
+        assert client.sent == []
+
+    run(scenario)
+
+
+def test_stream_that_takes_too_long_ends_with_an_error_event() -> None:
+    async def scenario() -> None:
+        world, client = World(request_timeout_seconds=0.01), Client(BODY | {"stream": True})
+        world.models.script = [[STARTED], None]
+        with pytest.raises(Refused) as caught:
+            await asked(world, client)
+        assert caught.value.reason is Reason.REQUEST_TIMEOUT
+        assert client.events[-1]["error"]["code"] == "request-timeout"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_client_that_leaves_stops_the_runner_and_pays_for_what_was_made(stream: bool) -> None:
+    async def scenario() -> None:
+        world, client = World(), Client(BODY | {"stream": stream})
+        world.models.script = [[STARTED], None]
+        task = asyncio.create_task(asked(world, client))
+        await until(lambda: world.steps.seen.count("events") == 2)
+        assert world.models.answers[0].cancels == 0
+        client.leave()
+        await task
+        assert world.models.answers[0].cancels == 1
+        assert world.audit.closed[0].outcome == "cancelled"
+        assert world.budget.settled == [("r-1", 11)]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_cancelled_request_leaves_no_task_behind(stream: bool) -> None:
+    async def scenario() -> None:
+        world, client = World(), Client(BODY | {"stream": stream})
+        world.models.script = [[STARTED], None]
+        task = asyncio.create_task(asked(world, client))
+        await until(lambda: world.steps.seen.count("events") == 2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: len(asyncio.all_tasks()) == 1)
+        assert world.audit.closed[0].outcome == "cancelled"
+        assert world.models.answers[0].cancels == 1
+
+    run(scenario)
+
+
+def test_client_whose_socket_fails_closes_the_record() -> None:
+    async def scenario() -> None:
+        world, client = World(), Client(BODY | {"stream": True})
+
+        async def broken(message: Any) -> None:
+            raise ConnectionResetError
+
+        client.send = broken  # type: ignore[method-assign]
+        with pytest.raises(ConnectionResetError):
+            await asked(world, client)
+        assert len(world.audit.closed) == 1
+        assert world.models.answers[0].cancels == 1
+
+    run(scenario)
+
+
+def test_silence_is_filled_with_comments_that_are_no_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "PING_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        world, client = World(), Client(BODY | {"stream": True})
+        world.models.script = [[STARTED], None]
+        task = asyncio.create_task(asked(world, client))
+        await until(lambda: client.text.count(": ping\n\n") >= 2)
+        client.leave()
+        await task
+        assert contents(client.events) == ""
+        assert client.events[-1] == "[DONE]"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD", "OPTIONS", "post"])
+def test_other_methods_are_refused_before_the_body_is_read(method: str) -> None:
+    async def scenario() -> None:
+        world, client = World(), Client(BODY)
+        client.scope["method"] = method
+        with pytest.raises(Refused) as caught:
+            await asked(world, client)
+        assert (caught.value.reason, caught.value.param) == (Reason.METHOD_NOT_ALLOWED, "POST")
+        assert client.inbox.qsize() == 1
+        assert world.steps.seen == []
+
+    run(scenario)
+
+
+def test_bad_body_reaches_no_stage() -> None:
+    async def scenario() -> None:
+        world, client = World(), Client(BODY | {"tools": []})
+        with pytest.raises(Refused) as caught:
+            await asked(world, client)
+        assert caught.value.reason is Reason.FIELD_UNKNOWN
+        assert world.steps.seen == []
+
+    run(scenario)
+
+
+def test_fingerprint_names_the_verified_model() -> None:
+    async def scenario() -> None:
+        world, client = World(), Client(BODY)
+        await asked(world, client)
+        digest = world.audit.opened[0].model.digest.hex
+        assert json.loads(client.sent[1]["body"])["system_fingerprint"] == f"sha256-{digest[:16]}"
+
+    run(scenario)

@@ -1,0 +1,396 @@
+"""Nothing is routed without a guarded request of a verified principal, and no error says more than its reason."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import pytest
+from litestar.exceptions import (
+    HTTPException,
+    InternalServerException,
+    MethodNotAllowedException,
+    NotFoundException,
+    PermissionDeniedException,
+    ValidationException,
+)
+
+from appliance.core.refusals import Fault, Reason, Refused
+from appliance.gateway.gate import Gate, exchange_of
+from tests.fakes.world import NOW, World
+from tests.support.made_values import ALICE
+from tests.support.scenario import run
+
+HOST = b"gate.example"
+SECRET = "/var/lib/paddock alice Traceback"
+Inner = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+async def _ok(scope: Any, _receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+class Call:
+    """One request at a gate around ``inner``."""
+
+    def __init__(self, world: World, inner: Inner = _ok) -> None:
+        self.sent: list[Any] = []
+        self.routed: list[Any] = []
+
+        async def watched(scope: Any, receive: Any, send: Any) -> None:
+            self.routed.append(scope)
+            await inner(scope, receive, send)
+
+        self.gate = Gate(
+            watched,
+            world.pipeline,
+            verifier=world.verifier,
+            addresses=world.addresses,
+            allowed_hosts=frozenset({HOST.decode()}),
+            now_seconds=lambda: NOW,
+        )
+
+    async def make(
+        self,
+        *,
+        token: str | None = "good",
+        path: bytes = b"/v1/models",
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+        kind: str = "http",
+        method: str = "GET",
+    ) -> None:
+        bearer = [] if token is None else [(b"authorization", b"Bearer " + token.encode())]
+        scope = {
+            "type": kind,
+            "method": method,
+            "path": path.decode(),
+            "raw_path": path,
+            "query_string": b"",
+            "http_version": "1.1",
+            "client": ("192.0.2.7", 4711),
+            "headers": [(b"host", HOST), *bearer, *headers],
+        }
+        await self.gate(scope, self._receive, self._send)
+
+    async def _receive(self) -> Any:
+        await asyncio.Event().wait()
+
+    async def _send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    @property
+    def status(self) -> int:
+        status: int = self.sent[0]["status"]
+        return status
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        return dict(self.sent[0]["headers"])
+
+    @property
+    def code(self) -> str:
+        code: str = json.loads(self.sent[1]["body"])["error"]["code"]
+        return code
+
+
+def raising(error: BaseException) -> Inner:
+    async def inner(_scope: Any, _receive: Any, _send: Any) -> None:
+        raise error
+
+    return inner
+
+
+# --- the way in -----------------------------------------------------------------------------------------------------
+
+
+def test_guard_comes_first_then_the_address_then_the_token() -> None:
+    async def scenario() -> None:
+        world = World()
+        call = Call(world)
+        await call.make(path=b"//v1/models")
+        assert world.steps.seen == []
+        await call.make()
+        assert world.steps.seen == ["address", "verify"]
+        assert world.verifier.asked_at == [NOW]
+        assert len(call.routed) == 1
+
+    run(scenario)
+
+
+def test_routed_request_carries_the_principal_and_no_path_of_the_callers() -> None:
+    async def scenario() -> None:
+        world = World()
+        call = Call(world)
+        await call.make(path=b"/v1/models/secret-project")
+        exchange = exchange_of(call.routed[0], "/v1/models/{model_id}")
+        assert exchange.principal == ALICE
+        assert (exchange.peer.address, exchange.method, exchange.opened) == ("192.0.2.7", "GET", False)
+        assert exchange.route == "/v1/models/{model_id}"
+        assert len(exchange.request_id) == 32
+
+    run(scenario)
+
+
+def test_request_ids_are_new_each_time_and_never_the_callers() -> None:
+    async def scenario() -> None:
+        call = Call(World())
+        for _ in range(3):
+            await call.make(headers=((b"x-request-id", b"mine"),))
+        ids = {exchange_of(scope, "-").request_id for scope in call.routed}
+        assert len(ids) == 3
+        assert "mine" not in ids
+
+    run(scenario)
+
+
+REFUSED = [
+    ("no token", {"token": None}, Reason.TOKEN_MISSING),
+    ("wrong token", {"token": "bad"}, Reason.TOKEN_INVALID),
+    ("empty token", {"token": ""}, Reason.TOKEN_INVALID),
+    ("space before the token", {"token": " good"}, Reason.TOKEN_INVALID),
+    ("space after the token", {"token": "good "}, Reason.TOKEN_INVALID),
+    ("two tokens", {"token": "good, Bearer good"}, Reason.TOKEN_INVALID),
+    ("two headers", {"headers": ((b"authorization", b"Bearer good"),)}, Reason.HEADER_INVALID),
+    ("Basic", {"token": None, "headers": ((b"authorization", b"Basic good"),)}, Reason.TOKEN_INVALID),
+    ("DPoP", {"token": None, "headers": ((b"authorization", b"DPoP good"),)}, Reason.TOKEN_INVALID),
+    ("no scheme", {"token": None, "headers": ((b"authorization", b"good"),)}, Reason.TOKEN_INVALID),
+    ("empty header", {"token": None, "headers": ((b"authorization", b""),)}, Reason.TOKEN_INVALID),
+    ("a tab", {"token": None, "headers": ((b"authorization", b"Bearer\tgood"),)}, Reason.TOKEN_INVALID),
+    ("another header", {"token": None, "headers": ((b"x-api-key", b"good"),)}, Reason.TOKEN_MISSING),
+    ("a cookie", {"token": None, "headers": ((b"cookie", b"token=good"),)}, Reason.TOKEN_MISSING),
+    ("OPTIONS", {"token": None, "method": "OPTIONS"}, Reason.TOKEN_MISSING),
+    ("HEAD", {"token": None, "method": "HEAD"}, Reason.TOKEN_MISSING),
+    ("unknown path", {"token": None, "path": b"/v1/admin"}, Reason.TOKEN_MISSING),
+    ("below the public path", {"token": None, "path": b"/v1/healthz"}, Reason.TOKEN_MISSING),
+    ("bad path", {"path": b"/v1/../healthz"}, Reason.PATH_INVALID),
+]
+
+
+@pytest.mark.parametrize(("arguments", "reason"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+def test_unidentified_request_is_counted_closed_and_neither_routed_nor_recorded(
+    arguments: dict[str, Any], reason: Reason
+) -> None:
+    async def scenario() -> None:
+        world = World()
+        call = Call(world)
+        await call.make(**arguments)
+        assert (call.status, call.code) == (reason.status, reason.code)
+        assert call.headers[b"connection"] == b"close"
+        assert call.routed == []
+        assert world.audit.records == []
+        assert call.gate.refusals == {reason.code: 1}
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("scheme", [b"Bearer", b"bearer", b"BEARER"])
+def test_scheme_is_case_insensitive(scheme: bytes) -> None:
+    async def scenario() -> None:
+        call = Call(World())
+        await call.make(token=None, headers=((b"authorization", scheme + b" good"),))
+        assert call.status == 200
+
+    run(scenario)
+
+
+def test_health_needs_no_token_and_carries_no_principal() -> None:
+    async def scenario() -> None:
+        world = World()
+        call = Call(world)
+        await call.make(token=None, path=b"/healthz")
+        assert call.status == 200
+        assert world.steps.seen == ["address"]
+        with pytest.raises(KeyError):
+            exchange_of(call.routed[0], "/healthz")
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("path", [b"/healthz/", b"/healthz/x", b"/Healthz", b"/healthz:", b"/%68ealthz"])
+def test_nothing_beside_health_is_public(path: bytes) -> None:
+    async def scenario() -> None:
+        call = Call(World())
+        await call.make(token=None, path=path)
+        assert call.status in {400, 401}
+        assert call.routed == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [(Refused(Reason.ADDRESS_RATE_LIMITED, retry_after_seconds=9), 429), (Fault("the limiter failed"), 503)],
+)
+def test_address_limiter_that_refuses_or_fails_lets_nobody_through(failure: Exception, status: int) -> None:
+    async def scenario() -> None:
+        world = World()
+        world.steps.fail["address"] = failure
+        call = Call(world)
+        await call.make()
+        await call.make(path=b"/healthz")
+        assert [message["status"] for message in call.sent if "status" in message] == [status, status]
+        assert call.routed == []
+
+    run(scenario)
+
+
+def test_token_without_a_subject_is_nobody() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.verifier.claims = msgspec.structs.replace(world.verifier.claims, subject="")
+        call = Call(world)
+        await call.make()
+        assert (call.status, call.code) == (403, "claim-missing")
+        assert call.routed == []
+
+    run(scenario)
+
+
+# --- the way out ----------------------------------------------------------------------------------------------------
+
+ERRORS: list[tuple[Exception, int, str]] = [
+    (Refused(Reason.POLICY_DENIED, SECRET), 403, "policy-denied"),
+    (Refused(Reason.MODEL_NOT_FOUND, SECRET), 404, "model-not-found"),
+    (Refused(Reason.BUDGET_EXHAUSTED, SECRET), 429, "budget-exhausted"),
+    (Refused(Reason.AUDIT_UNAVAILABLE, SECRET), 503, "audit-unavailable"),
+    (Fault(SECRET), 503, "internal"),
+    (RuntimeError(SECRET), 503, "internal"),
+    (KeyError(SECRET), 503, "internal"),
+    (AssertionError(SECRET), 503, "internal"),
+    (RecursionError(SECRET), 503, "internal"),
+    (MemoryError(SECRET), 503, "internal"),
+    (TimeoutError(SECRET), 503, "internal"),
+    (OSError(13, SECRET), 503, "internal"),
+    (UnicodeDecodeError("utf-8", b"x", 0, 1, SECRET), 503, "internal"),
+    (ExceptionGroup(SECRET, [ValueError(SECRET)]), 503, "internal"),
+    (StopAsyncIteration(SECRET), 503, "internal"),
+    (NotFoundException(detail=SECRET), 404, "not-found"),
+    (MethodNotAllowedException(detail=SECRET, headers={"allow": "GET"}), 405, "method-not-allowed"),
+    (ValidationException(detail=SECRET), 400, "field-invalid"),
+    (PermissionDeniedException(detail=SECRET), 400, "field-invalid"),
+    (InternalServerException(detail=SECRET), 503, "internal"),
+    (HTTPException(detail=SECRET, status_code=418), 400, "field-invalid"),
+    (HTTPException(detail=SECRET, status_code=599), 503, "internal"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "code"), ERRORS, ids=lambda value: type(value).__name__)
+def test_error_becomes_its_status_and_leaks_nothing(
+    error: Exception, status: int, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        world = World()
+        call = Call(world, raising(error))
+        with caplog.at_level(logging.CRITICAL):
+            await call.make()
+        assert (call.status, call.code) == (status, code)
+        assert not any(word in repr(call.sent) for word in SECRET.split())
+        [record] = world.audit.refused
+        assert record.reason == code
+        assert call.gate.refusals == {}
+        assert b"connection" not in call.headers
+        if code == "internal":
+            assert call.headers[b"retry-after"] == b"1"
+
+    run(scenario)
+
+
+def test_unexpected_error_is_told_to_the_operator(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        await Call(World(), raising(RuntimeError(SECRET))).make()
+        assert SECRET in caplog.text
+
+    run(scenario)
+
+
+def test_refusal_is_recorded_before_it_is_answered() -> None:
+    async def scenario() -> None:
+        world = World()
+        call = Call(world, raising(Refused(Reason.POLICY_DENIED)))
+        world.steps.watch = lambda name: None if name != "record refused" else _empty(call.sent)
+        await call.make()
+        assert call.status == 403
+
+    def _empty(sent: list[Any]) -> None:
+        assert sent == []
+
+    run(scenario)
+
+
+def test_refusal_that_cannot_be_recorded_is_answered_as_audit_unavailable() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.steps.fail["record refused"] = Refused(Reason.AUDIT_UNAVAILABLE)
+        call = Call(world, raising(Refused(Reason.POLICY_DENIED)))
+        await call.make()
+        assert (call.status, call.code) == (503, "audit-unavailable")
+
+    run(scenario)
+
+
+def test_answer_that_began_is_not_answered_again() -> None:
+    async def breaking(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError(SECRET)
+
+    async def scenario() -> None:
+        call = Call(World(), breaking)
+        await call.make()
+        assert [message["type"] for message in call.sent] == ["http.response.start"]
+
+    run(scenario)
+
+
+def test_client_that_left_while_it_was_refused_is_no_error() -> None:
+    async def scenario() -> None:
+        call = Call(World())
+
+        async def gone(_message: Any) -> None:
+            raise ConnectionResetError
+
+        call._send = gone  # type: ignore[method-assign]
+        await call.make(token=None)
+
+    run(scenario)
+
+
+def test_cancellation_is_not_turned_into_an_answer() -> None:
+    async def scenario() -> None:
+        world = World()
+        call = Call(world, raising(asyncio.CancelledError()))
+        with pytest.raises(asyncio.CancelledError):
+            await call.make()
+        assert call.sent == []
+        assert world.audit.records == []
+
+    run(scenario)
+
+
+# --- what is not HTTP -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("token", ["good", None])
+def test_websocket_is_refused_and_not_routed(token: str | None) -> None:
+    async def scenario() -> None:
+        world = World()
+        call = Call(world)
+        await call.make(kind="websocket", token=token, path=b"/healthz")
+        assert [message["type"] for message in call.sent] == ["websocket.close"]
+        assert call.routed == []
+        assert world.steps.seen == []
+
+    run(scenario)
+
+
+def test_lifespan_passes() -> None:
+    async def scenario() -> None:
+        world = World()
+        call = Call(world)
+        await call.gate({"type": "lifespan"}, call._receive, call._send)
+        assert call.routed == [{"type": "lifespan"}]
+        assert world.steps.seen == []
+
+    run(scenario)

@@ -1,0 +1,478 @@
+"""Nothing is answered before it is allowed, paid for and recorded, and nothing stays open, whatever goes wrong."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from appliance.core.refusals import Fault, Reason, Refused
+from appliance.core.values import AnswerEvent, ChatRequest, Obligations
+from appliance.gateway.pipeline import Exchange
+from tests.fakes.models import STARTED, delta, end
+from tests.fakes.policy import ALLOWED, DENIED
+from tests.fakes.world import NOW, World
+from tests.support.made_values import ALICE, chat_request
+from tests.support.scenario import run, turns, until
+
+ORDER = ["catalogue", "rate", "policy", "reserve", "lease", "record opened", "submit", "events"]
+AFTER = ["record closed", "settle"]
+
+
+async def answered(
+    world: World, exchange: Exchange | None = None, request: ChatRequest | None = None
+) -> list[AnswerEvent]:
+    """Reads an answer to its end, as a surface does."""
+    read: list[AnswerEvent] = []
+    async with world.pipeline.answer(exchange or world.exchange(), request or chat_request()) as answer:
+        while answer.meter.end is None:
+            read += await answer.events()
+        answer.require_whole()
+    return read
+
+
+async def refusal(world: World, exchange: Exchange | None = None, request: ChatRequest | None = None) -> Refused:
+    with pytest.raises(Refused) as caught:
+        await answered(world, exchange, request)
+    return caught.value
+
+
+def assert_nothing_is_left(world: World, *, opened: bool, spent: int = 0) -> None:
+    """The one sentence that every ending must make true."""
+    assert world.budget.left == world.whole - spent
+    assert world.budget.held == {}
+    assert len(world.audit.closed) == len(world.audit.opened) == int(opened)
+    assert [request_id for request_id, _spent in world.budget.settled] == world.budget.reserved
+    if opened:
+        assert world.steps.seen.index("record opened") < world.steps.seen.index("record closed")
+        assert world.budget.settled == [("r-1", spent)]
+
+
+# --- the order ------------------------------------------------------------------------------------------------------
+
+
+def test_stages_come_in_their_order() -> None:
+    async def scenario() -> None:
+        world = World()
+        assert await answered(world) == [STARTED, delta("Hel"), delta("lo"), end()]
+        assert world.steps.seen == [*ORDER, "events", "events", "events", *AFTER]
+        assert_nothing_is_left(world, opened=True, spent=11)
+
+    run(scenario)
+
+
+def test_records_tell_what_was_decided_paid_and_answered() -> None:
+    async def scenario() -> None:
+        world = World()
+        await answered(world)
+        [opened], [closed] = world.audit.opened, world.audit.closed
+        assert (opened.request_id, opened.actor.subject, opened.model.name) == ("r-1", "alice", "demo")
+        assert opened.actor.token_sha256 == ALICE.token_sha256
+        assert opened.decision.allow
+        assert opened.policy_input == world.policy.inputs[0]
+        assert opened.policy_input["time"]["unix_seconds"] == NOW
+        assert opened.runner.model_digest == opened.model.digest
+        assert (closed.outcome, closed.prompt_tokens, closed.completion_tokens) == ("completed", 9, 2)
+        assert closed.returned_tokens == opened.reserved_tokens - 11
+        assert closed.first_token_ms is not None
+
+    run(scenario)
+
+
+def test_cache_partition_is_the_principals_and_never_the_callers() -> None:
+    async def scenario() -> None:
+        world = World()
+        await answered(world)
+        [(request_id, admission, partition)] = world.models.submitted
+        assert (request_id, partition) == ("r-1", ALICE.key)
+        assert admission.request.messages == chat_request().messages
+
+    run(scenario)
+
+
+# --- each stage fails -----------------------------------------------------------------------------------------------
+
+FAILURES = [
+    ("catalogue", Fault("the warden has not answered yet"), Reason.RUNNER_UNAVAILABLE),
+    ("rate", Refused(Reason.RATE_LIMITED, retry_after_seconds=9), Reason.RATE_LIMITED),
+    ("rate", Fault("the store is down"), Fault),
+    ("policy", Fault("out of fuel"), Reason.POLICY_UNAVAILABLE),
+    ("reserve", Refused(Reason.BUDGET_EXHAUSTED, retry_after_seconds=9), Reason.BUDGET_EXHAUSTED),
+    ("reserve", Refused(Reason.BUDGET_TOO_SMALL), Reason.BUDGET_TOO_SMALL),
+    ("reserve", Fault("the store is down"), Fault),
+    ("lease", Refused(Reason.MODEL_NOT_VERIFIED), Reason.MODEL_NOT_VERIFIED),
+    ("lease", Refused(Reason.RUNNER_UNAVAILABLE), Reason.RUNNER_UNAVAILABLE),
+    ("lease", Fault("the warden is away"), Fault),
+    ("lease", RuntimeError("a mistake of ours"), RuntimeError),
+    ("record opened", Refused(Reason.AUDIT_UNAVAILABLE), Reason.AUDIT_UNAVAILABLE),
+]
+
+
+@pytest.mark.parametrize(("stage", "failure", "seen"), FAILURES, ids=lambda value: str(value)[:40])
+def test_failed_stage_ends_the_request_there_with_the_budget_whole(stage: str, failure: Exception, seen: Any) -> None:
+    async def scenario() -> None:
+        world = World()
+        world.steps.fail[stage] = failure
+        with pytest.raises(Exception) as caught:
+            await answered(world)
+        if isinstance(seen, Reason):
+            assert isinstance(caught.value, Refused)
+            assert caught.value.reason is seen
+        else:
+            assert isinstance(caught.value, seen)
+        reached = ORDER[: ORDER.index(stage) + 1]
+        assert world.steps.seen == [*reached, *(["settle"] if ORDER.index(stage) > ORDER.index("reserve") else [])]
+        assert world.audit.records == []
+        assert_nothing_is_left(world, opened=False)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "raw_answer", [None, {}, True, "allow", DENIED, ALLOWED | {"allow": "true"}, ALLOWED | {"more": 1}]
+)
+def test_nothing_is_reserved_or_leased_without_a_plain_yes(raw_answer: Any) -> None:
+    async def scenario() -> None:
+        world = World()
+        world.policy.raw_answer = raw_answer
+        exchange = world.exchange()
+        assert (await refusal(world, exchange)).reason is Reason.POLICY_DENIED
+        assert world.steps.seen == ["catalogue", "rate", "policy"]
+        assert exchange.decision is not None
+        assert not exchange.decision.allow
+        assert_nothing_is_left(world, opened=False)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("name", ["secret", "absent"])
+def test_model_outside_the_token_is_absent_and_costs_no_rate(name: str) -> None:
+    async def scenario() -> None:
+        world = World()
+        refused = await refusal(world, request=chat_request(model=name))
+        assert (refused.reason, refused.param) == (Reason.MODEL_NOT_FOUND, "model")
+        assert world.steps.seen == ["catalogue"]
+
+    run(scenario)
+
+
+def test_obligation_caps_what_is_reserved_and_what_the_runner_may_say() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.policy.raw_answer = ALLOWED | {"obligations": {"max_tokens": 5}}
+        await answered(world, request=chat_request(max_tokens=1000))
+        [(_id, admission, _partition)] = world.models.submitted
+        assert admission.max_completion_tokens == 5
+        assert world.audit.opened[0].reserved_tokens == admission.max_prompt_tokens + 5
+        assert world.audit.opened[0].decision.obligations == Obligations(max_tokens=5)
+
+    run(scenario)
+
+
+# --- the list of models ---------------------------------------------------------------------------------------------
+
+
+def test_only_models_of_token_and_policy_are_visible() -> None:
+    async def scenario() -> None:
+        world = World()
+        assert [model.name for model in await world.pipeline.visible_models(world.exchange())] == ["demo"]
+        assert [asked["model"]["name"] for asked in world.policy.inputs] == ["demo"]
+        assert world.policy.inputs[0]["action"]["operation"] == "list"
+        for raw_answer in (DENIED, None):
+            world.policy.raw_answer = raw_answer
+            assert await world.pipeline.visible_models(world.exchange()) == []
+        world.steps.fail["policy"] = Fault("down")
+        with pytest.raises(Refused) as caught:
+            await world.pipeline.visible_models(world.exchange())
+        assert caught.value.reason is Reason.POLICY_UNAVAILABLE
+
+    run(scenario)
+
+
+# --- the answer breaks ----------------------------------------------------------------------------------------------
+
+LOST = Refused(Reason.RUNNER_LOST, "the peer closed")
+ENDINGS: list[tuple[str, list[Any], Reason | None, str, int]] = [
+    ("whole", [[STARTED], [delta("a"), end("stop", 1)]], None, "completed", 10),
+    ("all at once", [[STARTED, delta("a"), end("length", 1)]], None, "truncated", 10),
+    ("tokens without text", [[STARTED], [end("length", 30)]], None, "truncated", 39),
+    ("lost before it began", [LOST], Reason.RUNNER_LOST, "runner-lost", 0),
+    ("lost in the middle", [[STARTED], [delta("a", 5)], LOST], Reason.RUNNER_LOST, "runner-lost", 14),
+    ("error", [[STARTED], [end("error", 3, "NaN")]], Reason.RUNNER_ERROR, "runner-error", 12),
+    ("refused by the runner", [Refused(Reason.PROMPT_TOO_LONG)], Reason.PROMPT_TOO_LONG, "runner-error", 0),
+    ("overloaded", [Refused(Reason.OVERLOADED)], Reason.OVERLOADED, "runner-error", 0),
+    ("cancelled by the runner", [[STARTED], [end("cancelled", 3)]], None, "cancelled", 12),
+]
+
+
+@pytest.mark.parametrize(
+    ("script", "reason", "outcome", "spent"), [row[1:] for row in ENDINGS], ids=[row[0] for row in ENDINGS]
+)
+def test_every_ending_is_charged_and_closed_once(
+    script: list[Any], reason: Reason | None, outcome: str, spent: int
+) -> None:
+    async def scenario() -> None:
+        world = World()
+        world.models.script = script
+        if reason is None:
+            await answered(world)
+        else:
+            assert (await refusal(world)).reason is reason
+        assert world.audit.closed[0].outcome == outcome
+        assert_nothing_is_left(world, opened=True, spent=spent)
+        assert world.models.answers[0].cancels == int(isinstance(script[-1], Refused))
+
+    run(scenario)
+
+
+def test_runner_that_breaks_at_the_submission_is_closed_too() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.steps.fail["submit"] = Refused(Reason.RUNNER_LOST, "the connection is closed")
+        assert (await refusal(world)).reason is Reason.RUNNER_LOST
+        assert world.audit.closed[0].outcome == "runner-lost"
+        assert_nothing_is_left(world, opened=True)
+
+    run(scenario)
+
+
+def test_runner_that_claims_more_than_was_reserved_is_not_believed() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.models.script = [[STARTED], [end("stop", 10**9)]]
+        await answered(world)
+        reserved = world.audit.opened[0].reserved_tokens
+        assert world.budget.left == world.whole - reserved
+        assert world.audit.closed[0].returned_tokens == 0
+
+    run(scenario)
+
+
+def test_surface_that_fails_is_closed_as_our_error() -> None:
+    async def scenario() -> None:
+        world = World()
+        with pytest.raises(ZeroDivisionError):
+            async with world.pipeline.answer(world.exchange(), chat_request()) as answer:
+                await answer.events()
+                raise ZeroDivisionError
+        assert world.audit.closed[0].outcome == "gateway-error"
+        assert world.models.answers[0].cancels == 1
+        assert_nothing_is_left(world, opened=True, spent=9)
+
+    run(scenario)
+
+
+def test_surface_that_stops_reading_cancels_the_runner() -> None:
+    async def scenario() -> None:
+        world = World()
+        async with world.pipeline.answer(world.exchange(), chat_request()) as answer:
+            await answer.events()
+        assert world.audit.closed[0].outcome == "cancelled"
+        assert world.models.answers[0].cancels == 1
+        assert_nothing_is_left(world, opened=True, spent=9)
+
+    run(scenario)
+
+
+def test_client_that_left_is_charged_for_the_runners_last_word() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.models.script = [[STARTED], None]
+        async with world.pipeline.answer(world.exchange(), chat_request()) as answer:
+            await answer.events()
+            answer.cancel()
+            answer.cancel()
+            while answer.meter.end is None:
+                await answer.events()
+            answer.require_whole()  # the caller left by itself: no refusal
+        assert world.audit.closed[0].outcome == "cancelled"
+        assert_nothing_is_left(world, opened=True, spent=11)
+
+    run(scenario)
+
+
+def test_answer_that_takes_too_long_is_stopped_and_refused() -> None:
+    async def scenario() -> None:
+        world = World(request_timeout_seconds=0.01)
+        world.models.script = [[STARTED], None]
+        assert (await refusal(world)).reason is Reason.REQUEST_TIMEOUT
+        assert world.audit.closed[0].outcome == "cancelled"
+        assert "request-timeout" in world.audit.closed[0].detail
+        assert_nothing_is_left(world, opened=True, spent=11)
+
+    run(scenario)
+
+
+def test_time_limit_has_no_effect_after_the_end() -> None:
+    async def scenario() -> None:
+        world = World(request_timeout_seconds=0.0)
+        world.models.script = [[STARTED, end()]]
+        async with world.pipeline.answer(world.exchange(), chat_request()) as answer:
+            await answer.events()
+            await turns()
+            answer.require_whole()
+        assert world.models.answers[0].cancels <= 1
+        assert_nothing_is_left(world, opened=True, spent=11)
+
+    run(scenario)
+
+
+def test_detail_of_a_runner_is_cut_before_it_is_recorded() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.models.script = [[STARTED], [end("error", 0, "x" * 2000)]]
+        await refusal(world)
+        assert len(world.audit.closed[0].detail) == 500
+
+    run(scenario)
+
+
+# --- cancellation ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [*ORDER[:-2], "events", "settle"])
+def test_cancelled_task_leaves_nothing_behind(step: str) -> None:
+    async def scenario() -> None:
+        world = World()
+        world.steps.hold = step
+        task = asyncio.create_task(answered(world))
+        await world.steps.held.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        opened = step in {"events", "settle"}
+        assert_nothing_is_left(world, opened=opened, spent=11 if step == "settle" else 0)
+        if step == "events":
+            assert (world.audit.closed[0].outcome, world.models.answers[0].cancels) == ("cancelled", 1)
+
+    run(scenario)
+
+
+def test_task_cancelled_at_any_turn_of_the_loop_leaves_nothing_behind() -> None:
+    """The same, without knowing where the steps are: cancel after one turn, after two, and so on to the end."""
+
+    async def scenario() -> None:
+        for number in range(200):
+            world = World()
+            task = asyncio.create_task(answered(world))
+            await turns(number)
+            finished = task.done()
+            task.cancel()
+            await asyncio.wait([task])
+            assert world.budget.held == {}
+            assert len(world.audit.closed) == len(world.audit.opened)
+            assert [request_id for request_id, _spent in world.budget.settled] == world.budget.reserved
+            if finished:
+                return
+        pytest.fail("the answer never came to its end")
+
+    run(scenario)
+
+
+def test_two_cancellations_settle_once() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.steps.hold = "events"
+        task = asyncio.create_task(answered(world))
+        await world.steps.held.wait()
+        world.steps.hold = "settle"
+        world.steps.held.clear()
+        task.cancel()
+        await world.steps.held.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert_nothing_is_left(world, opened=True)
+
+    run(scenario)
+
+
+def test_parallel_requests_never_hold_more_than_the_budget() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.budget.left = world.whole = 1000
+        least = []
+        world.steps.watch = lambda _name: least.append(world.budget.left)
+
+        async def one(number: int) -> str:
+            try:
+                await answered(world, world.exchange(request_id=f"r-{number}"))
+            except Refused as refused:
+                return refused.reason.code
+            return "answered"
+
+        outcomes = await asyncio.gather(*(one(number) for number in range(50)))
+        assert set(outcomes) == {"answered", "budget-exhausted"}
+        assert min(least) >= 0
+        assert world.budget.left == world.whole - 11 * outcomes.count("answered")
+        assert len(world.audit.closed) == len(world.audit.opened) == outcomes.count("answered")
+
+    run(scenario)
+
+
+# --- the record of a refusal ----------------------------------------------------------------------------------------
+
+
+def test_refusal_is_recorded_with_what_was_known() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.policy.raw_answer = DENIED
+        exchange = world.exchange()
+        refused = await refusal(world, exchange)
+        assert await world.pipeline.record_refusal(exchange, refused) is refused
+        [record] = world.audit.refused
+        assert (record.reason, record.model_name, record.detail) == ("policy-denied", "demo", "no-group-permits-model")
+        assert record.decision is not None
+        assert record.policy_input == world.policy.inputs[0]
+
+    run(scenario)
+
+
+def test_refusal_after_the_opening_gets_no_second_record() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.models.script = [LOST]
+        exchange = world.exchange()
+        refused = await refusal(world, exchange)
+        assert await world.pipeline.record_refusal(exchange, refused) is refused
+        assert world.audit.refused == []
+
+    run(scenario)
+
+
+def test_refusal_that_cannot_be_recorded_becomes_audit_unavailable() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.steps.fail["record refused"] = Refused(Reason.AUDIT_UNAVAILABLE, "the disk is full")
+        told = await world.pipeline.record_refusal(world.exchange(), Refused(Reason.POLICY_DENIED))
+        assert told.reason is Reason.AUDIT_UNAVAILABLE
+
+    run(scenario)
+
+
+def test_long_texts_of_a_caller_do_not_steer_the_size_of_the_record() -> None:
+    async def scenario() -> None:
+        world = World()
+        exchange = world.exchange(model_name="m" * 5000)
+        await world.pipeline.record_refusal(exchange, Refused(Reason.FIELD_INVALID, "d" * 5000))
+        [record] = world.audit.refused
+        assert (len(record.model_name or ""), len(record.detail)) == (128, 500)
+        assert len(msgspec.json.encode(record, enc_hook=str)) < 2000
+
+    run(scenario)
+
+
+def test_no_event_before_the_record_is_durable() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.steps.hold = "record opened"
+        task = asyncio.create_task(answered(world))
+        await world.steps.held.wait()
+        await turns()
+        assert "submit" not in world.steps.seen
+        assert world.models.submitted == []
+        world.steps.go.set()
+        await until(task.done)
+        assert_nothing_is_left(world, opened=True, spent=11)
+
+    run(scenario)

@@ -1,0 +1,560 @@
+"""What a runner, the one expected to be compromised, may not do to the gateway."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from appliance.core.admit import LONGEST_TOKEN_BYTES
+from appliance.core.refusals import Reason, Refused
+from appliance.core.values import Delta, End, Message, Started
+from appliance.gateway import runner_link
+from appliance.gateway.runner_link import LinkAnswer, RunnerLink
+from appliance.ipc.connection import channel_pair
+from appliance.ipc.frames import MAX_FRAME_BYTES, encode
+from appliance.ipc.messages import (
+    Cancel,
+    Ready,
+    Reset,
+    ResetDone,
+    RunnerDelta,
+    RunnerEnd,
+    RunnerRefused,
+    RunnerStarted,
+    Submit,
+    ToRunner,
+)
+from tests.support.made_values import admission, chat_request, model, runner_facts
+from tests.support.scenario import run, turns, until
+from tests.support.scripted_peer import ScriptedPeer
+
+ADMISSION = admission(max_prompt_tokens=100, max_completion_tokens=10)
+FACTS = runner_facts(model())
+
+
+class Pair:
+    """A link and the runner at its other end."""
+
+    def __init__(self) -> None:
+        ours, theirs = channel_pair()
+        self.broken: list[str] = []
+        self.link = RunnerLink(ours, FACTS, lambda _link, why: self.broken.append(why))
+        self.runner = ScriptedPeer(theirs, ToRunner)
+
+    async def answer(self, request_id: str = "r-1") -> LinkAnswer:
+        answer = self.link.answer(request_id, ADMISSION, "partition")
+        submit = await self.runner.hear(Submit)
+        assert submit.request_id == request_id
+        return answer
+
+    async def assert_given_up(self, *why: str) -> None:
+        """The one consequence of every fault: reported once, used no more, and the other end hears it."""
+        await until(lambda: bool(self.broken))
+        await self.runner.gone.wait()
+        assert len(self.broken) == 1
+        assert any(word in self.broken[0] for word in why), self.broken
+        assert self.link.broken
+        with pytest.raises(Refused) as caught:
+            self.link.answer("later", ADMISSION, "p")
+        assert caught.value.reason is Reason.RUNNER_LOST
+
+
+@contextlib.asynccontextmanager
+async def pair(*, reset: bool = True) -> AsyncIterator[Pair]:
+    one = Pair()
+    if reset:
+        resetting = asyncio.create_task(one.link.reset())
+        one.runner.say(ResetDone(nonce=(await one.runner.hear(Reset)).nonce))
+        await resetting
+    try:
+        yield one
+    finally:
+        one.link.give_up("the test is over")
+        one.runner.leave()
+
+
+def started(request_id: str = "r-1", prompt_tokens: int = 5) -> RunnerStarted:
+    return RunnerStarted(request_id=request_id, prompt_tokens=prompt_tokens)
+
+
+def delta(request_id: str = "r-1", text: str = "a", tokens: int = 1) -> RunnerDelta:
+    return RunnerDelta(request_id=request_id, text=text, tokens=tokens)
+
+
+def end(request_id: str = "r-1", completion_tokens: int = 1, **changes: Any) -> RunnerEnd:
+    fields: dict[str, Any] = {"reason": "stop", "prompt_tokens": 5}
+    return RunnerEnd(request_id=request_id, completion_tokens=completion_tokens, **(fields | changes))
+
+
+def refused(request_id: str = "r-1") -> RunnerRefused:
+    return RunnerRefused(request_id=request_id, reason="overloaded", detail="")
+
+
+async def all_events(answer: LinkAnswer) -> list[Any]:
+    events: list[Any] = []
+    while not events or not isinstance(events[-1], End):
+        events += await answer.events()
+    return events
+
+
+async def loss(answer: LinkAnswer) -> Refused:
+    """What an answer ends with when its runner is lost. Events that came before are given out first."""
+    with pytest.raises(Refused) as caught:
+        while True:
+            await answer.events()
+    return caught.value
+
+
+# --- the ordinary ---------------------------------------------------------------------------------------------------
+
+
+def test_submission_says_what_was_admitted_and_nothing_of_the_caller() -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            one.link.answer("r-1", ADMISSION, "partition")
+            submit = await one.runner.hear(Submit)
+            assert submit == Submit(
+                request_id="r-1",
+                messages=ADMISSION.request.messages,
+                sampling=ADMISSION.request.sampling,
+                max_prompt_tokens=100,
+                max_completion_tokens=10,
+                cache_partition="partition",
+            )
+
+    run(scenario)
+
+
+def test_answers_do_not_mix() -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            first, second = await one.answer("r-1"), await one.answer("r-2")
+            for message in (
+                started("r-2"),
+                started("r-1"),
+                delta("r-1", "one"),
+                delta("r-2", "two"),
+                end("r-2"),
+                delta("r-1", " more"),
+                end("r-1", 2),
+            ):
+                one.runner.say(message)
+            texts = [
+                "".join(event.text for event in await all_events(each) if isinstance(event, Delta))
+                for each in (first, second)
+            ]
+            assert texts == ["one more", "two"]
+            assert one.broken == []
+
+    run(scenario)
+
+
+def test_end_may_come_without_a_start() -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            answer = await one.answer()
+            one.runner.say(end(reason="error", detail="x", completion_tokens=0))
+            assert [type(event) for event in await all_events(answer)] == [End]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("prompt-too-long", Reason.PROMPT_TOO_LONG),
+        ("overloaded", Reason.OVERLOADED),
+        ("field-invalid", Reason.FIELD_INVALID),
+    ],
+)
+def test_runner_may_refuse_to_start(said: Any, reason: Reason) -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            answer = await one.answer()
+            one.runner.say(RunnerRefused(request_id="r-1", reason=said, detail="d"))
+            assert (await loss(answer)).reason is reason
+            assert one.broken == []
+            await one.answer("r-2")
+
+    run(scenario)
+
+
+def test_events_survive_a_reader_that_was_interrupted() -> None:
+    """A ping interrupts the reader; what comes in the same turn of the loop must not be lost."""
+
+    async def scenario() -> None:
+        async with pair() as one:
+            answer = await one.answer()
+            for _ in range(3):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.001):
+                        await answer.events()
+            reader = asyncio.create_task(answer.events())
+            await turns(2)
+            answer.put(Started(prompt_tokens=1))
+            reader.cancel()  # after the events came, before the reader ran
+            with contextlib.suppress(asyncio.CancelledError):
+                assert await reader == []
+            assert await answer.events() == [Started(prompt_tokens=1)]
+
+    run(scenario)
+
+
+# --- the protocol ---------------------------------------------------------------------------------------------------
+
+FAULTS: list[tuple[str, list[Any], str]] = [
+    ("delta before the start", [delta()], "out of order"),
+    ("two starts", [started(), started()], "out of order"),
+    ("start after text", [started(), delta(), started()], "out of order"),
+    ("two ends", [started(), end(), end()], "not given"),
+    ("text after the end", [started(), end(), delta()], "not given"),
+    ("start of a foreign request", [started("r-9")], "not given"),
+    ("text of a foreign request", [delta("r-9")], "not given"),
+    ("end of a foreign request", [end("r-9")], "not given"),
+    ("refusal of a foreign request", [refused("r-9")], "not given"),
+    ("refusal after the start", [started(), refused()], "had started"),
+    ("refusal after the end", [started(), end(), refused()], "not given"),
+    ("hostile request id", [started("../../x\n" * 50)], "not given"),
+    ("second reset", [ResetDone(nonce="x")], "unexpected ResetDone"),
+    (
+        "a word for the warden",
+        [Ready(layers=(), degraded=(), filter_digest=FACTS.filter_digest, context_tokens=1, slots=1)],
+        "unexpected Ready",
+    ),
+    ("longer prompt than admitted", [started(prompt_tokens=101)], "more than was paid for"),
+    ("one delta of too many tokens", [started(), delta(tokens=11)], "more than was paid for"),
+    ("deltas of too many tokens", [started(), *[delta(tokens=1)] * 11], "more than was paid for"),
+    ("an end of too many tokens", [started(), end(completion_tokens=11)], "more than was paid for"),
+    ("an end with a longer prompt", [started(), end(prompt_tokens=101)], "more than was paid for"),
+    (
+        "text without tokens, without end",
+        [started(), *[delta(text="x" * 1000, tokens=0)] * (10 * LONGEST_TOKEN_BYTES // 1000 + 1)],
+        "more than was paid for",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("messages", "why"), [row[1:] for row in FAULTS], ids=[row[0] for row in FAULTS])
+def test_runner_that_breaks_the_protocol_is_given_up(messages: list[Any], why: str) -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            answer, bystander = await one.answer("r-1"), await one.answer("r-2")
+            for message in messages:
+                one.runner.say(message)
+            await one.assert_given_up(why)
+            assert (await loss(bystander)).reason is Reason.RUNNER_LOST
+            if not any(isinstance(message, RunnerEnd) for message in messages[:-1]):
+                assert (await loss(answer)).reason is Reason.RUNNER_LOST
+
+    run(scenario)
+
+
+def test_answer_of_exactly_what_was_paid_for_is_no_fault() -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            answer = await one.answer()
+            text = "x" * (10 * LONGEST_TOKEN_BYTES)
+            for message in (
+                started(prompt_tokens=100),
+                delta(text=text, tokens=10),
+                end(prompt_tokens=100, completion_tokens=10),
+            ):
+                one.runner.say(message)
+            assert len(await all_events(answer)) == 3
+            assert one.broken == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"\xc1",
+        b"junk",
+        b"\x80",
+        encode(Reset(nonce="x")),
+        encode(started())[:-1],
+        b"\x91" * 50_000,
+        b"\x00" * (MAX_FRAME_BYTES + 1),
+    ],
+    ids=lambda data: repr(data[:8]),
+)
+def test_frame_that_is_none_of_the_runners_ends_the_channel(junk: bytes) -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            answer = await one.answer()
+            await asyncio.get_running_loop().sock_sendall(one.runner.sock, junk)
+            await one.assert_given_up("not a valid frame", "cut short")
+            assert (await loss(answer)).reason is Reason.RUNNER_LOST
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("message", [started(), ResetDone(nonce="x")], ids=lambda message: type(message).__name__)
+def test_descriptor_from_a_runner_is_closed_and_the_runner_given_up(message: Any) -> None:
+    """Each would stay open in the gateway until it has no more: a leak that the runner steers."""
+
+    async def scenario() -> None:
+        async with pair() as one:
+            answer = await one.answer()
+            reader, writer = os.pipe()
+            one.runner.say(message, [reader])
+            os.close(reader)
+            await one.assert_given_up("a descriptor")
+            assert (await loss(answer)).reason is Reason.RUNNER_LOST
+            with pytest.raises(BrokenPipeError):
+                os.write(writer, b"x")  # nobody holds the other end any more
+            os.close(writer)
+
+    run(scenario)
+
+
+def test_events_before_the_break_are_given_out_first() -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            answer = await one.answer()
+            one.runner.say(started())
+            one.runner.say(delta(text="last"))
+            one.runner.leave()
+            await until(lambda: bool(one.broken))
+            assert [type(event) for event in await answer.events()] == [Started, Delta]
+            assert (await loss(answer)).reason is Reason.RUNNER_LOST
+            assert (await loss(answer)).reason is Reason.RUNNER_LOST  # and every time it is asked
+
+    run(scenario)
+
+
+def test_killed_runner_ends_every_answer() -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            answers = [await one.answer(f"r-{number}") for number in range(5)]
+            waiting = [asyncio.create_task(loss(answer)) for answer in answers]
+            one.runner.leave()
+            assert {refused.reason for refused in await asyncio.gather(*waiting)} == {Reason.RUNNER_LOST}
+            await one.assert_given_up("the peer closed")
+
+    run(scenario)
+
+
+# --- silence --------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    one = Clock()
+    monkeypatch.setattr(runner_link, "time", one)
+    return one
+
+
+def test_silent_runner_is_given_up_only_while_it_owes_an_answer(clock: Clock) -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            clock.now += 1000
+            one.link.check_silence(60)
+            assert one.broken == []
+            answer = await one.answer()  # the silence before does not count
+            clock.now += 60
+            one.link.check_silence(60)
+            assert one.broken == []
+            clock.now += 1
+            one.link.check_silence(60)
+            await one.assert_given_up("silent")
+            assert (await loss(answer)).reason is Reason.RUNNER_LOST
+
+    run(scenario)
+
+
+def test_any_word_ends_the_silence(clock: Clock) -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            answer = await one.answer()
+            clock.now += 50
+            one.runner.say(started())
+            await answer.events()
+            clock.now += 50
+            one.link.check_silence(60)
+            assert one.broken == []
+
+    run(scenario)
+
+
+def test_runner_that_goes_on_after_a_cancel_is_given_up(clock: Clock) -> None:
+    """It would hold its reader, and a slot, for ever: words alone are no sign of health."""
+
+    async def scenario() -> None:
+        async with pair() as one:
+            answer = await one.answer()
+            one.runner.say(started())
+            await answer.events()
+            answer.cancel()
+            clock.now += 40
+            answer.cancel()  # the first one counts
+            for _ in range(2):
+                clock.now += 10
+                one.runner.say(delta(tokens=0))
+                await answer.events()
+                one.link.check_silence(60)
+            assert one.broken == []
+            clock.now += 1
+            one.link.check_silence(60)
+            await one.assert_given_up("did not stop")
+
+    run(scenario)
+
+
+def test_runner_that_stopped_when_told_is_kept(clock: Clock) -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            answer = await one.answer()
+            answer.cancel()
+            assert (await one.runner.hear(Cancel)).request_id == "r-1"
+            one.runner.say(started())
+            one.runner.say(end(reason="cancelled"))
+            assert (await all_events(answer))[-1].reason == "cancelled"
+            clock.now += 1000
+            one.link.check_silence(60)
+            assert one.broken == []
+
+    run(scenario)
+
+
+# --- cancelling -----------------------------------------------------------------------------------------------------
+
+
+def test_cancel_after_the_end_or_the_break_says_nothing() -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            answer = await one.answer()
+            one.runner.say(end())
+            await all_events(answer)
+            answer.cancel()
+            other = await one.answer("r-2")
+            one.runner.leave()
+            await until(lambda: bool(one.broken))
+            other.cancel()
+            assert one.runner.heard.empty()
+
+    run(scenario)
+
+
+def test_prompt_larger_than_a_frame_costs_only_its_own_request() -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            huge = admission(request=chat_request(messages=(Message(role="user", content="x" * MAX_FRAME_BYTES),)))
+            with pytest.raises(Refused) as caught:
+                one.link.answer("r-1", huge, "p")
+            assert caught.value.reason is Reason.BODY_TOO_LARGE
+            assert one.broken == []
+            await one.answer("r-1")  # the id is free again
+
+    run(scenario)
+
+
+# --- the reset ------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_said_to_a_former_gateway_reaches_nobody() -> None:
+    async def scenario() -> None:
+        async with pair(reset=False) as one:
+            for stale in (
+                started("r-1"),
+                delta("r-1", "of another tenant"),
+                end("r-1"),
+                ResetDone(nonce="stale"),
+                delta("r-7"),
+            ):
+                one.runner.say(stale)
+            resetting = asyncio.create_task(one.link.reset())
+            reset = await one.runner.hear(Reset)
+            one.runner.say(delta("r-1", "of another tenant"))
+            await turns()
+            assert not resetting.done()
+            one.runner.say(ResetDone(nonce=reset.nonce))
+            await resetting
+            answer = await one.answer("r-1")
+            one.runner.say(started())
+            one.runner.say(end(completion_tokens=0))
+            assert [type(event) for event in await all_events(answer)] == [Started, End]
+            assert one.broken == []
+
+    run(scenario)
+
+
+def test_every_link_has_a_nonce_of_its_own() -> None:
+    async def scenario() -> None:
+        nonces = set()
+        for _ in range(3):
+            async with pair(reset=False) as one:
+                resetting = asyncio.create_task(one.link.reset())
+                nonces.add((await one.runner.hear(Reset)).nonce)
+                resetting.cancel()
+                await asyncio.wait([resetting])
+        assert len(nonces) == 3
+
+    run(scenario)
+
+
+async def _says_nothing(_one: Pair) -> None:
+    """And the reset's time runs out."""
+
+
+async def _leaves(one: Pair) -> None:
+    one.runner.leave()
+
+
+@pytest.mark.parametrize("behaviour", [_says_nothing, _leaves])
+def test_runner_that_does_not_answer_the_reset_is_unavailable(
+    behaviour: Callable[[Pair], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_link, "RESET_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        async with pair(reset=False) as one:
+            resetting = asyncio.create_task(one.link.reset())
+            await one.runner.hear(Reset)
+            await behaviour(one)
+            with pytest.raises(Refused) as caught:
+                await resetting
+            assert caught.value.reason is Reason.RUNNER_UNAVAILABLE
+            await one.assert_given_up("no answer to the reset", "the peer closed")
+
+    run(scenario)
+
+
+def test_abandoned_reset_closes_the_channel() -> None:
+    """A link that nobody holds would go on reading, and take the words meant for the next link of this runner."""
+
+    async def scenario() -> None:
+        async with pair(reset=False) as one:
+            resetting = asyncio.create_task(one.link.reset())
+            await one.runner.hear(Reset)
+            resetting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await resetting
+            await one.assert_given_up("abandoned")
+
+    run(scenario)
+
+
+def test_link_takes_its_socket_with_it() -> None:
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        link = RunnerLink(ours, FACTS, lambda _link, _why: None)
+        link.give_up("x")
+        link.give_up("y")
+        assert ours.fileno() == -1
+        theirs.close()
+
+    run(scenario)

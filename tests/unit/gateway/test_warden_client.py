@@ -1,0 +1,341 @@
+"""What the gateway does while the warden is away, slow or wrong: it fails closed, and gives no lease twice."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.core.refusals import Fault, Reason, Refused
+from appliance.core.values import Digest
+from appliance.gateway import warden_client
+from appliance.gateway.warden_client import WardenClient
+from appliance.ipc.connection import channel_pair
+from appliance.ipc.messages import (
+    AskLease,
+    Complain,
+    Failed,
+    Leased,
+    ListModels,
+    ModelList,
+    Reset,
+    ResetDone,
+    RunnerDelta,
+    ToRunner,
+    ToWarden,
+)
+from tests.support.made_values import admission, model, runner_facts
+from tests.support.scenario import run, until
+from tests.support.scripted_peer import ScriptedPeer, ScriptedServer
+
+DEMO = model("demo")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warden_client, "REFRESH_SECONDS", 0.005)
+    monkeypatch.setattr(warden_client, "RECONNECT_SECONDS", 0.005)
+
+
+class Warden:
+    """The test's side of the warden's socket: lists ``models`` when asked, and lets the test answer the rest."""
+
+    def __init__(self, path: Path) -> None:
+        self.server = ScriptedServer(path, ToWarden)
+        self.models: tuple[Any, ...] = (DEMO,)
+        self.questions: asyncio.Queue[Any] = asyncio.Queue()
+        self.peer: ScriptedPeer | None = None
+        self.runners: list[ScriptedPeer] = []
+
+    async def serve(self) -> None:
+        while True:
+            self.peer = await self.server.accept()
+            while not self.peer.gone.is_set():
+                message = await self._hear(self.peer)
+                if isinstance(message, ListModels):
+                    with contextlib.suppress(ConnectionError):
+                        self.peer.say(ModelList(call=message.call, models=self.models))
+                elif message is not None:
+                    self.questions.put_nowait(message)
+
+    @staticmethod
+    async def _hear(peer: ScriptedPeer) -> Any:
+        hearing = asyncio.create_task(peer.hear())
+        gone = asyncio.create_task(peer.gone.wait())
+        await asyncio.wait({hearing, gone}, return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if not hearing.done():
+            hearing.cancel()
+            return None
+        return hearing.result()
+
+    async def lease_out(self, ask: Any = None, facts: Any = None) -> ScriptedPeer:
+        """Answers the next ``AskLease`` with a channel to a new runner, and that runner's reset."""
+        ask = ask or await self.questions.get()
+        assert isinstance(ask, AskLease)
+        runner = await self.hand_over(ask, facts or runner_facts(DEMO, f"runner-{len(self.runners)}"))
+        runner.say(ResetDone(nonce=(await runner.hear(Reset)).nonce))
+        return runner
+
+    async def hand_over(self, ask: AskLease, facts: Any) -> ScriptedPeer:
+        ours, theirs = channel_pair()
+        assert self.peer is not None
+        self.peer.say(Leased(call=ask.call, runner=facts), [ours.fileno()])
+        ours.close()
+        runner = ScriptedPeer(theirs, ToRunner)
+        self.runners.append(runner)
+        return runner
+
+
+@contextlib.asynccontextmanager
+async def both(path: Path, *, silence_seconds: float = 60.0) -> AsyncIterator[tuple[WardenClient, Warden]]:
+    warden = Warden(path / "warden.sock")
+    client = WardenClient(path / "warden.sock", load_timeout_seconds=5.0, silence_seconds=silence_seconds)
+    tasks = [asyncio.create_task(warden.serve()), asyncio.create_task(client.run())]
+    try:
+        await until(lambda: client._catalogue is not None)
+        yield client, warden
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        warden.server.stop()
+        for runner in warden.runners:
+            runner.leave()
+
+
+def test_nothing_is_known_before_the_warden_has_answered(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        client = WardenClient(tmp_path / "absent.sock", load_timeout_seconds=1.0, silence_seconds=60.0)
+        with pytest.raises(Fault):
+            await client.catalogue()
+        with pytest.raises(Fault):
+            await client.lease(DEMO)
+
+    run(scenario)
+
+
+def test_catalogue_follows_the_warden_and_survives_its_absence(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            assert await client.catalogue() == (DEMO,)
+            warden.models = (DEMO, model("new"))
+            await until(lambda: len(client._catalogue or ()) == 2)
+            warden.server.stop()
+            assert len(await client.catalogue()) == 2
+            await until(lambda: client._connection is None)
+            with pytest.raises(Fault):
+                await client.lease(DEMO)
+            warden.models = ()
+            warden.server.start()
+            await until(lambda: client._catalogue == ())
+
+    run(scenario)
+
+
+def test_parallel_requests_share_one_lease(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            leasing = [asyncio.create_task(client.lease(DEMO)) for _ in range(20)]
+            await warden.lease_out()
+            links = await asyncio.gather(*leasing)
+            assert len(set(map(id, links))) == 1
+            assert warden.questions.empty()
+            assert await client.lease(DEMO) is links[0]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("model-not-verified", Reason.MODEL_NOT_VERIFIED),
+        ("runner-unavailable", Reason.RUNNER_UNAVAILABLE),
+        ("fault", Reason.RUNNER_UNAVAILABLE),
+        ("anything else", Reason.RUNNER_UNAVAILABLE),
+    ],
+)
+def test_wardens_no_is_a_refusal_and_is_not_remembered(tmp_path: Path, said: str, reason: Reason) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            leasing = asyncio.create_task(client.lease(DEMO))
+            ask = await warden.questions.get()
+            assert warden.peer is not None
+            warden.peer.say(Failed(call=ask.call, reason=said, detail="d"))
+            with pytest.raises(Refused) as caught:
+                await leasing
+            assert caught.value.reason is reason
+            leasing = asyncio.create_task(client.lease(DEMO))
+            await warden.lease_out()
+            assert not (await leasing).broken
+
+    run(scenario)
+
+
+def test_lease_of_another_model_is_not_taken(tmp_path: Path) -> None:
+    """An answer is bound to the digest that was admitted; the descriptor that came with the wrong one is closed."""
+
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            leasing = asyncio.create_task(client.lease(DEMO))
+            wrong = runner_facts(model("other", digest=Digest.of(b"other")))
+            runner = await warden.hand_over(await warden.questions.get(), wrong)
+            with pytest.raises(Fault):
+                await leasing
+            await runner.gone.wait()
+
+    run(scenario)
+
+
+def test_lease_without_its_descriptor_is_not_taken(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            leasing = asyncio.create_task(client.lease(DEMO))
+            ask = await warden.questions.get()
+            assert warden.peer is not None
+            warden.peer.say(Leased(call=ask.call, runner=runner_facts(DEMO)))
+            with pytest.raises(Fault):
+                await leasing
+
+    run(scenario)
+
+
+def test_refusal_with_a_descriptor_leaks_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            leasing = asyncio.create_task(client.lease(DEMO))
+            ask = await warden.questions.get()
+            assert warden.peer is not None
+            reader, writer = os.pipe()
+            warden.peer.say(Failed(call=ask.call, reason="fault", detail=""), [reader])
+            os.close(reader)
+            with pytest.raises(Fault):
+                await leasing
+            with pytest.raises(BrokenPipeError):
+                os.write(writer, b"x")
+            os.close(writer)
+
+    run(scenario)
+
+
+def test_warden_that_leaves_while_loading_is_a_fault_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            leasing = asyncio.create_task(client.lease(DEMO))
+            await warden.questions.get()
+            warden.server.stop()
+            with pytest.raises(Fault):
+                await leasing
+
+    run(scenario)
+
+
+def test_lost_runner_is_complained_about_and_leased_anew(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            leasing = asyncio.create_task(client.lease(DEMO))
+            runner = await warden.lease_out()
+            link = await leasing
+            answer = link.answer("r-1", admission(), "p")
+            runner.say(RunnerDelta(request_id="foreign", text="", tokens=0))
+            complaint = await warden.questions.get()
+            assert isinstance(complaint, Complain)
+            assert (complaint.runner_id, "not given" in complaint.detail) == ("runner-0", True)
+            with pytest.raises(Refused) as caught:
+                await answer.events()
+            assert caught.value.reason is Reason.RUNNER_LOST
+            leasing = asyncio.create_task(client.lease(DEMO))
+            await warden.lease_out()
+            assert (await leasing).facts.runner_id == "runner-1"
+
+    run(scenario)
+
+
+def test_runner_that_dies_before_its_reset_is_unavailable_and_the_next_lease_asks_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            leasing = asyncio.create_task(client.lease(DEMO))
+            (await warden.hand_over(await warden.questions.get(), runner_facts(DEMO))).leave()
+            with pytest.raises(Refused) as caught:
+                await leasing
+            assert caught.value.reason is Reason.RUNNER_UNAVAILABLE
+            assert isinstance(await warden.questions.get(), Complain)
+            leasing = asyncio.create_task(client.lease(DEMO))
+            await warden.lease_out()
+            await leasing
+
+    run(scenario)
+
+
+def test_live_runner_serves_on_while_the_warden_is_away(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            leasing = asyncio.create_task(client.lease(DEMO))
+            await warden.lease_out()
+            link = await leasing
+            warden.server.stop()
+            await until(lambda: client._connection is None)
+            assert await client.lease(DEMO) is link
+            link.answer("r-1", admission(), "p")
+
+    run(scenario)
+
+
+def test_silent_runner_is_given_up_also_while_the_warden_is_away(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path, silence_seconds=0.05) as (client, warden):
+            leasing = asyncio.create_task(client.lease(DEMO))
+            await warden.lease_out()
+            link = await leasing
+            warden.server.stop()
+            answer = link.answer("r-1", admission(), "p")
+            with pytest.raises(Refused) as caught:
+                await answer.events()
+            assert (caught.value.reason, "silent" in caught.value.detail) == (Reason.RUNNER_LOST, True)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("junk", [b"\xc1", b"junk"])
+def test_malformed_word_of_the_warden_ends_the_connection_and_a_new_one_is_made(tmp_path: Path, junk: bytes) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            first = warden.peer
+            assert first is not None
+            await asyncio.get_running_loop().sock_sendall(first.sock, junk)
+            await until(lambda: warden.peer is not first)
+            warden.models = ()
+            await until(lambda: client._catalogue == ())
+
+    run(scenario)
+
+
+def test_cancelled_lease_blocks_nobody_and_leaks_no_socket(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            leasing = asyncio.create_task(client.lease(DEMO))
+            runner = await warden.hand_over(await warden.questions.get(), runner_facts(DEMO))
+            await runner.hear(Reset)
+            leasing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leasing
+            await runner.gone.wait()  # the gateway's end is closed
+            assert isinstance(await warden.questions.get(), Complain)
+            leasing = asyncio.create_task(client.lease(DEMO))
+            await warden.lease_out()
+            await leasing
+
+    run(scenario)
+
+
+def test_client_that_stops_leaves_no_socket_behind(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (_client, warden):
+            peer = warden.peer
+        assert peer is not None
+        await peer.gone.wait()
+
+    run(scenario)
