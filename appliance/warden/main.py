@@ -1,6 +1,6 @@
 """The warden's process: answers the gateway on its socket.
 
-Trusts: a gateway's uid to ask for leases, an operator's to ask for the status; nothing that a runner says beyond its identity.
+Trusts: a gateway's uid to ask for leases, an operator's to ask for the status.
 Promises: one gateway's malformed frame or departure costs only its own connection.
 Not here: the runners themselves (``pool``).
 """
