@@ -28,6 +28,7 @@ from slowapi.errors import RateLimitExceeded
 from starlette.requests import Request
 
 from appliance.core.refusals import Fault, Reason, Refused
+from appliance.limits.counters import LoopCounters
 
 _T = TypeVar("_T")
 _NO_SETTINGS: Final = Path(__file__).with_name("no-settings.env")
@@ -52,7 +53,7 @@ class AddressGate:
             raise Fault("an address needs at least one request a minute")
         self._limiter = _SettledLimiter(
             key_func=_key_of,
-            storage_uri="memory://",
+            storage_uri=f"{LoopCounters.STORAGE_SCHEME[0]}://",
             storage_options={},
             strategy="fixed-window",
             key_style="endpoint",

@@ -184,7 +184,7 @@ class Pool:
         except (Refused, TimeoutError) as error:
             launched.kill()
             status = await launched.wait()
-            detail = f"{error or 'no answer in time'} (exit status {status})"
+            detail = f"{str(error) or 'no answer in time'} (exit status {status})"
             self._record_refused(opened.model.name, opened.model.digest, Refused(Reason.RUNNER_UNAVAILABLE, detail))
             raise Refused(Reason.RUNNER_UNAVAILABLE, detail) from error
         except BaseException:

@@ -1,0 +1,256 @@
+"""No mistake in the settings is passed over, and nothing but this one module asks the environment."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from appliance import settings
+from appliance.settings import Settings, SettingsInvalid, load, parse
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """A home that is nobody's, and none of the names that the module reads."""
+    for name in ("XDG_STATE_HOME", "XDG_RUNTIME_DIR", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/alice")
+    return monkeypatch
+
+
+def problems(document: dict[str, Any]) -> list[str]:
+    with pytest.raises(SettingsInvalid) as caught:
+        parse(document)
+    assert str(caught.value).splitlines() == caught.value.problems
+    return caught.value.problems
+
+
+def test_nothing_set_gives_the_defaults() -> None:
+    assert parse({}) == Settings(
+        state_dir=Path("/home/alice/.local/state/paddock"), runtime_dir=Path("/home/alice/.local/state/paddock/run")
+    )
+
+
+def test_all_problems_are_told_at_once_with_their_paths() -> None:
+    found = problems(
+        {
+            "surprise": 1,
+            "state_dir": "relative",
+            "runtime_dir": 7,
+            "gateway": {"listen_port": 70_000, "listenport": 1, "max_body_bytes": "big"},
+            "identity": {"issuer": ""},
+            "limits": {"budget_tokens": 0},
+            "models": [],
+            "sandbox": {"allow_degraded": "landlock", "enabled": False},
+            "notary": {"log_origin": "Has Spaces"},
+        }
+    )
+    assert [problem.partition(":")[0] for problem in sorted(found)] == [
+        "gateway.listen_port",
+        "gateway.listenport",
+        "gateway.max_body_bytes",
+        "identity.issuer",
+        "limits.budget_tokens",
+        "models",
+        "notary.log_origin",
+        "runtime_dir",
+        "sandbox.allow_degraded",
+        "sandbox.enabled",
+        "state_dir",
+        "surprise",
+    ]
+
+
+def _fields() -> list[tuple[str, str, Any]]:
+    """Every setting: its table, its name and its type."""
+    found = []
+    for table in msgspec.structs.fields(Settings):
+        if isinstance(table.type, type) and issubclass(table.type, msgspec.Struct):
+            found += [(table.name, field.name, field) for field in msgspec.structs.fields(table.type)]
+    return found
+
+
+NUMBERS = [(table, field.name) for table, _name, field in _fields() if isinstance(field.default, int)]
+
+
+@pytest.mark.parametrize(("table", "name"), NUMBERS)
+@pytest.mark.parametrize("value", [-1, 2**40, True, 1.5, 1.0, "1", "", [], {}, [1]], ids=repr)
+def test_number_out_of_range_or_of_another_type_is_refused(table: str, name: str, value: Any) -> None:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0 and _is_unbounded(table, name):
+        return
+    [problem] = problems({table: {name: value}})
+    assert problem.startswith(f"{table}.{name}: ")
+
+
+def _is_unbounded(table: str, name: str) -> bool:
+    """Rates and budgets have no upper bound: a large one is an operator's wish, not a mistake."""
+    return table == "limits" and name != "budget_window_seconds"
+
+
+@pytest.mark.parametrize(("table", "name"), NUMBERS)
+def test_default_is_itself_a_valid_value(table: str, name: str) -> None:
+    default = getattr(getattr(parse({}), table), name)
+    assert parse({table: {name: default}}) == parse({})
+
+
+def test_limit_carries_its_unit_in_its_name() -> None:
+    units = ("_bytes", "_seconds", "_tokens", "_per_minute", "_port", "slots", "threads", "max_loaded", "requests")
+    assert [name for _table, name in NUMBERS if not name.endswith(units)] == []
+
+
+def test_no_setting_turns_a_protection_off() -> None:
+    """Each boolean must be looked at here before it exists."""
+    assert [name for _table, name, field in _fields() if field.type is bool or isinstance(field.default, bool)] == []
+    words = ("disable", "enable", "insecure", "skip", "no_", "unsafe", "trust_", "allow_")
+    assert [name for _table, name, _field in _fields() if name.startswith(words)] == ["allow_degraded"]
+
+
+def test_no_setting_is_a_secret() -> None:
+    secret = ("password", "secret", "token", "key", "credential")
+    assert [name for _table, name, _field in _fields() if name.endswith(secret)] == []
+
+
+# --- hosts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gateway", "hosts"),
+    [
+        ({}, {"127.0.0.1:11435", "localhost:11435"}),
+        ({"listen_host": "192.0.2.7", "listen_port": 8443}, {"192.0.2.7:8443", "localhost:8443"}),
+        ({"listen_host": "::1", "listen_port": 8443}, {"[::1]:8443", "localhost:8443"}),
+        ({"listen_host": "127.0.0.1", "listen_port": 80}, {"127.0.0.1:80", "localhost:80", "127.0.0.1", "localhost"}),
+        ({"listen_host": "Gate.Example", "listen_port": 1}, {"gate.example:1", "localhost:1"}),
+        ({"allowed_hosts": ["Gate.Example", "b:1"]}, {"gate.example", "b:1"}),
+    ],
+)
+def test_hosts_are_those_that_a_client_would_write(gateway: dict[str, Any], hosts: set[str]) -> None:
+    """The guard compares in lower case, and a client writes an IPv6 address in brackets and leaves port 80 out."""
+    assert parse({"gateway": gateway}).allowed_hosts == hosts
+
+
+def test_empty_listening_address_is_refused() -> None:
+    """It would be every address of the machine."""
+    assert problems({"gateway": {"listen_host": ""}})
+
+
+# --- the file -------------------------------------------------------------------------------------------------------
+
+
+def test_file_is_read_once_and_strictly(tmp_path: Path) -> None:
+    path = tmp_path / "paddock.toml"
+    path.write_text('state_dir = "/srv/paddock"\n[gateway]\nlisten_port = 8443\n', encoding="utf-8")
+    assert load(path).state_dir == Path("/srv/paddock")
+    assert load(path).gateway.listen_port == 8443
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"listen_port = ",
+        b"[gateway]\n[gateway]\n",
+        b"a = 1\na = 2\n",
+        b"\xff",
+        b"[gateway]\nlisten_port = 1\nlisten_port = 2\n",
+    ],
+)
+def test_file_that_is_no_toml_is_refused_with_its_name(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "paddock.toml"
+    path.write_bytes(data)
+    with pytest.raises(SettingsInvalid, match=str(path)):
+        load(path)
+
+
+@pytest.mark.parametrize("name", ["absent.toml", "."])
+def test_file_that_cannot_be_read_is_refused_and_not_taken_for_empty(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsInvalid):
+        load(tmp_path / name)
+
+
+def test_system_wide_file_is_read_when_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "paddock.toml"
+    monkeypatch.setattr(settings, "_DEFAULT_FILE", path)
+    assert load() == parse({})
+    path.write_text("surprise = 1\n", encoding="utf-8")
+    with pytest.raises(SettingsInvalid, match="surprise"):
+        load()
+
+
+def test_effective_values_are_canonical_and_their_digest_follows_every_change() -> None:
+    one = parse({})
+    document = json.loads(one.effective())
+    assert one.effective() == json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    assert document["state_dir"] == "/home/alice/.local/state/paddock"
+    assert set(document["gateway"]) == {field.name for field in msgspec.structs.fields(settings.GatewaySettings)}
+    assert parse({}).digest() == one.digest()
+    assert parse({"limits": {"budget_tokens": 5}}).digest() != one.digest()
+
+
+def test_directories_hang_together() -> None:
+    one = parse({"state_dir": "/s", "runtime_dir": "/r"})
+    assert {str(path) for path in (one.notary_dir, one.public_dir, one.models_dir, one.trust_dir, one.policy_dir)} == {
+        f"/s/{name}" for name in ("notary", "public", "models", "trust", "policy")
+    }
+    assert {path.parent for path in (one.notary_socket, one.admin_socket, one.warden_socket)} == {Path("/r")}
+
+
+# --- the environment ------------------------------------------------------------------------------------------------
+
+
+def test_base_directories_are_followed(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("XDG_STATE_HOME", "/x/state")
+    environment.setenv("XDG_RUNTIME_DIR", "/run/user/7")
+    one = parse({})
+    assert (one.state_dir, one.runtime_dir) == (Path("/x/state/paddock"), Path("/run/user/7/paddock"))
+    assert parse({"state_dir": "/own"}).state_dir == Path("/own")
+
+
+def test_relative_base_directory_is_refused(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("XDG_STATE_HOME", "state")
+    assert any("absolute" in problem for problem in problems({}))
+
+
+def test_no_home_is_not_the_working_directory(environment: pytest.MonkeyPatch) -> None:
+    environment.delenv("HOME")
+    assert parse({}).state_dir == Path("/nonexistent/.local/state/paddock")
+
+
+def test_no_variable_sets_a_value(environment: pytest.MonkeyPatch) -> None:
+    for name in ("PADDOCK_LISTEN_PORT", "PADDOCK_GATEWAY__LISTEN_PORT", "RATELIMIT_ENABLED", "ALLOW_DEGRADED", "DEBUG"):
+        environment.setenv(name, "1")
+    assert parse({}) == parse({})
+    assert parse({}).digest() == Settings(state_dir=parse({}).state_dir, runtime_dir=parse({}).runtime_dir).digest()
+
+
+@pytest.mark.parametrize(
+    ("pid", "count", "expected"),
+    [
+        ("own", "2", 2),
+        ("own", "0", 0),
+        ("own", "", 0),
+        ("own", "-1", 0),
+        ("own", "x", 0),
+        ("1", "2", 0),
+        (None, "2", 0),
+        ("", "2", 0),
+    ],
+)
+def test_listeners_of_another_process_are_not_ours(
+    environment: pytest.MonkeyPatch, pid: str | None, count: str, expected: int
+) -> None:
+    if pid is not None:
+        environment.setenv("LISTEN_PID", str(os.getpid()) if pid == "own" else pid)
+    environment.setenv("LISTEN_FDS", count)
+    environment.setenv("LISTEN_FDNAMES", "a:b:c")
+    assert settings.inherited_listeners() == expected
+    assert settings.inherited_listener_names() == ("a", "b", "c")[:expected]
+
+
+def test_children_inherit_nothing_but_where_things_are(environment: pytest.MonkeyPatch) -> None:
+    for name in ("LD_PRELOAD", "PYTHONPATH", "AWS_SECRET_ACCESS_KEY", "LISTEN_FDS", "http_proxy"):
+        environment.setenv(name, "x")
+    assert set(settings.child_environment()) <= {"PATH", "HOME", "LANG", "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "TMPDIR"}
