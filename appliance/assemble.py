@@ -19,7 +19,6 @@ from typing import Final
 from appliance import __version__, settings
 from appliance.core.admit import AdmitLimits
 from appliance.core.quota import Budget
-from appliance.core.records import PolicyLoaded
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import VerifiedModel
 from appliance.gateway import serve as gateway_process
@@ -38,7 +37,7 @@ from appliance.limits.rates import RequestRates
 from appliance.models.oms import TrustedKeys
 from appliance.models.store import ModelStore, OpenedModel
 from appliance.notary.main import NotaryConfig, run_notary
-from appliance.policy.embedded import EmbeddedPolicy
+from appliance.policy.reload import ReloadingPolicy
 from appliance.settings import Settings
 from appliance.warden import main as warden_process
 from appliance.warden.launch_spawn import SpawnLauncher
@@ -58,7 +57,7 @@ def _now_seconds() -> int:
 
 async def gateway(config: Settings) -> None:
     """The process that faces the network. Raises ``Fault`` when it cannot start."""
-    policy = EmbeddedPolicy.load_files(config.policy_dir / "policy.wasm", config.policy_dir / "data.json")
+    policy = ReloadingPolicy(config.policy_dir / "policy.wasm", config.policy_dir / "data.json")
     jwks = config.public_dir / "jwks.json"
     await _file_exists(jwks)
     notary = NotaryClient(config.notary_socket, "gateway")
@@ -101,7 +100,7 @@ async def gateway(config: Settings) -> None:
         gate,
         notary=notary,
         warden=warden,
-        policy_loaded=PolicyLoaded(policy_digest=policy.policy_digest, data_digest=policy.data_digest),
+        policy=policy,
         listeners=lambda: _gateway_sockets(config),
     )
 

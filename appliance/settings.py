@@ -24,7 +24,8 @@ Positive = Annotated[int, Meta(ge=1)]
 
 
 class GatewaySettings(Value, frozen=True, kw_only=True):
-    """The HTTP side. An empty ``allowed_hosts`` means the listening address and ``localhost``, with the port."""
+    """The HTTP side. An empty ``allowed_hosts`` means the listening address, 127.0.0.1 and ``localhost``, with
+    the port."""
 
     listen_host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
     listen_port: Annotated[int, Meta(ge=0, le=65535)] = 11435
@@ -64,6 +65,22 @@ class ModelSettings(Value, frozen=True, kw_only=True):
     load_timeout_seconds: Annotated[int, Meta(ge=1, le=3600)] = 120
 
 
+Degradable = Literal[
+    "user-namespace",
+    "pid-namespace",
+    "network-namespace",
+    "mount-namespace",
+    "ipc-namespace",
+    "uts-namespace",
+    "cgroup-namespace",
+    "empty-root",
+    "rlimits",
+    "mdwe",
+    "landlock",
+]
+"""The layers that ``sandbox.layers`` can do without; a test keeps the two lists equal."""
+
+
 class SandboxSettings(Value, frozen=True, kw_only=True):
     """``allow_degraded``: layers that this host may lack, by name; a missing one that is not named refuses to start.
 
@@ -71,7 +88,7 @@ class SandboxSettings(Value, frozen=True, kw_only=True):
     which layers may be missing).
     """
 
-    allow_degraded: tuple[str, ...] = ()
+    allow_degraded: tuple[Degradable, ...] = ()
     launcher: Literal["spawn", "systemd"] = "spawn"
 
 
@@ -168,6 +185,9 @@ class SettingsInvalid(Exception):  # noqa: N818 - says what is wrong
         self.problems = problems
 
 
+SOCKET_PATH_BYTES: Final = 107
+"""unix(7): ``sun_path`` has 108 bytes, the last of them zero."""
+
 _DEFAULT_FILE: Final = Path("/etc/paddock/paddock.toml")
 
 
@@ -192,6 +212,11 @@ def parse(document: dict[str, Any]) -> Settings:
     problems: list[str] = []
     document = {**_default_directories(), **document}
     values = _fields(Settings, document, "", problems)
+    longest = len(os.fsencode(values.get("runtime_dir", ""))) + len("/notary.sock")
+    if longest > SOCKET_PATH_BYTES:
+        problems.append(
+            f"runtime_dir: its sockets would have {longest} bytes, of which Linux takes {SOCKET_PATH_BYTES}"
+        )
     if problems:
         raise SettingsInvalid(problems)
     return Settings(**values)

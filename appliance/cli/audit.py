@@ -12,10 +12,15 @@ from pathlib import Path
 import msgspec
 
 from appliance.audit.fsck import LogReport, verify_log
+from appliance.core.refusals import Fault
 
 
 def verify(directory: Path, *, vkey: str | None, checkpoint: Path | None, as_json: bool) -> int:
     """Prints the report and returns the exit status."""
+    if not directory.is_dir():
+        raise Fault(f"there is no log at {directory}")
+    if vkey is not None and Path(vkey).is_file():
+        vkey = Path(vkey).read_text(encoding="utf-8").strip()
     held = checkpoint.read_bytes() if checkpoint else None
     report = verify_log(directory, vkey, held_checkpoint=held)
     if as_json:

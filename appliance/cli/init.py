@@ -8,6 +8,7 @@ Not here: keys, which the notary makes at its first start.
 from importlib.resources import files
 from pathlib import Path
 
+from appliance.core.refusals import Fault
 from appliance.settings import Settings
 
 
@@ -24,6 +25,12 @@ def initialise(config: Settings) -> list[str]:
             target.write_bytes(files("appliance").joinpath("data", "policy", name).read_bytes())
             made.append(f"made {target}")
     return made
+
+
+def require_initialised(config: Settings) -> None:
+    """Raises ``Fault`` before anything is made where nobody asked for an appliance."""
+    if not (config.policy_dir.is_dir() and config.trust_dir.is_dir()):
+        raise Fault(f"{config.state_dir} is not an appliance's state directory yet: run 'paddock init'")
 
 
 def demo_model() -> Path:

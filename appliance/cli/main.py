@@ -43,7 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"paddock {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--config", type=Path, help="settings file (default: /etc/paddock/paddock.toml if it exists)")
+    common.add_argument(
+        "--config",
+        type=Path,
+        help="settings file (default: /etc/paddock/paddock.toml if it exists)",
+    )
 
     demo = _verb(verbs, "demo", _demo, "show the whole chain on the built-in model, then stop")
     demo.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -70,13 +74,17 @@ def _verb(
     help_text: str,
     *parents: argparse.ArgumentParser,
 ) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(name, help=help_text, description=help_text.capitalize() + ".", parents=parents)
+    parser = verbs.add_parser(name, help=help_text, description=_sentence(help_text), parents=parents)
     parser.set_defaults(command=command)
     return parser
 
 
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
 def _group(verbs: "_Verbs", name: str, help_text: str) -> "_Verbs":
-    group = verbs.add_parser(name, help=help_text, description=help_text.capitalize() + ".")
+    group = verbs.add_parser(name, help=help_text, description=_sentence(help_text))
     return group.add_subparsers(required=True, metavar="COMMAND")
 
 
@@ -85,37 +93,41 @@ def _token_verbs(verbs: "_Verbs", common: argparse.ArgumentParser) -> None:
     issue = _verb(group, "issue", _token_issue, "issue a token; the notary signs and records it", common)
     issue.add_argument("--sub", required=True, help="the subject: who will use it")
     issue.add_argument("--client", default="paddock-cli", help="the client id (default: %(default)s)")
-    issue.add_argument("--group", action="append", default=[], help="a group; may be repeated")
-    issue.add_argument("--model", action="append", default=[], help="a model it may name, or '*'; may be repeated")
-    issue.add_argument("--ttl", type=int, default=3600, metavar="SECONDS", help="lifetime (default: %(default)s)")
+    issue.add_argument(
+        "--group", action="append", default=[], help="a group; may be repeated; without any, policy permits nothing"
+    )
+    issue.add_argument("--model", action="append", required=True, help="a model it may name, or '*'; may be repeated")
+    issue.add_argument(
+        "--ttl", type=int, default=3600, metavar="SECONDS", help="lifetime, 1 to 86400 (default: %(default)s)"
+    )
 
 
 def _model_verbs(verbs: "_Verbs", common: argparse.ArgumentParser) -> None:
     group = _group(verbs, "models", "signed models")
     keygen = _verb(group, "keygen", _models_keygen, "make a signing key")
-    keygen.add_argument("private", type=Path)
-    keygen.add_argument("public", type=Path)
+    keygen.add_argument("private", type=Path, help="where to write the private key; it signs, and stays secret")
+    keygen.add_argument("public", type=Path, help="where to write the public key, which appliances trust")
     trust = _verb(group, "trust", _models_trust, "trust a signer's public key", common)
-    trust.add_argument("public", type=Path)
+    trust.add_argument("public", type=Path, help="the signer's public key, PEM")
     trust.add_argument("--signer", required=True, help="the name that audit records will show")
     sign = _verb(group, "sign", _models_sign, "sign a GGUF file (OpenSSF Model Signing v1.0)")
-    sign.add_argument("model", type=Path)
-    sign.add_argument("--key", type=Path, required=True)
+    sign.add_argument("model", type=Path, help="the GGUF file")
+    sign.add_argument("--key", type=Path, required=True, help="the private key that 'keygen' wrote")
     sign.add_argument("--bundle", type=Path, help="where to write the signature (default: MODEL.sig)")
     imported = _verb(group, "import", _models_import, "verify a signed GGUF file and take it into the store", common)
-    imported.add_argument("model", type=Path)
+    imported.add_argument("model", type=Path, help="the GGUF file")
     imported.add_argument("--bundle", type=Path, help="its signature (default: MODEL.sig)")
     imported.add_argument("--name", required=True, help="the name that callers will use")
     _verb(group, "list", _models_list, "verify and list the models in the store", common)
     remove = _verb(group, "remove", _models_remove, "remove a model from the store", common)
-    remove.add_argument("name")
+    remove.add_argument("name", help="the name that callers used")
 
 
 def _audit_verbs(verbs: "_Verbs", common: argparse.ArgumentParser) -> None:
     group = _group(verbs, "audit", "the audit log")
     verify = _verb(group, "verify", _audit_verify, "verify a log, or a copy of one, offline")
-    verify.add_argument("directory", type=Path)
-    verify.add_argument("--vkey", help="the log's verifier key, from a source you trust")
+    verify.add_argument("directory", type=Path, help="the log: notary/log of the state directory, or a copy of it")
+    verify.add_argument("--vkey", help="the log's verifier key, or a file that holds it, from a source you trust")
     verify.add_argument(
         "--checkpoint", type=Path, help="an older checkpoint that you hold: nothing before it may differ"
     )
@@ -140,17 +152,23 @@ def _demo(options: argparse.Namespace) -> int:
 def _init(options: argparse.Namespace) -> int:
     from appliance.cli.init import initialise
 
-    for line in initialise(settings.load(options.config)):
+    config = settings.load(options.config)
+    for line in initialise(config):
         print(line)
+    print(
+        f"ready in {config.state_dir}. Next: trust a signer, import a model, and say in policy/data.json who may use it"
+    )
     return 0
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from appliance.cli.init import require_initialised
     from appliance.cli.supervisor import supervise
 
-    settings.load(options.config)  # so that a mistake is told once, not by three processes
+    config = settings.load(options.config)  # so that a mistake is told once, not by three processes
+    require_initialised(config)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s serve %(levelname)s: %(message)s")
-    return asyncio.run(supervise(options.config))
+    return asyncio.run(supervise(options.config, config.state_dir))
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -190,7 +208,7 @@ def _token_issue(options: argparse.Namespace) -> int:
 def _models_keygen(options: argparse.Namespace) -> int:
     from appliance.cli import models
 
-    models.keygen(options.private, options.public)
+    print(models.keygen(options.private, options.public))
     return 0
 
 
@@ -204,7 +222,7 @@ def _models_trust(options: argparse.Namespace) -> int:
 def _models_sign(options: argparse.Namespace) -> int:
     from appliance.cli import models
 
-    models.sign(options.model, options.key, options.bundle or _beside(options.model))
+    print(models.sign(options.model, options.key, options.bundle or _beside(options.model)))
     return 0
 
 
@@ -219,15 +237,16 @@ def _models_import(options: argparse.Namespace) -> int:
 def _models_list(options: argparse.Namespace) -> int:
     from appliance.cli import models
 
-    for line in models.listing(settings.load(options.config)):
+    lines, good = models.listing(settings.load(options.config))
+    for line in lines or ["no models: see 'paddock models import'"]:
         print(line)
-    return 0
+    return 0 if good else 1
 
 
 def _models_remove(options: argparse.Namespace) -> int:
     from appliance.cli import models
 
-    models.remove(settings.load(options.config), options.name)
+    print(models.remove(settings.load(options.config), options.name))
     return 0
 
 

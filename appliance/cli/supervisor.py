@@ -11,6 +11,7 @@ Not here: what the processes do (``assemble``).
 """
 
 import asyncio
+import fcntl
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from appliance.core.refusals import Fault
 from appliance.settings import child_environment
 
 ROLES: Final = ("notary", "warden", "gateway")
@@ -122,8 +124,20 @@ def _call_when_ended(process: subprocess.Popen[bytes], callback: Callable[[], No
     loop.add_reader(pidfd, ended)
 
 
-async def supervise(config_file: Path | None) -> int:
-    """``paddock serve``: returns its exit status."""
+def _claim(state_dir: Path) -> int:
+    """One ``paddock serve`` for each state directory, as long as the returned descriptor is open. Raises ``Fault``."""
+    fd = os.open(state_dir / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise Fault(f"paddock serve is running already on {state_dir}") from None
+    return fd
+
+
+async def supervise(config_file: Path | None, state_dir: Path) -> int:
+    """``paddock serve``: returns its exit status. Raises ``Fault`` when another serves this state directory."""
+    _claim(state_dir)  # held until this process ends, however it ends
     supervisor = Supervisor(config_file)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -11,8 +11,8 @@ import contextlib
 import logging
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from typing import Final, Protocol
 
 import uvicorn
 
@@ -29,12 +29,21 @@ SUMMARY_SECONDS: Final = 60
 log = logging.getLogger(__name__)
 
 
+class RecordedPolicy(Protocol):
+    """A policy that follows its files, and has itself recorded before it decides (``policy.reload``)."""
+
+    @property
+    def record(self) -> PolicyLoaded: ...
+
+    async def run(self, put_on_record: Callable[[PolicyLoaded], Awaitable[object]]) -> None: ...
+
+
 async def serve(
     gate: Gate,
     *,
     notary: NotaryClient,
     warden: WardenClient,
-    policy_loaded: PolicyLoaded,
+    policy: RecordedPolicy,
     listeners: Callable[[], Sequence[socket.socket]],
 ) -> None:
     """Runs until a signal; listens last. Raises ``Refused(AUDIT_UNAVAILABLE)`` while the log cannot be written, and
@@ -45,9 +54,10 @@ async def serve(
                 await notary.connected()
         except TimeoutError:
             raise Refused(Reason.AUDIT_UNAVAILABLE, "the notary is not there") from None
-        await notary.open(policy_loaded)
+        await notary.open(policy.record)
         sockets = listeners()
-        async with _background(_summarise(gate.refusals, notary)):
+        log.info("listening on %s; policy %s", ", ".join(map(_name, sockets)), policy.record.policy_digest)
+        async with _background(_summarise(gate.refusals, notary)), _background(policy.run(notary.open)):
             await _uvicorn(gate).serve(sockets=list(sockets))
         _write_summary(gate.refusals, notary)
         with contextlib.suppress(TimeoutError):  # the notary closes as gateway-lost what it did not hear of
@@ -71,6 +81,11 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
+def _name(sock: socket.socket) -> str:
+    address = sock.getsockname()
+    return f"{address[0]} port {address[1]}" if isinstance(address, tuple) else str(address)
+
+
 def _uvicorn(gate: Gate) -> uvicorn.Server:
     """Every option that bears on safety is written out, also where it is the default."""
     return uvicorn.Server(
@@ -85,6 +100,7 @@ def _uvicorn(gate: Gate) -> uvicorn.Server:
             date_header=True,
             access_log=False,
             log_config=None,
+            log_level=logging.WARNING,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=GRACE_SECONDS,
             limit_concurrency=1000,

@@ -1,17 +1,23 @@
-"""Strict JSON for what goes into and comes out of a policy: one meaning per document, and a size known beforehand.
+"""The documents of a policy: strict JSON of known size, and the shape of the data that the rules read.
 
-Two parsers that disagree about a document are a way round a policy, so whatever parsers disagree about is refused:
-keys that occur twice, NaN and infinity, bytes that are not UTF-8, surrogates, a byte order mark.
+Two parsers that disagree about a document are a way round a policy, so ``core.strict_json`` refuses whatever parsers
+disagree about.
 
 Trusts: nothing about the bytes.
 Promises: the value returned is the only one that the document can mean.
-Not here: what the document says; ``core.decide`` judges answers, the policy itself reads its data.
+Not here: what answers are worth (``core.decide``).
 """
 
-import json
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from appliance.core.refusals import Fault
+from appliance.core.strict_json import JsonInvalid, check
+from appliance.core.values import Value
+
+_MAX_ENTRIES = 1_000_000  # the size in bytes is the limit that counts
 
 
 def strict_json(document: bytes, *, what: str, limit_bytes: int) -> Any:
@@ -19,21 +25,32 @@ def strict_json(document: bytes, *, what: str, limit_bytes: int) -> Any:
     if len(document) > limit_bytes:
         raise Fault(f"{what} is {len(document)} bytes long, more than {limit_bytes}")
     try:
-        text = document.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-        if "\\" in text:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")  # an escape may have made half of a surrogate pair
-    except (ValueError, RecursionError) as problem:
+        return check(document, max_keys=_MAX_ENTRIES, max_items=_MAX_ENTRIES)
+    except JsonInvalid as problem:
         raise Fault(f"{what} is not strict JSON: {problem}") from None
-    return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return document
+class _Group(Value, frozen=True, kw_only=True):
+    models: tuple[str, ...]
+    max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number")
+class _Closed(Value, frozen=True, kw_only=True):
+    subjects: tuple[str, ...]
+    models: tuple[str, ...]
+
+
+class _Data(Value, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """What the shipped rules read. Other top-level keys are an operator's own rules' affair."""
+
+    groups: dict[str, _Group]
+    closed: _Closed
+
+
+def check_data(data: bytes) -> None:
+    """Judges data that has passed ``strict_json``. Raises ``Fault`` when it would deny everybody by its shape: a mistake
+    that is better told at the start."""
+    try:
+        msgspec.json.decode(data, type=_Data)
+    except msgspec.ValidationError as problem:
+        raise Fault(f"the policy data is not as policies/README.md says: {problem}") from None

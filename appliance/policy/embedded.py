@@ -61,6 +61,11 @@ class EmbeddedPolicy:
         return cls.load(wasm, data)
 
     @property
+    def data(self) -> bytes:
+        """The data document in use, as it was loaded."""
+        return self._data
+
+    @property
     def policy_digest(self) -> Digest:
         """``policy_digest`` of the module and data in use."""
         return self._digest

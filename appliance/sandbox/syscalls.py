@@ -1,4 +1,9 @@
-"""The x86-64 system call numbers that filters and probes name (Linux ``entry/syscalls/syscall_64.tbl``)."""
+"""The x86-64 system call numbers that filters and probes name (Linux ``entry/syscalls/syscall_64.tbl``).
+
+Trusts: nothing; this is a table.
+Promises: each number is the kernel's own, which never changes.
+Not here: which calls are allowed (``filters/*.json``).
+"""
 
 from typing import Final
 

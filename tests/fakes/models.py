@@ -5,7 +5,7 @@ import asyncio
 from appliance.core.refusals import Refused
 from appliance.core.values import Admission, AnswerEvent, Delta, End, RunnerFacts, Started, VerifiedModel
 from tests.fakes.steps import Steps
-from tests.support.made_values import model, runner_facts
+from tests.support import made_values
 
 STARTED = Started(prompt_tokens=9)
 
@@ -54,7 +54,7 @@ class FakeLease:
 
     def __init__(self, models: "FakeModels", of: VerifiedModel) -> None:
         self._models = models
-        self._facts = runner_facts(of)
+        self._facts = made_values.runner_facts(of)
 
     @property
     def facts(self) -> RunnerFacts:
@@ -69,7 +69,11 @@ class FakeLease:
 
 
 class FakeModels:
-    def __init__(self, steps: Steps, catalogue: tuple[VerifiedModel, ...] = (model("demo"), model("secret"))) -> None:
+    def __init__(
+        self,
+        steps: Steps,
+        catalogue: tuple[VerifiedModel, ...] = (made_values.model("demo"), made_values.model("secret")),
+    ) -> None:
         self.steps = steps
         self.models = catalogue
         self.script: list[list[AnswerEvent] | Refused | None] = [[event] for event in WHOLE]
@@ -80,6 +84,6 @@ class FakeModels:
         await self.steps.reach("catalogue")
         return self.models
 
-    async def lease(self, of: VerifiedModel) -> FakeLease:
+    async def lease(self, model: VerifiedModel) -> FakeLease:
         await self.steps.reach("lease")
-        return FakeLease(self, of)
+        return FakeLease(self, model)

@@ -82,7 +82,7 @@ def test_worst_case_is_never_above_the_context_and_never_nothing(
     operators: int, models: int, asked: int | None, default: int, size: int
 ) -> None:
     limits = AdmitLimits(context_tokens=operators, default_max_tokens=default)
-    request = chat_request("x" * min(size, models), max_tokens=asked)
+    request = chat_request("x" * min(size, models, operators), max_tokens=asked)
     admitted = admit(request, ALICE, (model("demo", context_tokens=models),), limits)
     assert 0 <= admitted.max_prompt_tokens < admitted.context_tokens
     assert 1 <= admitted.max_completion_tokens <= admitted.context_tokens

@@ -1,0 +1,88 @@
+"""A policy that follows its files: what an operator writes is in force within seconds, without a restart.
+
+New files come into force only if they load completely and the log has a record of them; otherwise the policy that was
+good goes on deciding and the operator's log says why.
+
+Trusts: the operator who can write the files.
+Promises: every decision is made by one whole policy, whose digest is on record.
+Not here: what a policy is (``embedded``).
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+from appliance.core.records import PolicyLoaded
+from appliance.core.refusals import Fault, Refused
+from appliance.core.values import Digest
+from appliance.policy.documents import check_data
+from appliance.policy.embedded import EmbeddedPolicy
+
+CHECK_SECONDS: Final = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class ReloadingPolicy:
+    """Implements ``core.ports.PolicyEngine``. ``run`` must be running for changes to be noticed."""
+
+    def __init__(self, wasm_path: Path, data_path: Path) -> None:
+        """Raises ``Fault`` when the files cannot be used: there is no policy to fall back to yet."""
+        self._paths = (wasm_path, data_path)
+        self._seen = self._stamp()
+        self._current = _load(wasm_path, data_path)
+
+    @property
+    def policy_digest(self) -> Digest:
+        return self._current.policy_digest
+
+    @property
+    def record(self) -> PolicyLoaded:
+        """What the log must hold before this policy decides anything."""
+        return _record(self._current)
+
+    async def evaluate(self, policy_input: dict[str, Any]) -> Any:
+        return await self._current.evaluate(policy_input)
+
+    async def run(self, put_on_record: Callable[[PolicyLoaded], Awaitable[object]]) -> None:
+        """Looks at the files until cancelled. ``put_on_record`` returns when the record is durable, or raises."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            stamp = self._stamp()
+            if stamp != self._seen:
+                try:
+                    await self._replace(put_on_record)
+                    self._seen = stamp
+                except Fault as fault:
+                    self._seen = stamp  # until the files change again
+                    log.warning("the changed policy is not used, the former one goes on: %s", fault.detail)
+                except Refused as refusal:
+                    log.warning("the changed policy waits for the log: %s", refusal)
+
+    async def _replace(self, put_on_record: Callable[[PolicyLoaded], Awaitable[object]]) -> None:
+        fresh = await asyncio.to_thread(_load, *self._paths)
+        if fresh.policy_digest == self._current.policy_digest:
+            return
+        await put_on_record(_record(fresh))
+        self._current = fresh
+        log.warning("policy %s is in force", fresh.policy_digest)
+
+    def _stamp(self) -> tuple[tuple[int, int, int], ...] | None:
+        """What changes when a file is written or replaced; None while one is missing."""
+        try:
+            stats = [path.stat() for path in self._paths]
+        except OSError:
+            return None
+        return tuple((status.st_ino, status.st_size, status.st_mtime_ns) for status in stats)
+
+
+def _load(wasm_path: Path, data_path: Path) -> EmbeddedPolicy:
+    policy = EmbeddedPolicy.load_files(wasm_path, data_path)
+    check_data(policy.data)
+    return policy
+
+
+def _record(policy: EmbeddedPolicy) -> PolicyLoaded:
+    return PolicyLoaded(policy_digest=policy.policy_digest, data_digest=policy.data_digest)
