@@ -14,12 +14,12 @@ import pwd
 import socket
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from appliance import __version__, settings
 from appliance.core.admit import AdmitLimits
 from appliance.core.quota import Budget
-from appliance.core.refusals import Fault, Reason, Refused
+from appliance.core.refusals import Fault, Misconfigured, Reason, Refused
 from appliance.core.values import VerifiedModel
 from appliance.gateway import serve as gateway_process
 from appliance.gateway.app import build_app
@@ -57,10 +57,10 @@ def _now_seconds() -> int:
 
 async def gateway(config: Settings) -> None:
     """The process that faces the network. Raises ``Fault`` when it cannot start."""
-    policy = ReloadingPolicy(config.policy_dir / "policy.wasm", config.policy_dir / "data.json")
+    policy = _policy(config)
     jwks = config.public_dir / "jwks.json"
     await _file_exists(jwks)
-    notary = NotaryClient(config.notary_socket, "gateway")
+    notary = _notary_client(config, "gateway")
     warden = WardenClient(
         config.warden_socket,
         load_timeout_seconds=config.models.load_timeout_seconds,
@@ -103,6 +103,17 @@ async def gateway(config: Settings) -> None:
         policy=policy,
         listeners=lambda: _gateway_sockets(config),
     )
+
+
+def _policy(config: Settings) -> ReloadingPolicy:
+    try:
+        return ReloadingPolicy(config.policy_dir / "policy.wasm", config.policy_dir / "data.json")
+    except Fault as fault:  # there is no policy to fall back to
+        raise Misconfigured(fault.detail) from fault
+
+
+def _notary_client(config: Settings, role: Literal["gateway", "warden"]) -> NotaryClient:
+    return NotaryClient(config.notary_socket, role, server_uids=frozenset({0, _uid(config.users.notary)}))
 
 
 def _budget(config: Settings) -> Budget:
@@ -151,7 +162,7 @@ class TrustingStore:
 
 async def warden(config: Settings, stop: asyncio.Event) -> None:
     """The process that verifies models and starts runners. Raises ``Fault`` when it cannot start."""
-    notary = NotaryClient(config.notary_socket, "warden")
+    notary = _notary_client(config, "warden")
     pool = Pool(
         TrustingStore(config),
         _launcher(config),
@@ -194,13 +205,13 @@ def _unix_listener(name: str, path: Path, mode: int) -> socket.socket:
 
 
 def _uid(user: str | None) -> int:
-    """The uid of a user, this process's own without one. Raises ``Fault`` for an unknown user."""
+    """The uid of a user, this process's own without one. Raises ``Misconfigured`` for an unknown user."""
     if user is None:
         return os.getuid()
     try:
         return pwd.getpwnam(user).pw_uid
     except KeyError:
-        raise Fault(f"users: there is no user {user!r}") from None
+        raise Misconfigured(f"users: there is no user {user!r}") from None
 
 
 def _operator_uids(config: Settings) -> frozenset[int]:

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from appliance.core.codec import canonical_json
-from appliance.core.values import Digest, SealMode, Value
+from appliance.core.values import Digest, Value
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -54,13 +54,17 @@ class LimitSettings(Value, frozen=True, kw_only=True):
 
 
 class ModelSettings(Value, frozen=True, kw_only=True):
-    """How models are loaded. ``context_tokens`` is per request; 0 threads means one per core, at most 8."""
+    """How models are loaded. ``context_tokens`` is per request; 0 threads means one per core, at most 8.
+
+    Without a ``seal_mode``, models of up to 4 GiB are copied into sealed memory before they are hashed. ``ro-store``
+    maps the stored file: no memory for a copy, and sound only while nobody else can act as the warden's user.
+    """
 
     context_tokens: Annotated[int, Meta(ge=64, le=262144)] = 4096
     slots: Annotated[int, Meta(ge=1, le=64)] = 4
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
     default_max_tokens: Annotated[int, Meta(ge=1, le=262144)] = 512
-    seal_mode: SealMode = "sealed-memfd"
+    seal_mode: Literal["sealed-memfd", "ro-store"] | None = None
     max_loaded: Annotated[int, Meta(ge=1, le=64)] = 2
     load_timeout_seconds: Annotated[int, Meta(ge=1, le=3600)] = 120
 
@@ -102,6 +106,7 @@ class UserSettings(Value, frozen=True, kw_only=True):
     """The system users of the processes, where each has its own. A user that is not named is the process's own."""
 
     gateway: str | None = None
+    notary: str | None = None
     warden: str | None = None
     operators: tuple[str, ...] = ()
 
@@ -177,7 +182,7 @@ class Settings(Value, frozen=True, kw_only=True):
         return Digest.of(self.effective())
 
 
-class SettingsInvalid(Exception):  # noqa: N818 - says what is wrong
+class SettingsInvalid(Exception):
     """All problems of a settings file, one line each, with dotted paths."""
 
     def __init__(self, problems: list[str]) -> None:

@@ -83,7 +83,10 @@ def engine_wheel() -> Path:
     if wheels:
         say(f"found the compiled engine in {directory}")
         return wheels[0]
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"cannot keep the compiled engine in {directory}: {error.strerror}. Set PADDOCK_CACHE to a folder of yours.")
     with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
         built = build_engine(Path(scratch))
         return Path(shutil.move(built, directory / built.name))  # same file system: the wheel appears whole

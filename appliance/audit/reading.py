@@ -29,7 +29,7 @@ _MAX_SMALL_FILE_BYTES: Final = 64 * 1024
 _MAX_WAL_BYTES: Final = 512 * 1024 * 1024
 
 
-class LogBroken(Exception):  # noqa: N818 - says what is the case
+class LogBroken(Exception):
     """A piece of the log is missing or malformed. ``seq`` is the first entry that it concerns, where there is one."""
 
     def __init__(self, what: str, seq: int | None = None) -> None:

@@ -11,11 +11,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from appliance.core.note import Checkpoint, NoteInvalid, VerifierKey, find_signature, parse_checkpoint, parse_note
 
 
-class KeyUnknown(Exception):  # noqa: N818 - says what is the case
+class KeyUnknown(Exception):
     """The checkpoint bears no signature by the key that the auditor trusts."""
 
 
-class CheckpointInvalid(Exception):  # noqa: N818 - says what is the case
+class CheckpointInvalid(Exception):
     """The checkpoint is malformed, of another log, or its signature does not verify."""
 
 

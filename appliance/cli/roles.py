@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from appliance import settings
-from appliance.core.refusals import Fault, Refused
+from appliance.core.refusals import Fault, Misconfigured, Refused
 from appliance.sandbox.layers import die_with_parent
 from appliance.settings import SettingsInvalid
 
@@ -35,10 +35,10 @@ def run(role: str, config_file: Path | None, parent: int | None) -> int:
     try:
         config = settings.load(config_file)
         asyncio.run(_role(role, config))
-    except (SettingsInvalid, Fault) as error:
+    except (SettingsInvalid, Misconfigured) as error:
         print(f"paddock {role}: {error}", file=sys.stderr)
         return EXIT_CONFIG
-    except (Refused, OSError) as error:  # what it depends on is away: starting again may help
+    except (Refused, Fault, OSError) as error:  # what it depends on failed or is away: starting again may help
         print(f"paddock {role}: {error}", file=sys.stderr)
         return EXIT_UNAVAILABLE
     return 0

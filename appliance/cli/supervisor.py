@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -29,7 +30,8 @@ ROLES: Final = ("notary", "warden", "gateway")
 EXIT_CONFIG: Final = 78
 """sysexits.h EX_CONFIG: the role said that it cannot work as configured."""
 
-STOP_SECONDS: Final = 20.0
+STOP_SECONDS: Final = 30.0
+_REAP_SECONDS: Final = 5.0
 _RESTART_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
 _SETTLED_SECONDS: Final = 30.0
 
@@ -60,6 +62,8 @@ class Supervisor:
         """Returns the exit status of the whole."""
         async with asyncio.TaskGroup() as tasks:
             keepers = [tasks.create_task(self._keep(role)) for role in ROLES]
+            if os.getpid() == 1:
+                keepers.append(tasks.create_task(self._reap_orphans()))
             await self._stopping.wait()
             for keeper in keepers:
                 keeper.cancel()
@@ -82,6 +86,12 @@ class Supervisor:
             log.error("the %s ended with status %d and is started again", role, status)
             attempt = 0 if loop.time() - started > _SETTLED_SECONDS else attempt + 1
             await asyncio.sleep(_RESTART_SECONDS[min(attempt, len(_RESTART_SECONDS)) - 1] if attempt else 0)
+
+    async def _reap_orphans(self) -> None:
+        """As the first process of a container: takes in what descendants left behind, runners of a warden that died."""
+        while True:
+            await asyncio.sleep(_REAP_SECONDS)
+            _reap_all_but({child.process.pid for child in self._children.values()})
 
     def _start(self, role: str) -> Child:
         config = ["--config", str(self._config_file)] if self._config_file else []
@@ -109,6 +119,13 @@ class Supervisor:
             child.process.kill()
             await child.ended.wait()
         child.process.wait()
+
+
+def _reap_all_but(own: set[int]) -> None:
+    children = Path("/proc/self/task/1/children").read_text(encoding="ascii").split()
+    for pid in set(map(int, children)) - own:
+        with suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
 def _call_when_ended(process: subprocess.Popen[bytes], callback: Callable[[], None]) -> None:

@@ -33,7 +33,7 @@ NEVER_SIGNED: Final = frozenset({".git", ".gitignore", ".gitattributes", ".githu
 _SHARD_NAME = re.compile(r"(?P<path>.+):(?P<start>0|[1-9][0-9]{0,15}):(?P<end>[1-9][0-9]{0,15})", re.DOTALL)
 
 
-class SignatureRefused(Exception):  # noqa: N818 - says what happened
+class SignatureRefused(Exception):
     """The signature, or what it says, does not vouch for the model. ``reason`` is a kebab-case code."""
 
     def __init__(self, reason: str, detail: str) -> None:

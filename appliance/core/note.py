@@ -29,7 +29,7 @@ _SIZE = re.compile(r"0|[1-9][0-9]{0,18}")
 _VKEY = re.compile(r"([^\s+]+)\+([0-9a-f]{8})\+([A-Za-z0-9+/=]+)\n?")
 
 
-class NoteInvalid(Exception):  # noqa: N818 - says what is the case
+class NoteInvalid(Exception):
     """The text is not a well-formed note, checkpoint or verifier key."""
 
 

@@ -5,6 +5,7 @@
     PaddockError
     ├── Refused(reason, detail)   an expected no: the caller gets the reason's public text, the operator the detail
     └── Fault(detail)             ours: something we depend on failed, so the answer is 503; nothing is let through
+        └── Misconfigured(detail) the operator has to change something before this process can work
 
 ``detail`` is for the operator's log only; no public text contains a path, an address, a token or a caller's bytes.
 """
@@ -66,7 +67,7 @@ class PaddockError(Exception):
     """Base of both families."""
 
 
-class Refused(PaddockError):  # noqa: N818 - the architecture's word
+class Refused(PaddockError):
     """An expected no. ``retry_after_seconds`` is set where waiting helps. ``param`` names the field at fault."""
 
     def __init__(
@@ -79,9 +80,13 @@ class Refused(PaddockError):  # noqa: N818 - the architecture's word
         self.param = param
 
 
-class Fault(PaddockError):  # noqa: N818 - the architecture's word; both families end in what they say
+class Fault(PaddockError):
     """Something of ours failed. The caller gets 503 and no more."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
         self.detail = detail
+
+
+class Misconfigured(Fault):
+    """What the operator configured cannot work: trying again without a change is of no use."""

@@ -16,7 +16,7 @@ _OPENING: Final = frozenset(b"[{")
 _CLOSING: Final = frozenset(b"]}")
 
 
-class JsonInvalid(Exception):  # noqa: N818 - says what is wrong
+class JsonInvalid(Exception):
     """The bytes are not acceptable JSON. The text never repeats the sender's bytes."""
 
 

@@ -27,7 +27,7 @@ Range = tuple[int, int]
 """Leaves ``start`` up to, not including, ``end``."""
 
 
-class ProofInvalid(Exception):  # noqa: N818 - says what is the case
+class ProofInvalid(Exception):
     """A proof does not lead to the root that it was checked against."""
 
 

@@ -30,7 +30,7 @@ FILE_HEADER_BYTES: Final = _FILE_HEADER.size + _CRC.size
 FRAME_HEADER_BYTES: Final = _FRAME_HEADER.size + _CRC.size
 
 
-class WalInvalid(Exception):  # noqa: N818 - says what is the case
+class WalInvalid(Exception):
     """The file does not begin like a write-ahead file."""
 
 

@@ -7,8 +7,10 @@ Not here: what the records say (``core.records``), who may write which (the nota
 """
 
 import asyncio
+import itertools
 import logging
 import os
+import socket
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,12 +19,13 @@ from typing import Final, Literal
 from appliance.core.records import Closed, Opened, Record
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Receipt
-from appliance.ipc.connection import Caller, CallFailed, Connection, connect
+from appliance.ipc.connection import Caller, CallFailed, Connection, connect, peer_uid
 from appliance.ipc.frames import FrameDecoder, FrameError
 from appliance.ipc.messages import Append, Appended, AppendFailed, FromNotary, Hello
 
 TIMEOUT_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = 0.5
+OFFERED_AT_ONCE: Final = 256
 MAX_UNDELIVERED: Final = 10_000
 _RECONNECT_SECONDS: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -32,14 +35,20 @@ log = logging.getLogger(__name__)
 class NotaryClient:
     """Implements ``core.ports.AuditLog``. ``run`` must be running for anything to be written."""
 
-    def __init__(self, path: Path, role: Literal["gateway", "warden"]) -> None:
+    def __init__(
+        self, path: Path, role: Literal["gateway", "warden"], *, server_uids: frozenset[int] | None = None
+    ) -> None:
+        """``server_uids``: who may be the notary; None means this process's own uid and root (socket activation)."""
         self._path = path
         self._role = role
+        self._server_uids = frozenset({0, os.getuid()}) if server_uids is None else server_uids
         self._decoder: FrameDecoder[FromNotary] = FrameDecoder(FromNotary)
         self._connection: Connection[FromNotary] | None = None
         self._caller: Caller[FromNotary] = Caller()
         self._in_flight: set[str] = set()
         self._undelivered: dict[int, Record] = {}
+        self._offered: set[int] = set()
+        self._retry: asyncio.TimerHandle | None = None
         self._connected = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -74,7 +83,7 @@ class NotaryClient:
             return
         self._undelivered[call] = record
         self._idle.clear()
-        self._offer(call)
+        self._offer_some()
 
     async def run(self) -> None:
         """Keeps the connection alive until cancelled."""
@@ -82,7 +91,7 @@ class NotaryClient:
         while True:
             closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
             try:
-                sock = await connect(self._path)
+                sock = await self._connect()
             except OSError:
                 await asyncio.sleep(_RECONNECT_SECONDS[min(attempt, len(_RECONNECT_SECONDS) - 1)])
                 attempt += 1
@@ -99,6 +108,15 @@ class NotaryClient:
                 self._drop_connection("this side is stopping")
             await asyncio.sleep(_RECONNECT_SECONDS[0])
 
+    async def _connect(self) -> socket.socket:
+        """Raises ``OSError`` when nobody is there, or somebody who could acknowledge records and write none."""
+        sock = await connect(self._path)
+        if peer_uid(sock) not in self._server_uids:
+            log.error("the socket %s is a stranger's, uid %d", self._path, peer_uid(sock))
+            sock.close()
+            raise PermissionError("not the notary")
+        return sock
+
     async def connected(self) -> None:
         """Waits until the notary is there."""
         await self._connected.wait()
@@ -107,10 +125,6 @@ class NotaryClient:
         """Waits until the notary has every outcome record."""
         await self._idle.wait()
 
-    @property
-    def available(self) -> bool:
-        return self._connection is not None
-
     def _greet(self) -> None:
         connection = self._connection
         if connection is None:
@@ -118,20 +132,30 @@ class NotaryClient:
         with suppress(ConnectionError):
             connection.send(Hello(role=self._role, open_requests=tuple(sorted(self._in_flight))))
             self._connected.set()
-        for call in list(self._undelivered):
-            self._offer(call)
+        self._offered.clear()
+        self._offer_some()
 
-    def _offer(self, call: int) -> None:
-        connection, record = self._connection, self._undelivered.get(call)
-        if connection is None or record is None:
+    def _offer_some(self) -> None:
+        """Offers the oldest records, so many at once that the notary can take them; acknowledgements make room."""
+        if self._connection is None or self._retry is not None:
             return
+        for call, record in list(itertools.islice(self._undelivered.items(), OFFERED_AT_ONCE)):
+            if call not in self._offered:
+                self._offer(self._connection, call, record)
+
+    def _offer(self, connection: Connection[FromNotary], call: int, record: Record) -> None:
         try:
             connection.send(Append(call=call, record=record, durable=False))
+            self._offered.add(call)
         except ConnectionError:
             return  # offered again on the next connection
         except FrameError:
             log.exception("an audit record is too large and was dropped: %s", type(record).__name__)
             self._delivered(call)
+
+    def _offer_again(self) -> None:
+        self._retry = None
+        self._offer_some()
 
     def _answered(self, answer: FromNotary, fds: list[int]) -> None:
         if fds:  # the notary never sends any
@@ -145,8 +169,10 @@ class NotaryClient:
             self._caller.answered(answer, [])
 
     def _outcome_answered(self, answer: FromNotary) -> None:
-        if isinstance(answer, AppendFailed) and not answer.permanent:
-            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._offer, answer.call)  # the disk may be full
+        self._offered.discard(answer.call)
+        if isinstance(answer, AppendFailed) and not answer.permanent:  # the disk may be full: all wait a moment
+            if self._retry is None:
+                self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._offer_again)
             return
         if isinstance(answer, AppendFailed):
             log.error("the notary refused an outcome record: %s", answer.detail)
@@ -156,7 +182,9 @@ class NotaryClient:
         record = self._undelivered.pop(call)
         if isinstance(record, Closed):
             self._in_flight.discard(record.request_id)
-        if not self._undelivered:
+        if self._undelivered:
+            self._offer_some()
+        else:
             self._idle.set()
 
     def _abandon(self, record: Record) -> None:

@@ -48,8 +48,8 @@ class _Data(Value, frozen=True, kw_only=True, forbid_unknown_fields=False):
 
 
 def check_data(data: bytes) -> None:
-    """Judges data that has passed ``strict_json``. Raises ``Fault`` when it would deny everybody by its shape: a mistake
-    that is better told at the start."""
+    """Judges data that has passed ``strict_json``. Raises ``Fault`` when it would deny everybody by its shape: that is
+    better told at the start."""
     try:
         msgspec.json.decode(data, type=_Data)
     except msgspec.ValidationError as problem:

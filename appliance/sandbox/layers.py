@@ -51,7 +51,7 @@ INDISPENSABLE: Final = frozenset({NO_NEW_PRIVS, NO_CAPABILITIES, NON_DUMPABLE, S
 DEGRADABLE: Final = frozenset(LAYERS) - INDISPENSABLE
 
 
-class LayerMissing(Exception):  # noqa: N818 - says what happened, in the architecture's words
+class LayerMissing(Exception):
     """The host lacks layers that nobody agreed to do without. ``missing`` maps each name to why."""
 
     def __init__(self, missing: dict[str, str]) -> None:

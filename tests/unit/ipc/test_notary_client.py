@@ -113,7 +113,7 @@ def test_without_a_notary_nothing_opens(tmp_path: Path) -> None:
         client = NotaryClient(tmp_path / "absent.sock", "gateway")
         running = asyncio.create_task(client.run())
         await turns()
-        assert not client.available
+        assert client._connection is None
         await refusal(asyncio.create_task(client.open(opened("r-1"))))
         running.cancel()
         await asyncio.wait([running])
@@ -253,7 +253,7 @@ def test_closing_without_a_notary_is_delivered_to_the_next(tmp_path: Path) -> No
             await begin(client, peer, "r-1")
             await begin(client, peer, "r-2")
             server.stop()
-            await until(lambda: not client.available)
+            await until(lambda: client._connection is None)
             client.close(closed("r-1"))
             server.start()
             peer, hello = await greeted(server)
@@ -432,9 +432,9 @@ def test_connected_waits_for_a_connection_each_time(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with both(tmp_path) as (client, server):
             await client.connected()
-            assert client.available
+            assert client._connection is not None
             server.stop()
-            await until(lambda: not client.available)
+            await until(lambda: client._connection is None)
             waiting = asyncio.create_task(client.connected())
             await turns()
             assert not waiting.done()
@@ -453,5 +453,36 @@ def test_stopped_client_fails_those_who_wait(tmp_path: Path) -> None:
             await asked(peer, opened("r-1"))
         assert opening is not None
         await refusal(opening)
+
+    run(scenario)
+
+
+def test_thousands_of_undelivered_records_drain_on_one_connection(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, server):
+            for number in range(MAX_UNDELIVERED):
+                client.close(closed(f"r-{number}"))
+            peer, _hello = await greeted(server)
+            for number in range(MAX_UNDELIVERED):
+                append = await asked(peer, closed(f"r-{number}"))
+                peer.say(written(append))
+            await client.drained()
+            assert not peer.gone.is_set()
+
+    run(scenario)
+
+
+def test_strangers_socket_is_not_the_notary(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = ScriptedServer(tmp_path / "notary.sock", ToNotary)
+        client = NotaryClient(tmp_path / "notary.sock", "gateway", server_uids=frozenset({os.getuid() + 1}))
+        running = asyncio.create_task(client.run())
+        peer = await server.accept()
+        await peer.gone.wait()
+        assert peer.heard.empty()
+        await refusal(asyncio.create_task(client.open(opened("r-1"))))
+        running.cancel()
+        await asyncio.wait([running])
+        server.stop()
 
     run(scenario)
