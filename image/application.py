@@ -52,7 +52,7 @@ _SKIPPED: Final = re.compile(
 )
 
 
-class WrongWheel(Exception):  # noqa: N818 - says what is wrong
+class WrongWheel(Exception):
     """A wheel is missing, or is not the locked one."""
 
 

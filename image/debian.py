@@ -47,7 +47,7 @@ EXTENSIONS_WITHOUT: Final = ("_curses", "_dbm", "_crypt", "readline", "nis", "_t
 USER_ID: Final = 10001
 
 
-class WrongHost(Exception):  # noqa: N818 - says what is wrong
+class WrongHost(Exception):
     """This machine cannot make the image."""
 
 

@@ -62,7 +62,9 @@ def make_environment() -> Path:
 
 def install(python: Path, *arguments: str) -> None:
     say(f"installing {Path(arguments[-1]).name}")
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments], check=True)
+    subprocess.run(
+        [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments], check=True
+    )
 
 
 def cache_directory() -> Path:
@@ -86,7 +88,9 @@ def engine_wheel() -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        sys.exit(f"cannot keep the compiled engine in {directory}: {error.strerror}. Set PADDOCK_CACHE to a folder of yours.")
+        sys.exit(
+            f"cannot keep the compiled engine in {directory}: {error.strerror}. Set PADDOCK_CACHE to a folder of yours."
+        )
     with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
         built = build_engine(Path(scratch))
         return Path(shutil.move(built, directory / built.name))  # same file system: the wheel appears whole
@@ -108,9 +112,12 @@ def build_engine(scratch: Path) -> Path:
     command += ["--no-build-isolation", "--require-hashes", "-r", str(REQUIREMENTS / "engine.txt")]
     command += ["--wheel-dir", str(scratch / "wheels")]
     log = scratch.parent / "build.log"
-    with log.open("w") as file, subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    ) as process:
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as process,
+    ):
         assert process.stdout is not None
         follow(process.stdout, file)
     if process.returncode != 0:

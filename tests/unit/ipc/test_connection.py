@@ -62,7 +62,9 @@ def test_message_and_descriptor_arrive_together() -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize("junk", [b"\xc1", b"junk", b"\x81" * 5000, b"\x91" * 100_000, b"\x80", b"\x00" * MAX_FRAME_BYTES])
+@pytest.mark.parametrize(
+    "junk", [b"\xc1", b"junk", b"\x81" * 5000, b"\x91" * 100_000, b"\x80", b"\x00" * MAX_FRAME_BYTES]
+)
 def test_malformed_frame_ends_the_connection(junk: bytes) -> None:
     async def scenario() -> None:
         left, right = ipc.channel_pair()
@@ -174,7 +176,7 @@ def test_caller_is_told_when_the_peer_goes_away() -> None:
         asked = asyncio.create_task(caller.ask(connection, ListModels(call=caller.next_call()), timeout_seconds=5))
         await asyncio.sleep(0)
         right.close()
-        with pytest.raises(ipc.CallFailed, match="peer closed|reset by peer"):
+        with pytest.raises(ipc.CallFailed, match=r"peer closed|reset by peer"):
             await asked
 
     run(scenario)
