@@ -317,6 +317,17 @@ def test_time_limit_has_no_effect_after_the_end() -> None:
     run(scenario)
 
 
+def test_time_limit_of_an_answer_that_is_over_touches_nothing() -> None:
+    async def scenario() -> None:
+        world = World(request_timeout_seconds=0.01)
+        async with world.pipeline.answer(world.exchange(), chat_request()):
+            pass
+        await asyncio.sleep(0.03)  # past the limit: there is no event to wait for
+        assert world.models.answers[0].cancels == 1
+
+    run(scenario)
+
+
 def test_detail_of_a_runner_is_cut_before_it_is_recorded() -> None:
     async def scenario() -> None:
         world = World()
