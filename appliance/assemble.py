@@ -13,12 +13,14 @@ import os
 import pwd
 import socket
 import time
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Final, Literal
 
 from appliance import __version__, settings
 from appliance.core.admit import AdmitLimits
 from appliance.core.quota import Budget
+from appliance.core.records import ModelRef
 from appliance.core.refusals import Fault, Misconfigured, Reason, Refused
 from appliance.core.values import VerifiedModel
 from appliance.gateway import serve as gateway_process
@@ -26,7 +28,9 @@ from appliance.gateway.app import build_app
 from appliance.gateway.chat import BodyLimits, ChatRoute
 from appliance.gateway.gate import Gate
 from appliance.gateway.pipeline import Pipeline, Ports
+from appliance.gateway.slots import Slots
 from appliance.gateway.warden_client import WardenClient
+from appliance.gateway.wire import WireLimits
 from appliance.identity.keys import load_keys
 from appliance.identity.tokens import JwtVerifier
 from appliance.ipc.connection import listen
@@ -47,6 +51,7 @@ from appliance.warden.ports import Launcher
 
 KEYS_WAIT_SECONDS: Final = 30.0
 RESERVATION_SLACK_SECONDS: Final = 300
+REQUEST_SLACK_SECONDS: Final = 60
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +75,6 @@ async def gateway(config: Settings) -> None:
         Ports(
             models=warden,
             policy=policy,
-            rates=RequestRates(requests_per_minute=config.limits.principal_requests_per_minute),
             budget=MemoryTokenBudget(_budget(config), now_seconds=_now_seconds),
             audit=notary,
             limits=AdmitLimits(
@@ -93,6 +97,8 @@ async def gateway(config: Settings) -> None:
             max_lifetime_seconds=config.identity.max_lifetime_seconds,
         ),
         addresses=AddressGate(requests_per_minute=config.limits.address_requests_per_minute),
+        rates=RequestRates(requests_per_minute=config.limits.principal_requests_per_minute),
+        slots=Slots(config.limits.concurrent_requests or max(1, config.models.slots - 1)),
         allowed_hosts=config.allowed_hosts,
         now_seconds=_now_seconds,
     )
@@ -101,6 +107,7 @@ async def gateway(config: Settings) -> None:
         notary=notary,
         warden=warden,
         policy=policy,
+        limits=WireLimits(request_seconds=_longest_request_seconds(config)),
         listeners=lambda: _gateway_sockets(config),
     )
 
@@ -114,6 +121,16 @@ def _policy(config: Settings) -> ReloadingPolicy:
 
 def _notary_client(config: Settings, role: Literal["gateway", "warden"]) -> NotaryClient:
     return NotaryClient(config.notary_socket, role, server_uids=frozenset({0, _uid(config.users.notary)}))
+
+
+def _longest_request_seconds(config: Settings) -> int:
+    """After which a connection ends whatever its request is waiting for: its body, a model, the answer, its reader."""
+    return (
+        config.gateway.body_timeout_seconds
+        + config.models.load_timeout_seconds
+        + config.gateway.request_timeout_seconds
+        + REQUEST_SLACK_SECONDS
+    )
 
 
 def _budget(config: Settings) -> Budget:
@@ -152,6 +169,12 @@ class TrustingStore:
 
     def names(self) -> list[str]:
         return list(self._store.entries())
+
+    def stamp(self, name: str) -> Hashable:
+        return self._store.stamp(name), TrustedKeys.stamp(self._trust_dir)
+
+    def reference(self, name: str) -> ModelRef:
+        return self._store.reference(name, TrustedKeys.load(self._trust_dir))
 
     def verify(self, name: str) -> VerifiedModel:
         return self._store.verify(name, TrustedKeys.load(self._trust_dir))

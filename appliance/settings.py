@@ -45,10 +45,12 @@ class IdentitySettings(Value, frozen=True, kw_only=True):
 
 
 class LimitSettings(Value, frozen=True, kw_only=True):
-    """Requests per address and per principal, and tokens per principal and window."""
+    """Requests per address and per principal, and tokens per principal and window. 0 ``concurrent_requests`` of one
+    principal means one fewer than a runner has slots, at least one, so that nobody holds them all."""
 
     address_requests_per_minute: Positive = 1200
     principal_requests_per_minute: Positive = 120
+    concurrent_requests: Annotated[int, Meta(ge=0, le=100_000)] = 0
     budget_tokens: Positive = 1_000_000
     budget_window_seconds: Annotated[int, Meta(ge=1, le=31 * 86400)] = 86400
 

@@ -62,6 +62,7 @@ CONFIG: Final = f"""\
 [limits]
 address_requests_per_minute = 1_000_000_000
 principal_requests_per_minute = 1_000_000_000
+concurrent_requests = 100_000
 budget_tokens = 1_000_000_000_000
 [models]
 context_tokens = {CONTEXT_TOKENS}

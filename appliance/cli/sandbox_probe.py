@@ -26,7 +26,7 @@ import appliance
 from appliance.core.refusals import Fault
 from appliance.core.values import Value
 from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder, encode
-from appliance.ipc.messages import FromRunner, Load, LoadFailed, Probe, ProbeResult, Ready
+from appliance.ipc.messages import Fenced, FromRunner, Load, LoadFailed, Probe, ProbeResult, Ready
 from appliance.sandbox.probe import ATTEMPTS, CONTROLS, WITHOUT_FILTERS
 
 DEMO_MODEL: Final = Path(appliance.__file__).parent / "data" / "paddock-demo.gguf"
@@ -101,12 +101,16 @@ async def _attempt(launcher: Launcher, name: str) -> ProbeOutcome:
 
 
 async def _bring_up(channel: socket.socket) -> None:
+    _require(await _next(channel), Fenced)
     with DEMO_MODEL.open("rb") as model:
         socket.send_fds(channel, [encode(_LOAD)], [model.fileno()])
-    first = await _next(channel)
-    if isinstance(first, LoadFailed):
-        raise Fault(f"the runner refused: {first.reason}: {first.detail}")
-    if not isinstance(first, Ready):
+    _require(await _next(channel), Ready)
+
+
+def _require(answer: FromRunner | None, expected: type) -> None:
+    if isinstance(answer, LoadFailed):
+        raise Fault(f"the runner refused: {answer.reason}: {answer.detail}")
+    if not isinstance(answer, expected):
         raise Fault("the runner ended before it was ready")
 
 

@@ -15,8 +15,8 @@ from appliance.core.values import Admission, ChatRequest, Obligations, Principal
 
 TEMPLATE_TOKENS: Final = 256
 TEMPLATE_TOKENS_PER_MESSAGE: Final = 32
-LONGEST_TOKEN_BYTES: Final = 256
-"""No tokenizer in use packs more text into one token; longer prompts are refused without asking the runner."""
+PROMPT_BYTES_PER_TOKEN: Final = 16
+"""Far above what any language or program needs on average; a longer prompt is refused without asking the runner."""
 
 
 class AdmitLimits(Value, frozen=True, kw_only=True):
@@ -37,7 +37,7 @@ def admit(
     context = min(limits.context_tokens, model.facts.context_tokens)
     prompt_bytes = sum(len(message.content.encode()) for message in request.messages)
     bound = prompt_bytes + TEMPLATE_TOKENS_PER_MESSAGE * len(request.messages) + TEMPLATE_TOKENS
-    if prompt_bytes > context * LONGEST_TOKEN_BYTES:
+    if prompt_bytes > context * PROMPT_BYTES_PER_TOKEN:
         raise Refused(Reason.PROMPT_TOO_LONG, f"{prompt_bytes} bytes cannot fit {context} tokens", param="messages")
     return Admission(
         model=model,

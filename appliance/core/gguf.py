@@ -29,6 +29,8 @@ MAX_TEMPLATE_BYTES: Final = 256 * 1024
 MAX_ARRAY_ELEMENTS: Final = 2_000_000
 MAX_ALL_ARRAY_ELEMENTS: Final = 4_000_000
 MAX_VOCABULARY_TOKENS: Final = 524_288
+MAX_TOKEN_BYTES: Final = 256
+"""The longest in use are runs of 128 spaces. What is charged for text rests on it (``core.meter``)."""
 MAX_BLOCKS: Final = 512
 MAX_EXPERTS: Final = 1024
 MAX_EMBEDDING_LENGTH: Final = 65_536
@@ -97,7 +99,7 @@ _BYTE_TOKEN_TEXT = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 _ONE_LINE_KEYS: Final = {"general.architecture", "general.name", "tokenizer.ggml.model", "tokenizer.ggml.pre"}
 
 
-class GgufInvalid(Exception):  # noqa: N818 - says what the file is
+class GgufInvalid(Exception):
     """The file is not a GGUF that Paddock loads. ``reason`` is a kebab-case code that starts with ``gguf-``."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -106,7 +108,7 @@ class GgufInvalid(Exception):  # noqa: N818 - says what the file is
         self.detail = detail
 
 
-class NeedMore(Exception):  # noqa: N818 - not an error: an order
+class NeedMore(Exception):
     """The header goes on beyond the bytes given. Call again with at least the first ``n_bytes`` of the file."""
 
     def __init__(self, n_bytes: int) -> None:
@@ -421,7 +423,10 @@ def _check_vocabulary(metadata: _Metadata, architecture: str) -> int:
     declared = metadata.u32(f"{architecture}.vocab_size")
     _require(declared in {None, tokens.length}, "gguf-vocabulary", f"vocab_size {declared} of {tokens.length} tokens")
     # Two equal tokens make the engine abort; a set of their bytes is the costliest thing in this file.
-    _require(len(set(metadata.strings(tokens))) == tokens.length, "gguf-vocabulary", "two tokens are equal")
+    texts = set(metadata.strings(tokens))
+    _require(len(texts) == tokens.length, "gguf-vocabulary", "two tokens are equal")
+    longest = max(map(len, texts))
+    _require(longest <= MAX_TOKEN_BYTES, "gguf-vocabulary", f"a token of {longest} bytes")
     metadata.array("tokenizer.ggml.merges", _STRING)
     _check_parallel(metadata, "tokenizer.ggml.scores", _FLOAT32, "<f", tokens.length, isfinite)
     types = _check_parallel(

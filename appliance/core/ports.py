@@ -49,8 +49,11 @@ class AddressLimiter(Protocol):
 
 
 class RateLimiter(Protocol):
-    async def admit(self, principal_key: str, model: Digest) -> None:
-        """Counts one request. Raises ``Refused(RATE_LIMITED)`` with a retry time, or ``Fault`` if the store is down."""
+    async def admit(self, principal_key: str) -> None:
+        """Counts one request, whatever it asks for.
+
+        Raises ``Refused(RATE_LIMITED)`` with a retry time, or ``Fault`` if the store is down.
+        """
         ...
 
 

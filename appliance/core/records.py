@@ -9,6 +9,8 @@ answer, and ``Closed``, written whatever happens.
 
 from typing import Any, Literal
 
+from msgspec import UNSET, UnsetType
+
 from appliance.core.codec import canonical_json, json_decoder
 from appliance.core.values import (
     Decision,
@@ -17,6 +19,7 @@ from appliance.core.values import (
     RunnerFacts,
     Signer,
     Value,
+    VerifiedModel,
 )
 
 
@@ -41,6 +44,10 @@ class ModelRef(Value, frozen=True, kw_only=True):
     bundle_digest: Digest
 
 
+def reference(model: VerifiedModel) -> ModelRef:
+    return ModelRef(name=model.name, digest=model.digest, signer=model.signer, bundle_digest=model.bundle_digest)
+
+
 class Opened(Value, frozen=True, kw_only=True, tag="opened", tag_field="event"):
     """An answer is about to begin: everything was checked and paid for. ``policy_input`` is what the policy saw."""
 
@@ -60,6 +67,7 @@ Outcome = Literal[
     "completed",
     "truncated",
     "cancelled",
+    "refused",
     "runner-lost",
     "runner-error",
     "gateway-error",
@@ -68,7 +76,8 @@ Outcome = Literal[
 
 
 class Closed(Value, frozen=True, kw_only=True, tag="closed", tag_field="event"):
-    """How the answer ended and what it cost. ``gateway-lost`` is written by the notary for a gateway that died."""
+    """How the answer ended and what it cost. ``refused`` is the runner's no to a request that it did not begin, and
+    ``gateway-lost`` is written by the notary for a gateway that died."""
 
     request_id: str
     outcome: Outcome
@@ -96,10 +105,12 @@ class RefusedRequest(Value, frozen=True, kw_only=True, tag="refused", tag_field=
 
 
 class RefusalSummary(Value, frozen=True, kw_only=True, tag="refusal-summary", tag_field="event"):
-    """Refusals before anybody was identified, counted per reason, so that strangers cannot steer the log's size."""
+    """Refusals counted per reason, so that nobody steers the log's size: without an ``actor`` those before anybody was
+    identified, else those of one principal that asked too often. ``actor`` is left out of the JSON when absent."""
 
     interval_seconds: int
     counts: dict[str, int]
+    actor: Actor | UnsetType = UNSET
 
 
 class PolicyLoaded(Value, frozen=True, kw_only=True, tag="policy-loaded", tag_field="event"):
@@ -125,9 +136,12 @@ class ModelRefused(Value, frozen=True, kw_only=True, tag="model-refused", tag_fi
 
 
 class RunnerEnded(Value, frozen=True, kw_only=True, tag="runner-ended", tag_field="event"):
+    """``exit_status`` is minus the signal for one that was killed, and None where nobody told the warden. ``detail`` is
+    why the warden ended it, if it did."""
+
     runner_id: str
     model_digest: Digest
-    exit_status: int
+    exit_status: int | None
     detail: str
 
 

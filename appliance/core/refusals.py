@@ -17,6 +17,7 @@ class Reason(Enum):
     """The closed list: kebab-case code, HTTP status, public text."""
 
     # the wire (stage 0)
+    REQUEST_MALFORMED = ("request-malformed", 400, "The request is not well-formed HTTP.")
     HOST_INVALID = ("host-invalid", 400, "The request needs exactly one valid Host header.")
     HOST_FOREIGN = ("host-foreign", 421, "This server does not answer for that host.")
     PATH_INVALID = ("path-invalid", 400, "The request path is not in canonical form.")
@@ -45,6 +46,7 @@ class Reason(Enum):
     # limits (stage 5)
     ADDRESS_RATE_LIMITED = ("address-rate-limited", 429, "Too many requests from this address.")
     RATE_LIMITED = ("rate-limited", 429, "Too many requests.")
+    TOO_MANY_STREAMS = ("too-many-streams", 429, "Too many requests at the same time.")
     BUDGET_EXHAUSTED = ("budget-exhausted", 429, "The token budget is used up.")
     BUDGET_TOO_SMALL = ("budget-too-small", 400, "The request is larger than the whole token budget.")
     # audit (stage 6)

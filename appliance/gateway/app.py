@@ -13,7 +13,6 @@ from litestar import Litestar, Request, asgi, get
 from litestar.enums import MediaType
 from litestar.params import FromPath
 
-from appliance.core.refusals import Reason, Refused
 from appliance.gateway.chat import ChatRoute
 from appliance.gateway.gate import exchange_of
 from appliance.gateway.pipeline import Pipeline
@@ -37,13 +36,10 @@ def build_app(pipeline: Pipeline, chat: ChatRoute) -> Litestar:
 
     @get("/v1/models/{model_id:str}", media_type=MediaType.JSON)
     async def get_model(request: _Request, model_id: FromPath[str]) -> dict[str, Any]:
-        """An absent model and a forbidden one get the same answer."""
-        exchange = exchange_of(request.scope, "/v1/models/{model_id}")
-        exchange.model_name = model_id
-        for model in await pipeline.visible_models(exchange):
-            if model.name == model_id:
-                return openai.model_object(model)
-        raise Refused(Reason.MODEL_NOT_FOUND, f"model {model_id[:128]!r}")
+        """An absent model and a forbidden one get the same answer; the record tells them apart."""
+        return openai.model_object(
+            await pipeline.visible_model(exchange_of(request.scope, "/v1/models/{model_id}"), model_id)
+        )
 
     @asgi("/v1/chat/completions", copy_scope=False)
     async def chat_completions(scope: Any, receive: Any, send: Any) -> None:

@@ -46,9 +46,9 @@ class ChatRoute:
         )
         request = openai.decode_request(body)
         async with self._pipeline.answer(exchange, request) as answer:
-            first = await answer.events()  # a runner that refuses does so here, before the status line
             watcher = asyncio.create_task(_cancel_when_gone(receive, answer))
             try:
+                first = await answer.events()  # a runner that refuses does so here, before the status line
                 if request.stream:
                     await _stream(exchange, request, answer, first, send)
                 else:
@@ -116,9 +116,9 @@ async def _stream(
                 break
             events = await answer.events()
         answer.require_whole()
-    except Refused as refusal:
+    except Refused as refusal:  # goes no further: the answer has begun, and knows its outcome
         await body.write(sse.event(msgspec.json.encode(openai_error(refusal))), last=True)
-        raise
+        return
     finally:
         pinger.cancel()
     last = sse.event(writer.finish(answer.meter.end.reason))

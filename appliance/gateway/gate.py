@@ -1,29 +1,33 @@
 """The one door: every HTTP request comes in here, and every error goes out here.
 
-(1) the wire guard; (2) the coarse limit per address; (3) a verified bearer token, for every path but ``/healthz``.
+(1) the wire guard; (2) the coarse limit per address; (3) a verified bearer token, for everything but ``GET /healthz``;
+(4) one of the principal's slots; (5) its request rate, whatever the request asks for.
 It wraps the whole application, so no route, and no path without a route, can be reached without a token.
 
-Trusts: the verifier and the limiter that ``assemble`` gives it.
+Trusts: the verifier and the limiters that ``assemble`` gives it.
 Promises: what is routed carries an ``Exchange`` of a verified principal; a refusal to a known principal is recorded
-    before it is answered; nothing of an unexpected error reaches the caller.
+    before it is answered, or counted for the next summary where only its frequency was refused (``tally``); nothing of
+    an unexpected error reaches the caller.
 Not here: what the principal may do (``pipeline``).
 """
 
 import logging
 import secrets
-from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Final
 
 from litestar.exceptions import HTTPException, MethodNotAllowedException
 
 from appliance.core.claims import principal
-from appliance.core.ports import AddressLimiter, TokenVerifier
+from appliance.core.ports import AddressLimiter, RateLimiter, TokenVerifier
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.gateway import guard
 from appliance.gateway.asgi import AsgiApp, Message, Receive, Scope, Send, header, peer_of
-from appliance.gateway.pipeline import Exchange, Pipeline
+from appliance.gateway.pipeline import Exchange, Pipeline, actor_of
 from appliance.gateway.problems import send_refusal
+from appliance.gateway.slots import Slots
+from appliance.gateway.tally import COUNTED, Tally
 
 PUBLIC_PATH: Final = b"/healthz"
 _EXCHANGE: Final = "paddock.exchange"
@@ -39,7 +43,7 @@ def exchange_of(scope: Any, route: str) -> Exchange:
 
 
 class Gate:
-    """An ASGI application around another. ``refusals`` counts, per reason code, those before a principal was known."""
+    """An ASGI application around another. ``refusals`` are those without a record of their own."""
 
     def __init__(
         self,
@@ -48,6 +52,8 @@ class Gate:
         *,
         verifier: TokenVerifier,
         addresses: AddressLimiter,
+        rates: RateLimiter,
+        slots: Slots,
         allowed_hosts: frozenset[str],
         now_seconds: Callable[[], int],
     ) -> None:
@@ -55,9 +61,11 @@ class Gate:
         self._pipeline = pipeline
         self._verifier = verifier
         self._addresses = addresses
+        self._rates = rates
+        self._slots = slots
         self._allowed_hosts = allowed_hosts
         self._now_seconds = now_seconds
-        self.refusals: Counter[str] = Counter()
+        self.refusals = Tally()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["type"]:
@@ -73,8 +81,9 @@ class Gate:
         path = scope["path"]
         try:
             try:
-                self._admit(scope, request_id)
-                await self._inner(scope, receive, send)
+                with ExitStack() as held:
+                    await self._admit(scope, request_id, held)
+                    await self._inner(scope, receive, send)
             except Exception as error:  # noqa: BLE001 - the one place where everything unexpected becomes a 503
                 refusal = await self._recorded(scope, _as_refusal(error, request_id))
                 if not send.started:
@@ -83,26 +92,31 @@ class Gate:
         except OSError as error:
             log.info("request %s: the client left: %s", request_id, error)
 
-    def _admit(self, scope: Scope, request_id: str) -> None:
-        """Steps (1) to (3). Raises ``Refused``, or ``Fault`` when a limiter fails: then nobody gets through."""
+    async def _admit(self, scope: Scope, request_id: str, held: ExitStack) -> None:
+        """Steps (1) to (5). Raises ``Refused``, or ``Fault`` when a limiter fails: then nobody gets through."""
         guard.check(scope, self._allowed_hosts)
         self._addresses.check(scope)
-        if scope["raw_path"] == PUBLIC_PATH:
+        if (scope["method"], scope["raw_path"]) == ("GET", PUBLIC_PATH):
             return
         claims = self._verifier.verify(_bearer_token(scope), now_seconds=self._now_seconds())
-        scope[_EXCHANGE] = Exchange(
+        scope[_EXCHANGE] = exchange = Exchange(
             request_id=request_id,
             principal=principal(claims),
             peer=peer_of(scope),
             method=scope["method"],
             route="-",  # until a route is found: a caller's own path has no place in a record
         )
+        held.enter_context(self._slots.taken(exchange.principal.key))
+        await self._rates.admit(exchange.principal.key)
 
     async def _recorded(self, scope: Scope, refusal: Refused) -> Refused:
         exchange: Exchange | None = scope.get(_EXCHANGE)
         if exchange is None:
-            self.refusals[refusal.reason.code] += 1
+            self.refusals.strangers[refusal.reason.code] += 1
             log.info("refused: %s: %r", refusal.reason.code, refusal.detail)
+            return refusal
+        if refusal.reason in COUNTED:
+            self.refusals.count(actor_of(exchange.principal), refusal.reason)
             return refusal
         return await self._pipeline.record_refusal(exchange, refusal)
 

@@ -2,9 +2,9 @@
 
 ====  =======================  =====================================================================
 0     guard, decode            ``guard``, ``surfaces``: bytes -> typed request
-1, 2  verify, principal        ``app``: bearer token -> ``Principal``
+1, 2  verify, principal        ``gate``: bearer token -> ``Principal``, one of its slots, its request rate
 3     admit                    does it fit the model, and what may it cost at worst?
-4     decide                   policy; the request rate counts also what policy then denies
+4     decide                   policy
 5     reserve                  tokens set aside
 \\     lease                    a live runner of a verified model, so that the record can name it
 6     record *opened*          durable before the first byte of the answer
@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.core import decide
-from appliance.core.admit import AdmitLimits, admit, constrain, may_name
+from appliance.core.admit import AdmitLimits, admit, constrain, find_model, may_name
 from appliance.core.meter import Meter
-from appliance.core.ports import AuditLog, Lease, Models, PolicyEngine, RateLimiter, RunnerAnswer, TokenBudget
+from appliance.core.ports import AuditLog, Lease, Models, PolicyEngine, RunnerAnswer, TokenBudget
 from appliance.core.records import Actor, Closed, ModelRef, Opened, Outcome, RefusedRequest
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import (
@@ -68,7 +68,6 @@ class Ports:
 
     models: Models
     policy: PolicyEngine
-    rates: RateLimiter
     budget: TokenBudget
     audit: AuditLog
     limits: AdmitLimits
@@ -85,11 +84,19 @@ class Answer:
         self._started = time.monotonic()
         self._first_token: float | None = None
         self._timed_out = False
+        self._heard = False
+        self._refusal: Refused | None = None
         self.admission = admission
 
     async def events(self) -> list[AnswerEvent]:
-        """Stages 7 and 8: the next events, at least one; the last is ``End``. Raises ``Refused(RUNNER_LOST)``."""
-        events = await self._runner.events()
+        """Stages 7 and 8: the next events, at least one; the last is ``End``. Raises what the runner or its channel
+        refused, as ``core.ports.RunnerAnswer`` says."""
+        try:
+            events = await self._runner.events()
+        except Refused as refusal:
+            self._refusal = refusal
+            raise
+        self._heard = True
         for event in events:
             self._meter.feed(event)
             if self._first_token is None and isinstance(event, Delta):
@@ -110,9 +117,31 @@ class Answer:
         """After ``End``: raises ``Refused`` unless the runner ended the answer by itself or the caller left."""
         end = self._meter.end
         if end is not None and end.reason == "error":
-            raise Refused(Reason.RUNNER_ERROR, end.detail)
+            self._refusal = Refused(Reason.RUNNER_ERROR, end.detail)
         if end is not None and end.reason == "cancelled" and self._timed_out:
-            raise Refused(Reason.REQUEST_TIMEOUT)
+            self._refusal = Refused(Reason.REQUEST_TIMEOUT)
+        if self._refusal is not None:
+            raise self._refusal
+
+    def outcome(self) -> tuple[Outcome, str]:
+        """What the record says, whether or not the surface let the refusal pass on."""
+        if self._refusal is not None:
+            return _REFUSED_OUTCOMES.get(self._refusal.reason, "refused"), str(self._refusal)
+        match self._meter.end.reason if self._meter.end else "cancelled":
+            case "stop":
+                return "completed", ""
+            case "length":
+                return "truncated", ""
+            case _:  # also when the surface stopped reading before the runner's last word
+                return "cancelled", ""
+
+    def charge(self) -> tuple[int, int]:
+        """Prompt and completion tokens. A runner that was given the prompt and was never heard of again may have worked
+        through all of it: what is not known is charged."""
+        usage = self._meter.usage()
+        if self._heard or (self._refusal is not None and self._refusal.reason is not Reason.RUNNER_LOST):
+            return usage.prompt_tokens, usage.completion_tokens
+        return self.admission.max_prompt_tokens, usage.completion_tokens
 
     @property
     def meter(self) -> Meter:
@@ -132,7 +161,10 @@ class Pipeline:
         self._ports = ports
 
     async def visible_models(self, exchange: Exchange) -> list[VerifiedModel]:
-        """The verified models that the token names and policy lets the principal see."""
+        """The verified models that the token names and policy lets the principal see.
+
+        A model that policy hides is left out and not recorded: a list refuses nobody.
+        """
         catalogue = await self._catalogue()
         visible = []
         for model in catalogue:
@@ -142,13 +174,23 @@ class Pipeline:
                     visible.append(model)
         return visible
 
+    async def visible_model(self, exchange: Exchange, name: str) -> VerifiedModel:
+        """One of those. Raises ``Refused(MODEL_NOT_FOUND)`` alike for an absent and a forbidden one; with the latter
+        the exchange carries the decision, so that its record says who denied it."""
+        exchange.model_name = name
+        model = find_model(name, exchange.principal, await self._catalogue())
+        decision, document = await self._decide(exchange, model)
+        exchange.decision, exchange.policy_input = decision, document
+        if not decision.allow:
+            raise Refused(Reason.MODEL_NOT_FOUND, f"hidden by policy: {', '.join(decision.reasons)}", param="model")
+        return model
+
     @asynccontextmanager
     async def answer(self, exchange: Exchange, request: ChatRequest) -> AsyncIterator[Answer]:
         """Stages 3 to 9. Raises ``Refused`` before the answer begins; inside, only the caller's own exceptions pass."""
         ports, principal = self._ports, exchange.principal
         exchange.model_name = request.model
         admission = admit(request, principal, await self._catalogue(), ports.limits)  # 3
-        await ports.rates.admit(principal.key, admission.model.digest)
         decision, document = await self._decide(exchange, admission)  # 4
         exchange.decision, exchange.policy_input = decision, document
         decide.require_allowed(decision)
@@ -180,9 +222,9 @@ class Pipeline:
             answer = Answer(runner, admission)
             timer = asyncio.get_running_loop().call_later(self._ports.request_timeout_seconds, answer.time_out)
             yield answer
-            outcome, detail = _outcome(answer)
+            outcome, detail = answer.outcome()
         except Refused as refusal:
-            outcome, detail = _REFUSED_OUTCOMES.get(refusal.reason, "runner-error"), str(refusal)
+            outcome, detail = _REFUSED_OUTCOMES.get(refusal.reason, "refused"), str(refusal)
             raise
         except asyncio.CancelledError:
             outcome, detail = "cancelled", "the gateway stopped"
@@ -195,25 +237,27 @@ class Pipeline:
     async def _close(
         self, exchange: Exchange, reservation: Reservation, answer: Answer | None, outcome: Outcome, detail: str
     ) -> None:
-        if answer is None:
-            prompt_tokens = completion_tokens = spent = 0
-        else:
+        prompt_tokens = completion_tokens = 0
+        if answer is not None:
             answer.cancel()  # no-op once the runner has said its last word
-            usage = answer.meter.usage()
-            prompt_tokens, completion_tokens, spent = usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
-        self._ports.audit.close(
-            Closed(
-                request_id=exchange.request_id,
-                outcome=outcome,
-                prompt_tokens=prompt_tokens,
-                completion_tokens=completion_tokens,
-                returned_tokens=max(0, reservation.tokens - spent),
-                first_token_ms=answer.first_token_ms() if answer else None,
-                total_ms=answer.total_ms() if answer else 0,
-                detail=detail[:500],
+            prompt_tokens, completion_tokens = answer.charge()
+        spent = prompt_tokens + completion_tokens
+        returned_tokens = max(0, reservation.tokens - spent)  # what settling is about to say, should it be cut short
+        try:
+            returned_tokens = await self._ports.budget.settle(reservation, spent)
+        finally:
+            self._ports.audit.close(
+                Closed(
+                    request_id=exchange.request_id,
+                    outcome=outcome,
+                    prompt_tokens=prompt_tokens,
+                    completion_tokens=completion_tokens,
+                    returned_tokens=returned_tokens,
+                    first_token_ms=answer.first_token_ms() if answer else None,
+                    total_ms=answer.total_ms() if answer else 0,
+                    detail=detail[:500],
+                )
             )
-        )
-        await self._ports.budget.settle(reservation, spent)
 
     async def _catalogue(self) -> tuple[VerifiedModel, ...]:
         try:
@@ -250,7 +294,7 @@ class Pipeline:
             await self._ports.audit.open(
                 RefusedRequest(
                     request_id=exchange.request_id,
-                    actor=_actor(exchange.principal),
+                    actor=actor_of(exchange.principal),
                     peer=exchange.peer,
                     method=exchange.method,
                     route=exchange.route,
@@ -269,22 +313,14 @@ class Pipeline:
 
 _REFUSED_OUTCOMES: dict[Reason, Outcome] = {
     Reason.RUNNER_LOST: "runner-lost",
+    Reason.RUNNER_ERROR: "runner-error",
     Reason.REQUEST_TIMEOUT: "cancelled",
 }
+"""Any other is the runner's no before it began."""
 
 
-def _outcome(answer: Answer) -> tuple[Outcome, str]:
-    """What the runner's last word means for the record. Without one the surface stopped reading early."""
-    match answer.meter.end.reason if answer.meter.end else "cancelled":
-        case "stop":
-            return "completed", ""
-        case "length":
-            return "truncated", ""
-        case _:
-            return "cancelled", ""
-
-
-def _actor(principal: Principal) -> Actor:
+def actor_of(principal: Principal) -> Actor:
+    """The principal as every record names it."""
     return Actor(
         key=principal.key,
         issuer=principal.issuer,
@@ -302,7 +338,7 @@ def _opened(exchange: Exchange, admission: Admission, lease: Lease, reservation:
         raise RuntimeError("stage 6 before stage 4")
     return Opened(
         request_id=exchange.request_id,
-        actor=_actor(exchange.principal),
+        actor=actor_of(exchange.principal),
         peer=exchange.peer,
         method=exchange.method,
         route=exchange.route,

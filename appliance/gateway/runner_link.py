@@ -1,22 +1,23 @@
 """The gateway's end of one runner's channel: many requests over one socket, each with its own queue of events.
 
 Trusts: the warden, who passed the descriptor and vouched for the runner's identity.
-Promises: an event reaches only the request that it names, and within the worst case that was admitted. A runner that
-    names a request which it was not given, sends events out of order, says more than was paid for, sends a descriptor,
-    falls silent or does not stop when told is reported to the warden and used no more; its requests end as
-    ``runner-lost``.
+Promises: an event reaches only the request that it names, and within the worst case that was admitted; what waits here
+    for a slow reader is bounded by that too, and so is the price that a runner can ask, from both sides. A runner that
+    names a request which it was not given, sends events out of order or without text, says more than was paid for or
+    asks less than its text must have cost, sends a descriptor, falls silent or does not stop when told is reported to
+    the warden and used no more; its requests end as ``runner-lost``.
 Not here: what was paid for (``pipeline``); which runner serves which model (``warden_client``).
 """
 
 import asyncio
-import os
 import secrets
 import socket
 import time
 from collections.abc import Callable
 from typing import Final
 
-from appliance.core.admit import LONGEST_TOKEN_BYTES
+from appliance.core.gguf import MAX_TOKEN_BYTES
+from appliance.core.meter import least_tokens, text_bytes
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Admission, AnswerEvent, Delta, End, RunnerFacts, Started
 from appliance.ipc.connection import Connection
@@ -34,6 +35,8 @@ from appliance.ipc.messages import (
 )
 
 RESET_SECONDS: Final = 10.0
+DELTAS_WITHOUT_TOKEN: Final = 4
+"""Each delta has a token of its own, but for the text that was held back until the end."""
 _REASONS: Final = {
     "prompt-too-long": Reason.PROMPT_TOO_LONG,
     "overloaded": Reason.OVERLOADED,
@@ -49,7 +52,7 @@ class RunnerLink:
         self._answers: dict[str, LinkAnswer] = {}
         self._nonce = secrets.token_hex(8)
         self._reset_done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._last_heard = time.monotonic()
+        self._last_heard = self._last_leased = time.monotonic()
         self._on_broken = on_broken
         decoder: FrameDecoder[FromRunner] = FrameDecoder(FromRunner)
         self._connection: Connection[FromRunner] = Connection(
@@ -109,6 +112,20 @@ class RunnerLink:
         elif any(answer.cancelled_at is not None and answer.cancelled_at < latest for answer in self._answers.values()):
             self.give_up(f"did not stop within {limit_seconds:.0f} s")
 
+    def leased(self) -> None:
+        """To be called whenever somebody is given this link: a while may pass until that one asks."""
+        self._last_leased = time.monotonic()
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long nobody has been given it and it has said nothing; 0 while it owes an answer."""
+        return 0.0 if self._answers else time.monotonic() - max(self._last_heard, self._last_leased)
+
+    def retire(self) -> None:
+        """Closes this end of an idle link. Nobody is at fault, so nobody is told."""
+        self._on_broken = lambda _link, _why: None
+        self._connection.close("retired")
+
     def give_up(self, why: str) -> None:
         """Ends the channel; every request in flight ends as ``runner-lost``."""
         self._connection.close(why)
@@ -126,13 +143,8 @@ class RunnerLink:
             answer.fail(Refused(Reason.RUNNER_LOST, why))
         self._on_broken(self, why)
 
-    def _heard(self, message: FromRunner, fds: list[int]) -> None:
+    def _heard(self, message: FromRunner, _fds: list[int]) -> None:
         self._last_heard = time.monotonic()
-        if fds:
-            for fd in fds:
-                os.close(fd)
-            self.give_up("a descriptor where none belongs")
-            return
         if not self._reset_done.done():
             if isinstance(message, ResetDone) and message.nonce == self._nonce:
                 self._reset_done.set_result(None)
@@ -176,9 +188,11 @@ class LinkAnswer:
 
     def __init__(self, send_cancel: Callable[[], None], admission: Admission) -> None:
         self._send_cancel = send_cancel
-        self._max_prompt_tokens = admission.max_prompt_tokens
-        self._max_completion_tokens = self._tokens_left = admission.max_completion_tokens
-        self._characters_left = admission.max_completion_tokens * LONGEST_TOKEN_BYTES
+        self._paid = admission
+        self._prompt_tokens = 0
+        self._told_tokens = 0
+        self._text_bytes = 0
+        self._deltas = 0
         self._pending: list[AnswerEvent] = []
         self._failure: Refused | None = None
         self.started = False
@@ -206,28 +220,54 @@ class LinkAnswer:
         self._send_cancel()
 
     def put(self, event: AnswerEvent) -> str:
-        """Empty, or what is wrong: ``Started`` comes first and once, and no number is above what was admitted."""
-        if isinstance(event, Started) == self.started and not isinstance(event, End):
-            return "events out of order"
-        if not self._is_paid_for(event):
-            return "more than was paid for"
-        self.started = True
-        self._pending.append(event)
-        self._notify()
-        return ""
+        """Empty, or what is wrong with it."""
+        wrong = self._judge(event)
+        if not wrong:
+            self.started = True
+            self._pending.append(event)
+            self._notify()
+        return wrong
 
-    def _is_paid_for(self, event: AnswerEvent) -> bool:
+    def _judge(self, event: AnswerEvent) -> str:
+        """``Started`` comes first and once; a runner that failed at once may leave it out."""
         match event:
             case Started():
-                return event.prompt_tokens <= self._max_prompt_tokens
+                if self.started:
+                    return "events out of order"
+                self._prompt_tokens = event.prompt_tokens
+                return self._judge_cost(0)
             case Delta():
-                self._tokens_left -= event.tokens
-                self._characters_left -= len(event.text)
-                return self._tokens_left >= 0 and self._characters_left >= 0
+                if not self.started:
+                    return "events out of order"
+                self._told_tokens += event.tokens
+                self._text_bytes += text_bytes(event.text)
+                self._deltas += 1
+                if not event.text:
+                    return "a delta without text"
+                if self._deltas > self._paid.max_completion_tokens + DELTAS_WITHOUT_TOKEN:
+                    return "more deltas than tokens"
+                return self._judge_cost(self._told_tokens)
             case End():
-                return event.prompt_tokens <= self._max_prompt_tokens and (
-                    event.completion_tokens <= self._max_completion_tokens
-                )
+                if self.started and event.prompt_tokens != self._prompt_tokens:
+                    return "another prompt than it started with"
+                self._prompt_tokens = event.prompt_tokens
+                if event.completion_tokens < max(self._told_tokens, least_tokens(self._text_bytes)):
+                    return "fewer tokens than its text must have"
+                return self._judge_cost(event.completion_tokens)
+
+    def _judge_cost(self, completion_tokens: int) -> str:
+        """The prompt is at least one token; everything else at most what was paid for, in tokens and in bytes."""
+        paid = self._paid
+        if self._prompt_tokens < 1:
+            return "a prompt for nothing"
+        if (
+            self._prompt_tokens > paid.max_prompt_tokens
+            or completion_tokens > paid.max_completion_tokens
+            or self._prompt_tokens + completion_tokens > paid.worst_case_tokens
+            or self._text_bytes > paid.max_completion_tokens * MAX_TOKEN_BYTES
+        ):
+            return "more than was paid for"
+        return ""
 
     def fail(self, failure: Refused) -> None:
         self._failure = failure

@@ -9,22 +9,28 @@ Not here: what is assembled (``appliance.assemble``).
 import asyncio
 import contextlib
 import logging
+import math
+import signal
 import socket
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Final, Protocol
 
 import uvicorn
 
-from appliance.core.records import PolicyLoaded, RefusalSummary
+from appliance.core.records import PolicyLoaded
 from appliance.core.refusals import Fault, Reason, Refused
+from appliance.gateway import wire
+from appliance.gateway.asgi import AsgiApp
 from appliance.gateway.gate import Gate
+from appliance.gateway.tally import Tally
 from appliance.gateway.warden_client import WardenClient
 from appliance.ipc.notary_client import NotaryClient
 
 NOTARY_START_SECONDS: Final = 30.0
 GRACE_SECONDS: Final = 10
 SUMMARY_SECONDS: Final = 60
+BACKLOG: Final = 256
+"""asyncio accepts as many at a time, each with a descriptor, before ``wire`` sees the first of them."""
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +50,7 @@ async def serve(
     notary: NotaryClient,
     warden: WardenClient,
     policy: RecordedPolicy,
+    limits: wire.WireLimits,
     listeners: Callable[[], Sequence[socket.socket]],
 ) -> None:
     """Runs until a signal; listens last. Raises ``Refused(AUDIT_UNAVAILABLE)`` while the log cannot be written, and
@@ -58,7 +65,7 @@ async def serve(
         sockets = listeners()
         log.info("listening on %s; policy %s", ", ".join(map(_name, sockets)), policy.record.policy_digest)
         async with _background(_summarise(gate.refusals, notary)), _background(policy.run(notary.open)):
-            await _uvicorn(gate).serve(sockets=list(sockets))
+            await http_server(gate, limits, gate.refusals).serve(sockets=list(sockets))
         _write_summary(gate.refusals, notary)
         with contextlib.suppress(TimeoutError):  # the notary closes as gateway-lost what it did not hear of
             async with asyncio.timeout(GRACE_SECONDS):
@@ -74,7 +81,7 @@ def listen(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
-        sock.listen(1024)
+        sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         raise Fault(f"cannot listen on {host} port {port}: {error.strerror}") from error
@@ -86,12 +93,12 @@ def _name(sock: socket.socket) -> str:
     return f"{address[0]} port {address[1]}" if isinstance(address, tuple) else str(address)
 
 
-def _uvicorn(gate: Gate) -> uvicorn.Server:
+def http_server(app: AsgiApp, limits: wire.WireLimits, refusals: Tally) -> uvicorn.Server:
     """Every option that bears on safety is written out, also where it is the default."""
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
-            gate,
-            http="httptools",
+            app,
+            http=wire.protocol(limits, refusals.strangers),
             ws="none",
             loop="asyncio",
             lifespan="on",
@@ -101,12 +108,22 @@ def _uvicorn(gate: Gate) -> uvicorn.Server:
             access_log=False,
             log_config=None,
             log_level=logging.WARNING,
-            timeout_keep_alive=30,
+            timeout_keep_alive=math.ceil(limits.keep_alive_seconds),
             timeout_graceful_shutdown=GRACE_SECONDS,
-            limit_concurrency=1000,
-            backlog=1024,
+            limit_concurrency=None,  # it counts idle connections; ``wire`` bounds both kinds
+            backlog=BACKLOG,
         )
     )
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Takes the signals for the rest of the loop's life. uvicorn would raise them once more when it has served,
+        which ends the process before its last records have reached the notary."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self.handle_exit, number, None)
+        yield
 
 
 @contextlib.asynccontextmanager
@@ -121,14 +138,12 @@ async def _background(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
             await task
 
 
-async def _summarise(refusals: Counter[str], notary: NotaryClient) -> None:
+async def _summarise(refusals: Tally, notary: NotaryClient) -> None:
     while True:
         await asyncio.sleep(SUMMARY_SECONDS)
         _write_summary(refusals, notary)
 
 
-def _write_summary(refusals: Counter[str], notary: NotaryClient) -> None:
-    """Strangers add to a count, never to the number of records."""
-    if refusals:
-        notary.close(RefusalSummary(interval_seconds=SUMMARY_SECONDS, counts=dict(refusals)))
-        refusals.clear()
+def _write_summary(refusals: Tally, notary: NotaryClient) -> None:
+    for summary in refusals.take(SUMMARY_SECONDS):
+        notary.close(summary)

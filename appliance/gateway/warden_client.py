@@ -1,7 +1,9 @@
 """The gateway's view of the warden: the catalogue, refreshed off the request path, and one lease per model.
 
 Trusts: whoever owns the warden's socket path.
-Promises: while the warden is away, models whose runners are alive go on being served and nothing new is loaded.
+Promises: while the warden is away, models whose runners are alive go on being served and nothing new is loaded; a
+    complaint about a runner is repeated until the warden has heard it, and no runner is leased anew before. When all
+    places are taken, the runner that has been idle longest makes room.
 Not here: loading and verifying (the warden); the channel's protocol (``runner_link``).
 """
 
@@ -13,16 +15,31 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from appliance.core.records import ModelRef, reference
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.core.values import Digest, VerifiedModel
+from appliance.core.values import VerifiedModel
 from appliance.gateway.runner_link import RunnerLink
 from appliance.ipc.connection import Caller, CallFailed, Connection, connect
 from appliance.ipc.frames import FrameDecoder
-from appliance.ipc.messages import AskLease, Complain, Failed, FromWarden, Leased, ListModels, ModelList
+from appliance.ipc.messages import (
+    NO_PLACE,
+    AskLease,
+    Complain,
+    Failed,
+    FromWarden,
+    Leased,
+    ListModels,
+    ModelList,
+    Release,
+)
 
 REFRESH_SECONDS: Final = 2.0
-LIST_SECONDS: Final = 120.0
+LIST_SECONDS: Final = 10.0
 RECONNECT_SECONDS: Final = 0.2
+IDLE_SECONDS: Final = 30.0
+"""A runner used less long ago is not given up for another model: two callers could make each other wait for ever."""
+
+_REASONS: Final = {reason.code: reason for reason in (Reason.MODEL_NOT_VERIFIED, Reason.AUDIT_UNAVAILABLE)}
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +55,10 @@ class WardenClient:
         self._connection: Connection[FromWarden] | None = None
         self._caller: Caller[FromWarden] = Caller()
         self._catalogue: tuple[VerifiedModel, ...] | None = None
-        self._links: dict[Digest, RunnerLink] = {}
-        self._leasing: dict[Digest, asyncio.Lock] = {}
+        self._links: dict[ModelRef, RunnerLink] = {}
+        self._leasing: dict[ModelRef, asyncio.Lock] = {}
+        self._complaints: dict[str, str] = {}
+        self._told: set[str] = set()  # those of them that were sent on this connection
 
     async def catalogue(self) -> tuple[VerifiedModel, ...]:
         """As last heard, at most some seconds old. Raises ``Fault`` before the warden has ever answered."""
@@ -48,12 +67,15 @@ class WardenClient:
         return self._catalogue
 
     async def lease(self, model: VerifiedModel) -> RunnerLink:
-        """Raises ``Refused(MODEL_NOT_VERIFIED | RUNNER_UNAVAILABLE)``, or ``Fault`` when the warden is away."""
-        async with self._leasing.setdefault(model.digest, asyncio.Lock()):
-            link = self._links.get(model.digest)
+        """Raises ``Refused(MODEL_NOT_VERIFIED | RUNNER_UNAVAILABLE | AUDIT_UNAVAILABLE)``, or ``Fault`` when the warden
+        is away."""
+        wanted = reference(model)
+        async with self._leasing.setdefault(wanted, asyncio.Lock()):
+            link = self._links.get(wanted)
             if link is None or link.broken:
-                link = await self._new_link(model)
-                self._links[model.digest] = link
+                link = await self._new_link(wanted)
+                self._links[wanted] = link
+            link.leased()
             return link
 
     async def run(self) -> None:
@@ -77,8 +99,13 @@ class WardenClient:
                 await asyncio.sleep(RECONNECT_SECONDS)
                 continue
             self._connection = Connection(
-                sock, self._decoder, on_message=self._caller.answered, on_closed=self._caller.disconnected
+                sock,
+                self._decoder,
+                on_message=self._caller.answered,
+                on_closed=self._caller.disconnected,
+                accepts_fds=True,
             )
+            self._told.clear()
             try:
                 await self._keep_fresh(self._connection)
             except (CallFailed, TimeoutError) as error:
@@ -90,41 +117,80 @@ class WardenClient:
 
     async def _keep_fresh(self, connection: Connection[FromWarden]) -> None:
         while True:
+            self._tell_complaints(connection)
+            told = frozenset(self._told)
             question = ListModels(call=self._caller.next_call())
             answer = await self._caller.ask(connection, question, timeout_seconds=LIST_SECONDS)
+            for runner_id in told:  # the warden reads in order: whoever answers this has heard them
+                self._complaints.pop(runner_id, None)
+            self._told -= told
             if isinstance(answer, ModelList):
-                self._catalogue = answer.models
+                self._take_over(answer)
             await asyncio.sleep(REFRESH_SECONDS)
 
-    async def _new_link(self, model: VerifiedModel) -> RunnerLink:
-        connection = self._connection
-        if connection is None:
-            raise Fault("the warden is away")
-        question = AskLease(call=self._caller.next_call(), digest=model.digest)
+    def _take_over(self, listed: ModelList) -> None:
+        """A warden that has just started is still hashing; what was known before stays until it has an opinion."""
+        kept = [model for model in self._catalogue or () if model.name in listed.pending]
+        models = (*listed.models, *kept)
+        if self._catalogue is not None or models or not listed.pending:
+            self._catalogue = tuple(sorted(models, key=lambda model: model.name))
+
+    def _tell_complaints(self, connection: Connection[FromWarden]) -> None:
+        with suppress(ConnectionError):  # told again on the next connection
+            for runner_id, why in self._complaints.items():
+                if runner_id not in self._told:
+                    connection.send(Complain(runner_id=runner_id, detail=why[:2000]))
+                    self._told.add(runner_id)
+
+    async def _new_link(self, wanted: ModelRef) -> RunnerLink:
+        """Asks once more when somebody idle could make room."""
         try:
-            answer, fds = await self._caller.ask_with_fds(
-                connection, question, timeout_seconds=self._load_timeout_seconds
-            )
+            answer, fds = await self._ask_lease(wanted)
+            if isinstance(answer, Failed) and answer.reason == NO_PLACE and self._release_idle():
+                _close(fds)
+                answer, fds = await self._ask_lease(wanted)
         except (CallFailed, TimeoutError) as error:
             raise Fault(f"no lease: {error}") from error
         match answer, fds:
-            case Leased(), [fd] if answer.runner.model_digest == model.digest:
+            case Leased(), [fd] if answer.runner.model_digest == wanted.digest:
                 link = RunnerLink(socket.socket(fileno=fd), answer.runner, self._broken)
                 await link.reset()
                 return link
             case Failed(), []:
-                reason = (
-                    Reason.MODEL_NOT_VERIFIED if answer.reason == "model-not-verified" else Reason.RUNNER_UNAVAILABLE
-                )
-                raise Refused(reason, answer.detail)
-        for fd in fds:
-            os.close(fd)
+                raise Refused(_REASONS.get(answer.reason, Reason.RUNNER_UNAVAILABLE), answer.detail)
+        _close(fds)
         raise Fault("the warden answered something else")
+
+    async def _ask_lease(self, wanted: ModelRef) -> tuple[FromWarden, list[int]]:
+        connection = self._connection
+        if connection is None:
+            raise Fault("the warden is away")
+        self._tell_complaints(connection)
+        question = AskLease(call=self._caller.next_call(), model=wanted)
+        return await self._caller.ask_with_fds(connection, question, timeout_seconds=self._load_timeout_seconds)
+
+    def _release_idle(self) -> bool:
+        """Gives up the link that has been idle longest, if that is long enough."""
+        held = max(self._links, key=lambda model: self._links[model].idle_seconds, default=None)
+        if held is None or self._links[held].idle_seconds < IDLE_SECONDS or self._connection is None:
+            return False
+        link = self._links.pop(held)
+        link.retire()
+        log.info("runner %s is idle and makes room", link.facts.runner_id)
+        with suppress(ConnectionError):  # then there is no room, and the next question fails
+            self._connection.send(Release(runner_id=link.facts.runner_id))
+        return True
 
     def _broken(self, link: RunnerLink, why: str) -> None:
         log.warning("runner %s: %s", link.facts.runner_id, why)
-        if self._links.get(link.facts.model_digest) is link:
-            del self._links[link.facts.model_digest]
+        for held, other in list(self._links.items()):
+            if other is link:
+                del self._links[held]
+        self._complaints[link.facts.runner_id] = why
         if self._connection is not None:
-            with suppress(ConnectionError):  # the warden notices a dead runner by itself
-                self._connection.send(Complain(runner_id=link.facts.runner_id, detail=why[:2000]))
+            self._tell_complaints(self._connection)
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -1,8 +1,8 @@
 """One ``SOCK_SEQPACKET`` socket between two Paddock processes, in asyncio: frames, descriptors, peer credentials.
 
 Trusts: the kernel's word on the peer's uid (``SO_PEERCRED``).
-Promises: the callbacks see decoded messages only; a malformed frame, an unexpected descriptor or a peer that stops
-    reading ends the connection, and ``on_closed`` is called exactly once with the reason. No descriptor leaks.
+Promises: the callbacks see decoded messages only; a malformed frame, a descriptor where none belongs or a peer that
+    stops reading ends the connection, and ``on_closed`` is called exactly once with the reason. No descriptor leaks.
 Not here: what a peer may ask (each server's own rules); the runner's side of its channel (``runner.channel``).
 """
 
@@ -28,7 +28,8 @@ SOCKET_BUFFER_BYTES: Final = 1024 * 1024
 
 MAX_FDS: Final = 1
 MAX_QUEUED_FRAMES: Final = 4096
-"""A peer that lets this many frames pile up is not reading; the connection ends rather than hold them all."""
+MAX_QUEUED_BYTES: Final = 16 * 1024 * 1024
+"""A peer that lets this many frames or bytes pile up is not reading; the connection ends rather than hold them all."""
 
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 _CUT_SHORT: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)  # arithmetic on the enumeration costs 1 us a frame
@@ -60,7 +61,8 @@ def peer_uid(sock: socket.socket) -> int:
 class Connection(Generic[MessageT]):
     """A connected socket. All methods belong to the event loop's thread.
 
-    ``on_message(message, fds)`` owns the descriptors that it is given. ``on_closed(why)`` is called once.
+    ``on_message(message, fds)`` owns the descriptors that it is given; there are none unless ``accepts_fds``.
+    ``on_closed(why)`` is called once.
     """
 
     def __init__(
@@ -70,13 +72,16 @@ class Connection(Generic[MessageT]):
         *,
         on_message: Callable[[MessageT, list[int]], None],
         on_closed: Callable[[str], None] = lambda _why: None,
+        accepts_fds: bool = False,
     ) -> None:
         prepare(sock)
         self._sock = sock
         self._decoder = decoder
         self._on_message = on_message
         self._on_closed = on_closed
+        self._accepts_fds = accepts_fds
         self._outgoing: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._outgoing_bytes = 0
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._readable)
@@ -94,12 +99,13 @@ class Connection(Generic[MessageT]):
             raise ConnectionError("the connection is closed")
         data = encode(message)
         if self._outgoing or not self._send_now(data, fds):
-            if len(self._outgoing) >= MAX_QUEUED_FRAMES:
+            if len(self._outgoing) >= MAX_QUEUED_FRAMES or self._outgoing_bytes + len(data) > MAX_QUEUED_BYTES:
                 self.close("the peer does not read")
                 raise ConnectionError("the peer does not read")
             if not self._outgoing:
                 self._loop.add_writer(self._sock.fileno(), self._writable)
             self._outgoing.append((data, tuple(os.dup(fd) for fd in fds)))
+            self._outgoing_bytes += len(data)
 
     def close(self, why: str = "closed by this side") -> None:
         """Ends the connection. Safe to call twice."""
@@ -144,6 +150,7 @@ class Connection(Generic[MessageT]):
             except ConnectionError:
                 return  # close() has told the owner
             self._outgoing.popleft()
+            self._outgoing_bytes -= len(data)
             _close_all(fds)
         self._loop.remove_writer(self._sock.fileno())
 
@@ -170,6 +177,8 @@ class Connection(Generic[MessageT]):
         try:
             if flags & _CUT_SHORT:
                 raise FrameError("a frame or its descriptors were cut short")
+            if fds and not self._accepts_fds:
+                raise FrameError("a descriptor where none belongs")
             message = self._decoder.decode(data)
         except FrameError as error:
             _close_all(fds)
@@ -192,7 +201,7 @@ def _close_all(fds: Sequence[int]) -> None:
         os.close(fd)
 
 
-class CallFailed(Exception):  # noqa: N818 - says what happened
+class CallFailed(Exception):
     """The peer went away before it answered."""
 
 
@@ -229,6 +238,9 @@ class Caller(Generic[MessageT]):
                 raise CallFailed(str(error)) from error
             async with asyncio.timeout(timeout_seconds):
                 return await future
+        except BaseException:
+            _close_unclaimed(future)
+            raise
         finally:
             self._waiting.pop(question.call, None)
 
@@ -245,6 +257,13 @@ class Caller(Generic[MessageT]):
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(CallFailed(why))
+
+
+def _close_unclaimed(future: "asyncio.Future[tuple[Any, list[int]]]") -> None:
+    """The answer may have come in the same turn in which its caller was cancelled: then nobody else has its
+    descriptors."""
+    if future.done() and not future.cancelled() and future.exception() is None:
+        _close_all(future.result()[1])
 
 
 # --- listening and connecting ---------------------------------------------------------------------------------------

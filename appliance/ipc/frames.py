@@ -14,6 +14,7 @@ from appliance.core.codec import dec_hook, enc_hook
 MAX_FRAME_BYTES: Final = 384 * 1024
 """Below the largest datagram that Linux's default ``wmem_max`` allows once ``SO_SNDBUF`` is raised to it."""
 
+_MAX_QUOTE: Final = 200
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=enc_hook)
 
 MessageT = TypeVar("MessageT")
@@ -42,4 +43,9 @@ class FrameDecoder(Generic[MessageT]):
         try:
             return self._decoder.decode(data)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise FrameError(f"not a valid frame: {error}") from None
+            raise FrameError(f"not a valid frame: {_printable(str(error))}") from None
+
+
+def _printable(text: str) -> str:
+    """The decoder quotes what it found, which is the peer's."""
+    return "".join(c if c.isprintable() else "?" for c in text[:_MAX_QUOTE])

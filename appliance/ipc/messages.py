@@ -8,16 +8,28 @@ Promises: what ``decode`` returns has the declared types and no unknown fields.
 Not here: whether the peer may send it (``ipc.connection`` checks credentials, each server its own rules).
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
-from appliance.core.records import Record
+from appliance.core.records import ModelRef, Record
 from appliance.core.values import Digest, FinishReason, Message, RunnerFacts, Sampling, Value, VerifiedModel
 
 RequestId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[A-Za-z0-9-]+\Z")]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Detail = Annotated[str, Meta(max_length=2000)]
+
+# What a runner may say about itself: words of a closed form and short lines, so that no record and no log line of ours
+# can be grown or broken by it. The ranges left out are controls, line ends and marks that reorder text.
+Word = Annotated[str, Meta(min_length=1, max_length=48, pattern=r"\A[a-z0-9]+(-[a-z0-9]+)*\Z")]
+Words = Annotated[tuple[Word, ...], Meta(max_length=32)]
+Line = Annotated[
+    str, Meta(max_length=2000, pattern=r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]*\Z")
+]
+RunnerId = Annotated[str, Meta(min_length=1, max_length=64)]
+Nonce = Annotated[str, Meta(max_length=64)]
+ContextTokens = Annotated[int, Meta(ge=64, le=2**22)]
+Slots = Annotated[int, Meta(ge=1, le=64)]
 
 # --- gateway, warden -> notary --------------------------------------------------------------------------------------
 
@@ -94,13 +106,19 @@ class ListModels(Value, frozen=True, kw_only=True, tag=True):
 
 
 class ModelList(Value, frozen=True, kw_only=True, tag=True):
+    """What is known now. ``pending`` are names whose signature holds and whose bytes are still being hashed."""
+
     call: int
     models: tuple[VerifiedModel, ...]
+    pending: tuple[str, ...] = ()
 
 
 class AskLease(Value, frozen=True, kw_only=True, tag=True):
+    """For exactly this model: a runner of the same bytes under another name, signer or bundle is another runner, so
+    that what an ``Opened`` record names is what was loaded."""
+
     call: int
-    digest: Digest
+    model: ModelRef
 
 
 class AskStatus(Value, frozen=True, kw_only=True, tag=True):
@@ -132,42 +150,57 @@ class Leased(Value, frozen=True, kw_only=True, tag=True):
 class Complain(Value, frozen=True, kw_only=True, tag=True):
     """The gateway found this runner silent or breaking the protocol; the warden ends it."""
 
-    runner_id: str
+    runner_id: RunnerId
     detail: Detail
 
 
-ToWarden = ListModels | AskLease | AskStatus | Complain
+class Release(Value, frozen=True, kw_only=True, tag=True):
+    """The gateway has closed its end of this runner, which did nothing for it; the warden may end it for another."""
+
+    runner_id: RunnerId
+
+
+NO_PLACE: Final = "no-place"
+"""``Failed.reason`` when as many models are loaded as may be: a ``Release`` would help."""
+
+ToWarden = ListModels | AskLease | AskStatus | Complain | Release
 FromWarden = ModelList | Leased | WardenStatus | Failed
 
-# --- warden -> runner, before the channel is leased -----------------------------------------------------------------
+# --- warden <-> runner, before the channel is leased ---------------------------------------------------------------
+
+
+class Fenced(Value, frozen=True, kw_only=True, tag=True):
+    """Runner, before it takes a model: nothing of a stranger's has reached it, so its word still counts. ``layers`` are
+    on and ``degraded`` are missing, all but the two stages of the filter; ``filter_digest`` names the programs that it
+    is about to install."""
+
+    layers: Words
+    degraded: Words
+    filter_digest: Digest
 
 
 class Load(Value, frozen=True, kw_only=True, tag=True):
-    """Carries one descriptor: the model. The runner installs stage 1 before it reads a byte of it.
+    """Carries one descriptor: the model, which starts where the descriptor stands. The runner installs stage 1 before
+    it reads a byte of it."""
 
-    ``offset_bytes`` is where the GGUF starts in the descriptor.
-    """
-
-    runner_id: str
-    context_tokens: Annotated[int, Meta(ge=64, le=2**22)]
-    slots: Annotated[int, Meta(ge=1, le=64)]
+    runner_id: RunnerId
+    context_tokens: ContextTokens
+    slots: Slots
     threads: Annotated[int, Meta(ge=1, le=256)]
     batch_tokens: Annotated[int, Meta(ge=32, le=8192)] = 512
 
 
 class Ready(Value, frozen=True, kw_only=True, tag=True):
-    """The model is loaded and warm, stage 2 is on. ``context_tokens`` is per request."""
+    """The model is loaded and warm, stage 2 is on. ``context_tokens`` is per request. A word of somebody who has parsed
+    a stranger's file: the warden looks for itself where it can."""
 
-    layers: tuple[str, ...]
-    degraded: tuple[str, ...]
-    filter_digest: Digest
-    context_tokens: int
-    slots: int
+    context_tokens: Annotated[int, Meta(ge=1, le=2**22)]
+    slots: Slots
 
 
 class LoadFailed(Value, frozen=True, kw_only=True, tag=True):
-    reason: str
-    detail: Detail
+    reason: Word
+    detail: Line
 
 
 # --- gateway <-> runner, multiplexed by request id ------------------------------------------------------------------
@@ -176,11 +209,11 @@ class LoadFailed(Value, frozen=True, kw_only=True, tag=True):
 class Reset(Value, frozen=True, kw_only=True, tag=True):
     """First message of every lease: forget all requests, then answer ``ResetDone`` with the same nonce."""
 
-    nonce: str
+    nonce: Nonce
 
 
 class ResetDone(Value, frozen=True, kw_only=True, tag=True):
-    nonce: str
+    nonce: Nonce
 
 
 class Submit(Value, frozen=True, kw_only=True, tag=True):
@@ -200,42 +233,46 @@ class Cancel(Value, frozen=True, kw_only=True, tag=True):
 
 
 class RunnerStarted(Value, frozen=True, kw_only=True, tag=True):
-    request_id: str
+    request_id: RequestId
     prompt_tokens: Count
 
 
 class RunnerDelta(Value, frozen=True, kw_only=True, tag=True):
-    request_id: str
+    """``text`` is never empty. ``tokens`` may be 0 for text that was held back and whose tokens were told before."""
+
+    request_id: RequestId
     text: str
     tokens: Count
 
 
 class RunnerEnd(Value, frozen=True, kw_only=True, tag=True):
-    request_id: str
+    request_id: RequestId
     reason: FinishReason
     prompt_tokens: Count
     completion_tokens: Count
-    detail: Detail = ""
+    detail: Line = ""
 
 
 class RunnerRefused(Value, frozen=True, kw_only=True, tag=True):
     """The request was not started. ``reason`` is a code of ``core.refusals``."""
 
-    request_id: str
+    request_id: RequestId
     reason: Literal["prompt-too-long", "overloaded", "field-invalid"]
-    detail: Detail
+    detail: Line
 
 
 class Probe(Value, frozen=True, kw_only=True, tag=True):
     """Warden only: try the forbidden thing and report (``paddock sandbox probe``)."""
 
-    name: str
+    name: Annotated[str, Meta(max_length=64)]
 
 
 class ProbeResult(Value, frozen=True, kw_only=True, tag=True):
-    name: str
-    outcome: str
+    name: Annotated[str, Meta(max_length=64)]
+    outcome: Line
 
 
 ToRunner = Load | Reset | Submit | Cancel | Probe
-FromRunner = Ready | LoadFailed | ResetDone | RunnerStarted | RunnerDelta | RunnerEnd | RunnerRefused | ProbeResult
+FromRunner = (
+    Fenced | Ready | LoadFailed | ResetDone | RunnerStarted | RunnerDelta | RunnerEnd | RunnerRefused | ProbeResult
+)

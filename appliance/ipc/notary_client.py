@@ -157,13 +157,8 @@ class NotaryClient:
         self._retry = None
         self._offer_some()
 
-    def _answered(self, answer: FromNotary, fds: list[int]) -> None:
-        if fds:  # the notary never sends any
-            for fd in fds:
-                os.close(fd)
-            if self._connection is not None:
-                self._connection.close("a descriptor where none belongs")
-        elif answer.call in self._undelivered:
+    def _answered(self, answer: FromNotary, _fds: list[int]) -> None:
+        if answer.call in self._undelivered:
             self._outcome_answered(answer)
         else:
             self._caller.answered(answer, [])

@@ -86,6 +86,15 @@ def read_file(directory: int, name: str, at_most_bytes: int) -> bytes:
         os.close(fd)
 
 
+def file_stamp(directory: int, name: str) -> tuple[int, ...]:
+    """Which file this is and when it was last touched; empty if there is none. Raises ``OSError``."""
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def write_all(fd: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:

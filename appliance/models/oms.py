@@ -18,7 +18,7 @@ import re
 import stat
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -51,6 +51,7 @@ from appliance.core.manifest import (
 from appliance.core.refusals import Fault
 from appliance.core.values import Digest, Signer, Value
 from appliance.models.descriptor import observe
+from appliance.models.files import file_stamp
 from appliance.sandbox.openat2 import open_beneath
 
 MEDIA_TYPE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -90,6 +91,19 @@ class TrustedKeys:
                 _check_operators_own(directory_fd, directory.name)
                 names = sorted(name for name in os.listdir(directory_fd) if name.endswith(".pem"))  # noqa: PTH208 - by fd
                 return cls({name.removesuffix(".pem"): _read_key_file(directory_fd, name) for name in names})
+            finally:
+                os.close(directory_fd)
+        except OSError as error:
+            raise Fault(f"the trusted keys could not be read: {error.strerror}") from error
+
+    @staticmethod
+    def stamp(directory: Path) -> Hashable:
+        """Changes when a key is added, removed or replaced. Raises ``Fault`` if the directory cannot be read."""
+        try:
+            directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                names = sorted(os.listdir(directory_fd))  # noqa: PTH208 - by fd
+                return file_stamp(directory_fd, "."), tuple((name, file_stamp(directory_fd, name)) for name in names)
             finally:
                 os.close(directory_fd)
         except OSError as error:

@@ -23,7 +23,7 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -35,12 +35,14 @@ from msgspec import Meta
 from appliance.core.codec import canonical_json, json_decoder
 from appliance.core.gguf import GgufInvalid
 from appliance.core.manifest import SignatureRefused, SignedStatement, verified_model
+from appliance.core.records import ModelRef
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import Digest, SealMode, Value, VerifiedModel
 from appliance.models.descriptor import copy_and_observe, observe, read_facts, sealed_copy
 from appliance.models.files import (
     Incoming,
     check_directory,
+    file_stamp,
     not_verified,
     open_directory,
     open_file,
@@ -144,6 +146,28 @@ class ModelStore(AbstractContextManager["ModelStore"]):
         """The names of all models, sorted; none of them verified. Raises ``Fault``."""
         with _port("listing models"):
             return tuple(sorted(entry.name for entry in self._readable_entries()))
+
+    def stamp(self, name: str) -> Hashable:
+        """Changes when the entry, its bundle or its file are replaced or touched. Raises ``Fault``."""
+        with _port("looking at a model"):
+            if not _NAME.fullmatch(name):
+                return ()
+            entry_stamp = file_stamp(self._index, f"{name}.json")
+            entry: IndexEntry | None = None
+            with suppress(Refused):  # a damaged entry has a stamp too, and fails when it is asked for
+                entry = self._read_entry(name)
+            if entry is None:
+                return (entry_stamp,)
+            return entry_stamp, file_stamp(self._bundles, entry.bundle.hex), file_stamp(self._blobs, entry.blob.hex)
+
+    def reference(self, name: str, trusted: TrustedKeys) -> ModelRef:
+        """What the entry and its signature say, the bytes apart. Raises as ``open_verified``."""
+        with _port("reading an entry"):
+            entry = self._find(name)
+            signed = self._signed(entry, trusted)
+            return ModelRef(
+                name=entry.name, digest=entry.blob, signer=signed.signer, bundle_digest=signed.bundle_digest
+            )
 
     def verify(self, name: str, trusted: TrustedKeys) -> VerifiedModel:
         """Checks everything that ``open_verified`` checks. Raises as it does."""

@@ -13,7 +13,6 @@ Not here: signal handling (the caller sets ``stop``); reading the log (``audit``
 
 import asyncio
 import logging
-import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -169,11 +168,8 @@ class _Peer:
             sock, FrameDecoder(ToNotary), on_message=self._received, on_closed=lambda why: server.gone(self, why)
         )
 
-    def _received(self, message: ToNotary, fds: list[int]) -> None:
-        if fds:
-            _close_all(fds)
-            self.connection.close("no descriptor was expected")
-        elif isinstance(message, Hello):
+    def _received(self, message: ToNotary, _fds: list[int]) -> None:
+        if isinstance(message, Hello):
             self._hello(message)
         elif self.role is None:
             self.connection.close("the first message must be Hello")
@@ -218,11 +214,7 @@ class _Operator:
             on_closed=lambda why: server.operators.discard(self),
         )
 
-    def _received(self, message: IssueToken, fds: list[int]) -> None:
-        if fds:
-            _close_all(fds)
-            self.connection.close("no descriptor was expected")
-            return
+    def _received(self, message: IssueToken, _fds: list[int]) -> None:
         self._server.issue(message, self._send)
 
     def _send(self, answer: TokenSigned | Failed) -> None:
@@ -356,8 +348,3 @@ class _Server:
             expires_at_seconds=signed.expires_at_seconds,
         )
         self._journal.submit(record, recorded, urgent=True)
-
-
-def _close_all(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)

@@ -1,7 +1,8 @@
 """The runner's whole world: one connected socket, requests in, answers out.
 
 One thread waits for two things, the socket and the engine's wake-up, and does everything that is not decoding:
-rendering, tokenising, detokenising, stop strings, counting, sending. It never blocks on the socket.
+rendering, tokenising, detokenising, stop strings, counting, sending. It never blocks on the socket, and a long prompt
+is tokenised block by block, between the others' words.
 
 What the numbers mean. ``prompt_tokens`` are the tokens of the rendered prompt, the vocabulary's first token included.
 ``completion_tokens`` are the sampled tokens up to and including the one that completes a stop string, without the
@@ -36,7 +37,7 @@ from appliance.ipc.messages import (
     Submit,
     ToRunner,
 )
-from appliance.runner.chat.prompt import PromptError
+from appliance.runner.chat.prompt import Prompt, PromptError, PromptTooLong
 from appliance.runner.engine.engine import Engine, Event, Job
 from appliance.runner.engine.panic import end_process
 from appliance.runner.engine.sampling import is_finite
@@ -47,7 +48,7 @@ MAX_WAITING: Final = 64
 """Requests that wait for a slot. One more is refused as ``overloaded``."""
 MAX_UNSENT_FRAMES: Final = 1024
 """With more than this the channel is not read until the peer reads: it bounds memory against a peer that never does."""
-_FRAMES_PER_TURN: Final = 4
+_STEPS_PER_TURN: Final = 4
 _MAX_DETAIL: Final = 500
 
 _DECODER: Final = frames.FrameDecoder[ToRunner](ToRunner)
@@ -111,6 +112,17 @@ def _ignore() -> None:
     """The channel is closed; nobody is told."""
 
 
+class _Preparing:
+    """A request whose prompt is not whole yet."""
+
+    __slots__ = ("cancelled", "prompt", "submit")
+
+    def __init__(self, submit: Submit, prompt: Prompt) -> None:
+        self.submit = submit
+        self.prompt = prompt
+        self.cancelled = False
+
+
 class _Answer:
     """A request between ``RunnerStarted`` and ``RunnerEnd``."""
 
@@ -134,6 +146,7 @@ class _Server:
         self._probe = probe
         self._wakeup = wakeup
         self._outbox = Outbox()
+        self._preparing: dict[str, _Preparing] = {}  # first in, first to be worked on
         self._answers: dict[str, _Answer] = {}
         self._buffer = bytearray(frames.MAX_FRAME_BYTES + 1)
         self._interest = select.EPOLLIN
@@ -143,12 +156,13 @@ class _Server:
         self._wakeup.epoll.register(self._channel.fileno(), self._interest)
         try:
             while True:
-                for descriptor, ready in self._wakeup.epoll.poll():
+                for descriptor, ready in self._wakeup.epoll.poll(0 if self._preparing else None):
                     if descriptor == self._wakeup.reader:
                         self._wakeup.clear()
                         self._take_events()
                     elif ready & ~select.EPOLLOUT:
                         self._read()
+                self._prepare()
                 self._send()
         except _PeerGoneError:
             for answer in self._answers.values():
@@ -158,7 +172,7 @@ class _Server:
 
     def _read(self) -> None:
         """Handles the frames that have arrived, a few at a time so that answers get their turn."""
-        for _ in range(_FRAMES_PER_TURN):
+        for _ in range(_STEPS_PER_TURN):
             try:
                 size = self._channel.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -188,9 +202,7 @@ class _Server:
             case Submit():
                 self._submit(message)
             case Cancel():
-                answer = self._answers.get(message.request_id)
-                if answer is not None:  # else it has just ended
-                    answer.job.cancelled = True
+                self._cancel(message.request_id)
             case Reset():
                 self._reset(message)
             case Probe():
@@ -199,35 +211,64 @@ class _Server:
             case Load():
                 raise RuntimeError("a model is loaded once")
 
+    def _cancel(self, request_id: str) -> None:
+        """No effect on a request that has just ended."""
+        if preparing := self._preparing.get(request_id):
+            preparing.cancelled = True
+        elif answer := self._answers.get(request_id):
+            answer.job.cancelled = True
+
     def _reset(self, message: Reset) -> None:
         for answer in self._answers.values():
             answer.job.cancelled = True
         self._answers.clear()
+        self._preparing.clear()
         self._outbox.clear()
         self._outbox.put(ResetDone(nonce=message.nonce))
 
     def _submit(self, submit: Submit) -> None:
-        if submit.request_id in self._answers:
+        if submit.request_id in self._answers or submit.request_id in self._preparing:
             raise RuntimeError("a request id is in use")  # two answers under one name could not be told apart
-        if len(self._answers) >= self._engine.slots + MAX_WAITING:
-            return self._refuse(submit, "overloaded", f"{len(self._answers)} requests are already here")
+        present = len(self._answers) + len(self._preparing)
+        if present >= self._engine.slots + MAX_WAITING:
+            return self._refuse(submit, "overloaded", f"{present} requests are already here")
         if not is_finite(submit.sampling):
             return self._refuse(submit, "field-invalid", "a sampling number is not finite")
+        at_most_tokens = min(submit.max_prompt_tokens, self._engine.context_tokens - 1)
+        prompt = self._engine.prompt(submit.messages, at_most_tokens)
+        self._preparing[submit.request_id] = _Preparing(submit, prompt)
+        return None
+
+    def _prepare(self) -> None:
+        """One block of the prompt that waits longest, and of the next; then it is the turn of what has arrived."""
+        for _ in range(min(_STEPS_PER_TURN, len(self._preparing))):
+            request_id = next(iter(self._preparing))
+            self._advance(request_id, self._preparing.pop(request_id))
+
+    def _advance(self, request_id: str, preparing: _Preparing) -> None:
         try:
-            prompt = self._engine.prompt_tokens(submit.messages)
+            if preparing.cancelled or preparing.prompt.advance():
+                self._start(preparing)
+            else:
+                self._preparing[request_id] = preparing
+        except PromptTooLong as error:
+            self._refuse(preparing.submit, "prompt-too-long", str(error))
         except PromptError as error:
-            return self._refuse(submit, "field-invalid", str(error))
-        room = self._engine.context_tokens - len(prompt)
-        if len(prompt) > submit.max_prompt_tokens or room < 1:
-            return self._refuse(submit, "prompt-too-long", f"the prompt has {len(prompt)} tokens")
-        self._outbox.put(RunnerStarted(request_id=submit.request_id, prompt_tokens=len(prompt)))
-        job = Job(submit.request_id, prompt, submit.sampling, min(submit.max_completion_tokens, room))
+            self._refuse(preparing.submit, "field-invalid", str(error))
+
+    def _start(self, preparing: _Preparing) -> None:
+        """A prompt that was cancelled before it was whole costs what is known of it, at least one token."""
+        submit, tokens = preparing.submit, preparing.prompt.tokens
+        self._outbox.put(RunnerStarted(request_id=submit.request_id, prompt_tokens=max(1, len(tokens))))
+        room = self._engine.context_tokens - len(tokens)
+        job = Job(submit.request_id, tokens, submit.sampling, min(submit.max_completion_tokens, room))
         answer = self._answers[submit.request_id] = _Answer(job, submit.sampling.stop)
-        if job.max_tokens:
+        if preparing.cancelled:
+            self._end(answer, "cancelled")
+        elif job.max_tokens:
             self._engine.submit(job)
         else:
             self._end(answer, "length")
-        return None
 
     def _refuse(
         self, submit: Submit, reason: Literal["prompt-too-long", "overloaded", "field-invalid"], detail: str
@@ -269,7 +310,7 @@ class _Server:
             RunnerEnd(
                 request_id=answer.job.request_id,
                 reason=reason,
-                prompt_tokens=len(answer.job.prompt),
+                prompt_tokens=max(1, len(answer.job.prompt)),
                 completion_tokens=answer.completion_tokens,
                 detail=detail,
             )

@@ -5,7 +5,8 @@ filters are on before the first byte of the model is parsed. Whatever goes wrong
 that a runner could usefully do after a failure, and its death is how the warden learns of it.
 
 Trusts: the installed package until the model arrives; afterwards nothing.
-Promises: the exit statuses below; ``Ready`` is sent only when every layer it names is on.
+Promises: the exit statuses below; ``Fenced`` names only layers that are on, and is the last word before a stranger's
+bytes; ``Ready`` is sent only when both filters are on as well.
 Not here: whether the model is the signed one (the warden hashed it); whether a request was paid for (the gateway).
 """
 
@@ -22,7 +23,7 @@ from types import TracebackType
 from typing import Final, Never
 
 from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder, FrameError, encode
-from appliance.ipc.messages import Load, LoadFailed, Ready, ToRunner
+from appliance.ipc.messages import Fenced, Load, LoadFailed, Ready, ToRunner
 from appliance.sandbox import layers, probe, seccomp
 from appliance.sandbox.bpf import PolicyError
 
@@ -106,9 +107,12 @@ def _run(arguments: list[str]) -> int:
     except (PolicyError, layers.LayerMissing) as error:
         return _refuse(channel, "layer-missing", str(error), EXIT_LAYER_MISSING)
 
-    # 9. One message with one descriptor: the model.
+    # 9. Say what is on, while this process can still be believed. Then one message with one descriptor: the model.
     try:
+        channel.send(encode(Fenced(layers=stack.on, degraded=stack.degraded, filter_digest=filters.digest)))
         load, model = _receive(channel)
+    except BrokenPipeError:
+        return EXIT_CHANNEL_CLOSED
     except (FrameError, OSError) as error:
         _say(f"no model: {error}")
         return EXIT_CHANNEL_INVALID
@@ -128,14 +132,7 @@ def _run(arguments: list[str]) -> int:
 
     # 12. Stage 2, on every thread. From here on: compute and talk.
     seccomp.install(filters.stage2)
-    ready = Ready(
-        layers=(*stack.on, layers.SECCOMP_STAGE_1, layers.SECCOMP_STAGE_2),
-        degraded=stack.degraded,
-        filter_digest=filters.digest,
-        context_tokens=engine.context_tokens,
-        slots=engine.slots,
-    )
-    channel.send(encode(ready))
+    channel.send(encode(Ready(context_tokens=engine.context_tokens, slots=engine.slots)))
     requests.serve(channel, engine, probe.attempt)  # ends the process itself if anything goes wrong
     channel.close()  # its finaliser would make a call that no stage allows
     return EXIT_CHANNEL_CLOSED
@@ -228,7 +225,8 @@ _MAX_DETAIL: Final = 2000
 def _refuse(channel: socket.socket, reason: str, detail: str, status: int) -> int:
     _say(f"{reason}: {detail}")
     with suppress(OSError), channel:  # the warden may have gone; the exit status says it too
-        channel.send(encode(LoadFailed(reason=reason, detail=detail[:_MAX_DETAIL])))
+        line = "".join(c if c.isprintable() else "?" for c in detail[:_MAX_DETAIL])
+        channel.send(encode(LoadFailed(reason=reason, detail=line)))
     return status
 
 

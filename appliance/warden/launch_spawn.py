@@ -5,7 +5,8 @@ stderr. What it writes there is a stranger's text from the moment a model is loa
 
 Trusts: the installed ``appliance.runner`` package and this interpreter.
 Promises: nothing of the warden's environment, descriptors or arguments reaches a runner; a runner ends with the warden.
-Not here: the sandbox (``sandbox.layers``, by the runner itself), when to start or end one (``warden.pool``).
+Not here: the sandbox (``sandbox.layers``, by the runner itself), whether it is up (``warden.fence``), when to start or
+    end one (``warden.pool``).
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from typing import Final
 
 from appliance.core.refusals import Fault
 from appliance.ipc.frames import MAX_FRAME_BYTES
+from appliance.warden import fence
 from appliance.warden.stderr_tap import StderrTap
 
 RUNNER_ENVIRONMENT: Final = {
@@ -56,6 +58,10 @@ class LaunchedRunner:
         await self._ended.wait()
         return self._process.wait()
 
+    def inspect(self, named: frozenset[str]) -> None:
+        """Asks the kernel whether both filters are on. Raises ``Fault`` if not."""
+        fence.inspect(self.pid, named)
+
     def kill(self) -> None:
         """Ends the runner at once; no effect on one that has ended.
 
@@ -86,7 +92,7 @@ class SpawnLauncher:
     def __init__(
         self, *, allow_degraded: frozenset[str] = frozenset(), command: tuple[str, ...] = RUNNER_COMMAND
     ) -> None:
-        self._allow_degraded = allow_degraded
+        self.allow_degraded: Final = allow_degraded
         self._command = command
 
     def launch(self, runner_id: str) -> LaunchedRunner:
@@ -105,8 +111,8 @@ class SpawnLauncher:
 
     def _start(self, channel_fd: int) -> subprocess.Popen[bytes]:
         arguments = ["--channel-fd", str(channel_fd)]
-        if self._allow_degraded:
-            arguments += ["--degraded", ",".join(sorted(self._allow_degraded))]
+        if self.allow_degraded:
+            arguments += ["--degraded", ",".join(sorted(self.allow_degraded))]
         return subprocess.Popen(
             [*self._command, *arguments],
             stdin=subprocess.DEVNULL,

@@ -1,13 +1,13 @@
 """The warden's process: answers the gateway on its socket.
 
 Trusts: a gateway's uid to ask for leases, an operator's to ask for the status.
-Promises: one gateway's malformed frame or departure costs only its own connection.
+Promises: one gateway's malformed frame or departure costs only its own connection; every question gets an answer, and
+    none waits for a model that is being hashed but the lease of that model.
 Not here: the runners themselves (``pool``).
 """
 
 import asyncio
 import logging
-import os
 import socket
 from typing import Any
 
@@ -15,6 +15,7 @@ from appliance.core.refusals import Fault, Refused
 from appliance.ipc.connection import Connection, accept_forever, peer_uid
 from appliance.ipc.frames import FrameDecoder
 from appliance.ipc.messages import (
+    NO_PLACE,
     AskLease,
     AskStatus,
     Complain,
@@ -22,11 +23,12 @@ from appliance.ipc.messages import (
     Leased,
     ListModels,
     ModelList,
+    Release,
     ToWarden,
     WardenStatus,
 )
 from appliance.ipc.notary_client import NotaryClient
-from appliance.warden.pool import Pool
+from appliance.warden.pool import NoPlace, Pool
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +52,15 @@ async def serve(
     accepting = asyncio.create_task(
         accept_forever(listening, allowed_uids=gateway_uids | operator_uids, welcome=welcome)
     )
+    looking = asyncio.create_task(pool.run())
     stopping = asyncio.create_task(stop.wait())
     try:
-        done, _ = await asyncio.wait({notary_task, accepting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait({notary_task, accepting, looking, stopping}, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()  # raises what ended it, so that this process ends as failed and is started again
     finally:
         accepting.cancel()
+        looking.cancel()
         stopping.cancel()
         for peer in list(peers):
             peer.connection.close()
@@ -82,15 +86,13 @@ class _Peer:
             sock, decoder, on_message=self._asked, on_closed=self._closed
         )
 
-    def _asked(self, question: ToWarden, fds: list[int]) -> None:
-        if fds:
-            for fd in fds:
-                os.close(fd)
-            self.connection.close("a descriptor where none belongs")
-        elif not self._may_lease and not isinstance(question, AskStatus):
+    def _asked(self, question: ToWarden, _fds: list[int]) -> None:
+        if not self._may_lease and not isinstance(question, AskStatus):
             self.connection.close("an operator may ask for the status only")
         elif isinstance(question, Complain):
             self._pool.complain(question.runner_id, question.detail)
+        elif isinstance(question, Release):
+            self._pool.release(question.runner_id)
         else:
             task = asyncio.create_task(self._answer(question))
             self._tasks.add(task)
@@ -101,21 +103,34 @@ class _Peer:
         self._peers.discard(self)
 
     async def _answer(self, question: ListModels | AskLease | AskStatus) -> None:
+        """The one place where whatever goes wrong becomes an answer: a question without one would cost its asker the
+        whole time limit."""
         try:
-            match question:
-                case ListModels():
-                    self._reply(ModelList(call=question.call, models=await self._pool.models()))
-                case AskLease():
-                    runner, channel = await self._pool.lease(question.digest)
-                    self._reply(Leased(call=question.call, runner=runner), [channel.fileno()])
-                case AskStatus():
-                    models = await self._pool.models()
-                    self._reply(WardenStatus(call=question.call, models=models, loaded=self._pool.loaded()))
+            await self._try_to_answer(question)
+        except NoPlace as refusal:
+            self._fail(question.call, NO_PLACE, refusal.detail)
         except Refused as refusal:
-            self._reply(Failed(call=question.call, reason=refusal.reason.code, detail=refusal.detail[:2000]))
+            self._fail(question.call, refusal.reason.code, refusal.detail)
         except Fault as fault:
             log.warning("%s", fault.detail)
-            self._reply(Failed(call=question.call, reason="fault", detail=fault.detail[:2000]))
+            self._fail(question.call, "fault", fault.detail)
+        except Exception as error:
+            log.exception("a question could not be answered: %s", type(question).__name__)
+            self._fail(question.call, "fault", type(error).__name__)
+
+    async def _try_to_answer(self, question: ListModels | AskLease | AskStatus) -> None:
+        pool = self._pool
+        match question:
+            case ListModels():
+                self._reply(ModelList(call=question.call, models=pool.models(), pending=pool.pending()))
+            case AskLease():
+                runner, channel = await pool.lease(question.model)
+                self._reply(Leased(call=question.call, runner=runner), [channel.fileno()])
+            case AskStatus():
+                self._reply(WardenStatus(call=question.call, models=pool.models(), loaded=pool.loaded()))
+
+    def _fail(self, call: int, reason: str, detail: str) -> None:
+        self._reply(Failed(call=call, reason=reason, detail=detail[:2000]))
 
     def _reply(self, answer: Any, fds: list[int] | None = None) -> None:
         if self.connection.closed:

@@ -6,8 +6,10 @@ Not here: the implementations (``models.store``, ``warden.launch_spawn``, ``ward
 """
 
 import socket
+from collections.abc import Hashable
 from typing import Protocol
 
+from appliance.core.records import ModelRef
 from appliance.core.values import SealMode, VerifiedModel
 
 
@@ -31,6 +33,16 @@ class VerifiedStore(Protocol):
         """The models in the store, verified or not."""
         ...
 
+    def stamp(self, name: str) -> Hashable:
+        """Changes when anything changes on which ``verify`` rests: entry, bundle, file or trusted keys. Reads no byte
+        of the model. Raises ``Fault``."""
+        ...
+
+    def reference(self, name: str) -> ModelRef:
+        """What the entry means to the keys that are trusted now, as far as its signature tells; no byte of the model is
+        hashed. Raises as ``verify``."""
+        ...
+
     def verify(self, name: str) -> VerifiedModel:
         """Raises ``Refused(MODEL_NOT_VERIFIED)``, or ``Fault`` when the store cannot be read."""
         ...
@@ -46,8 +58,15 @@ class LaunchedRunner(Protocol):
     @property
     def channel(self) -> socket.socket: ...
 
-    async def wait(self) -> int:
-        """Its exit status, once it has ended; negative for a signal."""
+    async def wait(self) -> int | None:
+        """Its exit status, once it has ended; negative for a signal, None where nobody tells."""
+        ...
+
+    def inspect(self, named: frozenset[str]) -> None:
+        """Looks at the live process from outside: are the filters on that it says it has?
+
+        ``named`` are the layers it had while it could be believed. Raises ``Fault`` if not, or if nothing can be seen.
+        """
         ...
 
     def kill(self) -> None:
@@ -56,6 +75,11 @@ class LaunchedRunner(Protocol):
 
 
 class Launcher(Protocol):
+    @property
+    def allow_degraded(self) -> frozenset[str]:
+        """The layers that its runners may report as missing."""
+        ...
+
     def launch(self, runner_id: str) -> LaunchedRunner:
         """Raises ``Fault`` when no process could be started."""
         ...

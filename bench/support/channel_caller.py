@@ -14,6 +14,7 @@ from appliance.core.values import Message, Sampling
 from appliance.ipc.connection import Connection
 from appliance.ipc.frames import FrameDecoder
 from appliance.ipc.messages import (
+    Fenced,
     FromRunner,
     Load,
     Ready,
@@ -69,7 +70,7 @@ class RunnerChannel:
             case RunnerEnd(reason="length"):
                 pending = self._pending.pop(message.request_id)
                 pending.done.set_result(Reply(tokens=message.completion_tokens, pieces=pending.pieces))
-            case RunnerStarted():
+            case RunnerStarted() | Fenced():
                 pass
             case _ if not self.first.done():
                 self.first.set_result(message)

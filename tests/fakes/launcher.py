@@ -5,33 +5,51 @@ import os
 import socket
 
 from appliance.core.refusals import Fault
-from appliance.core.values import Digest
 from appliance.ipc.connection import channel_pair
-from appliance.ipc.messages import Load, Ready, ToRunner
+from appliance.ipc.messages import Fenced, Load, Ready, ToRunner
+from appliance.sandbox.layers import LAYERS
+from appliance.warden.fence import FILTERS, filter_digest
 from tests.support.scripted_peer import ScriptedPeer
+
+FENCED = Fenced(
+    layers=tuple(layer for layer in LAYERS if layer not in FILTERS), degraded=(), filter_digest=filter_digest()
+)
 
 
 class FakeRunner:
-    """``warden.ports.LaunchedRunner``. ``lives_on`` is a runner that does not end when killed, until ``end``."""
+    """``warden.ports.LaunchedRunner``, fenced in unless ``fenced`` says something else, or nothing.
 
-    def __init__(self, runner_id: str) -> None:
+    ``lives_on`` is a runner that does not end when killed, until ``end``; ``looks_wrong`` one whose process shows that
+    a filter is missing.
+    """
+
+    def __init__(self, runner_id: str, fenced: Fenced | None = FENCED) -> None:
         self.runner_id = runner_id
+        self.looks_wrong = False
+        self.inspected: list[frozenset[str]] = []
         self.channel: socket.socket
         self.channel, theirs = channel_pair()
         self.peer = ScriptedPeer(theirs, ToRunner)
         self.kills = 0
         self.lives_on = False
-        self._status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._status: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        if fenced is not None:
+            self.peer.say(fenced)
 
-    async def wait(self) -> int:
+    async def wait(self) -> int | None:
         return await asyncio.shield(self._status)
+
+    def inspect(self, named: frozenset[str]) -> None:
+        self.inspected.append(named)
+        if self.looks_wrong:
+            raise Fault("a thread of the runner has 1 filters, not 2")
 
     def kill(self) -> None:
         self.kills += 1
         if not self.lives_on:
             self.end(-9)
 
-    def end(self, status: int) -> None:
+    def end(self, status: int | None) -> None:
         if not self._status.done():
             self._status.set_result(status)
             self.peer.leave()
@@ -48,9 +66,7 @@ class FakeRunner:
 
     async def become_ready(self) -> Load:
         load, _data = await self.load()
-        self.peer.say(
-            Ready(layers=("landlock",), degraded=(), filter_digest=Digest.of(b"f"), context_tokens=128, slots=2)
-        )
+        self.peer.say(Ready(context_tokens=min(128, load.context_tokens), slots=load.slots))
         return load
 
 
@@ -59,11 +75,13 @@ class FakeLauncher:
         self.launched: asyncio.Queue[FakeRunner] = asyncio.Queue()
         self.count = 0
         self.fault: Fault | None = None
+        self.fenced: Fenced | None = FENCED
+        self.allow_degraded: frozenset[str] = frozenset()
 
     def launch(self, runner_id: str) -> FakeRunner:
         if self.fault is not None:
             raise self.fault
-        runner = FakeRunner(runner_id)
+        runner = FakeRunner(runner_id, self.fenced)
         self.count += 1
         self.launched.put_nowait(runner)
         return runner

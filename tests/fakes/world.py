@@ -43,7 +43,6 @@ class World:
             Ports(
                 models=self.models,
                 policy=self.policy,
-                rates=self.rates,
                 budget=self.budget,
                 audit=self.audit,
                 limits=LIMITS,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from appliance.ipc.frames import MAX_FRAME_BYTES, encode
-from appliance.ipc.messages import Load, LoadFailed, Ready, Reset, ResetDone
+from appliance.ipc.messages import Fenced, Load, LoadFailed, Ready, Reset, ResetDone
 from appliance.runner import main as runner_main
 from appliance.sandbox import layers, seccomp
 from appliance.warden import launch_spawn
@@ -19,6 +19,7 @@ from tests.support.live_runner import (
     DEMO_MODEL,
     LIMIT_SECONDS,
     LOAD,
+    hand_over,
     inner_pid,
     launched,
     load,
@@ -39,11 +40,12 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may look into 
 def test_runner_does_not_serve_without_every_layer() -> None:
     async def scenario() -> None:
         async with launched() as runner:
-            ready = await load(runner)
-            assert isinstance(ready, Ready)
-            assert set(ready.layers) == set(layers.LAYERS)
-            assert ready.degraded == ()
-            assert ready.filter_digest == seccomp.prepare(1).digest
+            fenced = await receive(runner)
+            assert isinstance(fenced, Fenced)
+            assert {*fenced.layers, layers.SECCOMP_STAGE_1, layers.SECCOMP_STAGE_2} == set(layers.LAYERS)
+            assert fenced.degraded == ()
+            assert fenced.filter_digest == seccomp.prepare(1).digest
+            assert isinstance(await hand_over(runner), Ready)
             for thread in threads(inner_pid(runner)):
                 seen = status(inner_pid(runner), thread)
                 assert (seen["Seccomp"], seen["Seccomp_filters"], seen["NoNewPrivs"]) == ("2", "2", "1")
@@ -154,6 +156,7 @@ def test_channel_on_standard_input_is_not_taken_for_a_terminal() -> None:
         theirs.close()
         with ours, DEMO_MODEL.open("rb") as model:
             socket.send_fds(ours, [encode(LOAD)], [model.fileno()])
+            assert b"Fenced" in await asyncio.get_running_loop().sock_recv(ours, MAX_FRAME_BYTES)
             assert b"Ready" in await asyncio.get_running_loop().sock_recv(ours, MAX_FRAME_BYTES)
         return await process.wait()
 

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from appliance.ipc.messages import LoadFailed, Probe, Ready
+from appliance.ipc.messages import Fenced, LoadFailed, Probe, Ready
 from appliance.runner import main as runner_main
 from appliance.sandbox import layers
-from tests.support.live_runner import launched, load, receive, send, within_limit
+from tests.support.live_runner import hand_over, launched, load, receive, send, within_limit
 
 POORER = """
 import errno, os, sys
@@ -68,10 +68,11 @@ def test_every_missing_layer_is_named_at_once() -> None:
 def test_named_layer_may_be_missing_and_is_reported() -> None:
     async def scenario() -> None:
         async with launched(command=poorer("mdwe"), allow_degraded=frozenset({"mdwe", "landlock"})) as runner:
-            ready = await load(runner)
-            assert isinstance(ready, Ready)
-            assert ready.degraded == ("mdwe",)
-            assert set(ready.layers) == set(layers.LAYERS) - {"mdwe"}
+            fenced = await receive(runner)
+            assert isinstance(fenced, Fenced)
+            assert fenced.degraded == ("mdwe",)
+            assert set(fenced.layers) == set(layers.LAYERS) - {"mdwe", layers.SECCOMP_STAGE_1, layers.SECCOMP_STAGE_2}
+            assert isinstance(await hand_over(runner), Ready)
 
     within_limit(scenario)
 
@@ -82,9 +83,11 @@ def test_strict_container_without_namespaces_still_lets_nothing_out() -> None:
 
     async def scenario() -> int:
         async with launched(command=poorer("namespaces"), allow_degraded=allowed) as runner:
-            ready = await load(runner)
-            assert isinstance(ready, Ready)
-            assert set(ready.degraded) == allowed
+            fenced = await receive(runner)
+            assert isinstance(fenced, Fenced)
+            assert set(fenced.degraded) == allowed
+            assert isinstance(await hand_over(runner), Ready)
+            runner.inspect(frozenset(fenced.layers))
             send(runner, Probe(name="openat"))
             assert await receive(runner) is None
             return await runner.wait()

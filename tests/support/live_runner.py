@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import appliance
 from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder, encode
-from appliance.ipc.messages import FromRunner, Load
+from appliance.ipc.messages import Fenced, FromRunner, Load
 from appliance.warden.launch_spawn import RUNNER_COMMAND, LaunchedRunner, SpawnLauncher
 
 DEMO_MODEL = Path(appliance.__file__).parent / "data" / "paddock-demo.gguf"
@@ -61,6 +61,12 @@ async def receive(runner: LaunchedRunner) -> FromRunner | None:
 
 
 async def load(runner: LaunchedRunner, model: Path = DEMO_MODEL, message: Load = LOAD) -> FromRunner | None:
+    """Waits until the fence is up, hands over a model and returns the answer; or what came in place of the fence."""
+    first = await receive(runner)
+    return await hand_over(runner, model, message) if isinstance(first, Fenced) else first
+
+
+async def hand_over(runner: LaunchedRunner, model: Path = DEMO_MODEL, message: Load = LOAD) -> FromRunner | None:
     """Hands over a model and returns the answer."""
     with model.open("rb") as file:
         send(runner, message, (file.fileno(),))

@@ -16,6 +16,7 @@ from appliance.core.values import Message, Sampling
 from appliance.ipc import frames
 from appliance.ipc.messages import (
     Cancel,
+    Fenced,
     FromRunner,
     Load,
     LoadFailed,
@@ -167,10 +168,12 @@ def sandboxed_runner(
     command = [sys.executable, "-I", "-B", "-m", "appliance.runner", "--channel-fd", "{fd}"]
     load = Load(runner_id="r", context_tokens=context_tokens, slots=slots, threads=threads)
     with _process(command, 1024 * 1024) as runner, model.open("rb") as file:
+        fenced = runner.receive()
+        if isinstance(fenced, LoadFailed) and fenced.reason == "layer-missing":
+            pytest.skip(fenced.detail)
+        assert isinstance(fenced, Fenced), fenced
         socket.send_fds(runner.channel, [frames.encode(load)], [file.fileno()])
         first = runner.receive()
-        if isinstance(first, LoadFailed) and first.reason == "layer-missing":
-            pytest.skip(first.detail)
         assert isinstance(first, expect), first
         runner.first = first
         yield runner

@@ -20,7 +20,7 @@ class ScriptedPeer:
         self.sock = sock
         decoder: FrameDecoder[Any] = FrameDecoder(hears)
         self.connection: Connection[Any] = Connection(
-            sock, decoder, on_message=self._hear, on_closed=lambda _why: self.gone.set()
+            sock, decoder, on_message=self._hear, on_closed=lambda _why: self.gone.set(), accepts_fds=True
         )
 
     def _hear(self, message: Any, fds: list[int]) -> None:

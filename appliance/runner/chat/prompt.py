@@ -1,19 +1,55 @@
 """From a conversation to the tokens of its prompt.
 
 Trusts: nothing; see ``chat.template``.
-Promises: control tokens come from the template alone, never from a message.
-Not here: limits on the number of tokens (``channel``).
+Promises: control tokens come from the template alone, never from a message. A prompt costs time in proportion to the
+tokens that were paid for: the work is done block by block and ends at the first token too many.
+Not here: how many tokens were paid for, and whose turn it is between blocks (``channel``).
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 
 from appliance.core.values import Message
-from appliance.runner.chat.template import CHATML, ChatTemplate, Part, RenderError
+from appliance.runner.chat.template import CHATML, ChatTemplate, RenderError
 from appliance.runner.engine.model import LoadError, Model, TokenIds
 
 
 class PromptError(Exception):
     """This conversation cannot be put to this model. The text is for the operator."""
+
+
+class PromptTooLong(PromptError):
+    """It has more tokens than were paid for."""
+
+
+class Prompt:
+    """One conversation on its way to tokens. ``tokens`` are those known so far."""
+
+    def __init__(self, blocks: Iterator[TokenIds], at_most_tokens: int) -> None:
+        self._blocks = blocks
+        self._at_most_tokens = at_most_tokens
+        self._known: list[TokenIds] = []
+        self.size = 0
+
+    def advance(self) -> bool:
+        """Renders, or tokenises one more block. True when that was all. Raises ``PromptError``."""
+        try:
+            block = next(self._blocks, None)
+        except (RenderError, ValueError) as error:
+            raise PromptError(str(error)) from None
+        if block is not None:
+            self._known.append(block)
+            self.size += len(block)
+        if self.size > self._at_most_tokens:
+            raise PromptTooLong(f"the prompt has more than {self._at_most_tokens} tokens")
+        if block is None and not self.size:
+            raise PromptError("the prompt is empty")
+        return block is None
+
+    @property
+    def tokens(self) -> TokenIds:
+        return np.concatenate(self._known) if self._known else np.zeros(0, np.int32)
 
 
 class PromptMaker:
@@ -29,24 +65,25 @@ class PromptMaker:
 
     def try_out(self) -> None:
         """One short conversation. Raises ``LoadError("template-invalid")``."""
+        prompt = self.prompt((Message(role="user", content="Hello"),), self._model.training_context_tokens)
         try:
-            self.tokens((Message(role="user", content="Hello"),))
+            while not prompt.advance():
+                pass
         except PromptError as error:
             raise LoadError("template-invalid", str(error)) from None
 
-    def tokens(self, messages: tuple[Message, ...]) -> TokenIds:
-        """Token ids of the whole prompt, at least one. Raises ``PromptError``."""
-        try:
-            parts = self._template.render(messages)
-            pieces = [self._part_tokens(part, first=not number) for number, part in enumerate(parts)]
-        except (RenderError, ValueError) as error:
-            raise PromptError(str(error)) from None
-        tokens = self._model.with_bos(np.concatenate(pieces) if pieces else np.zeros(0, np.int32))
-        if not len(tokens):
-            raise PromptError("the prompt is empty")
-        return tokens
+    def prompt(self, messages: tuple[Message, ...], at_most_tokens: int) -> Prompt:
+        """A prompt of which nothing is done yet."""
+        return Prompt(self._blocks(messages), at_most_tokens)
 
-    def _part_tokens(self, part: Part, *, first: bool) -> TokenIds:
-        if part.content:
-            return self._model.content_tokens(part.text, first=first)
-        return self._model.template_tokens(part.text, first=first)
+    def _blocks(self, messages: tuple[Message, ...]) -> Iterator[TokenIds]:
+        """The prompt's tokens, the vocabulary's first token before them. Raises ``RenderError``, ``ValueError``."""
+        begun = False
+        for part in self._template.render(messages):
+            make = self._model.content_tokens if part.content else self._model.template_tokens
+            for block in make(part.text, first=not begun):
+                if len(block):
+                    yield block if begun else self._model.with_bos(block)
+                    begun = True
+        if not begun:
+            yield self._model.with_bos(np.zeros(0, np.int32))

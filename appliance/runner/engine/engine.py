@@ -17,9 +17,9 @@ from typing import Final
 
 from appliance.core.values import Message
 from appliance.ipc.messages import Load
-from appliance.runner.chat.prompt import PromptMaker
+from appliance.runner.chat.prompt import Prompt, PromptMaker
 from appliance.runner.engine.context import Context
-from appliance.runner.engine.model import LoadError, Model, TokenIds
+from appliance.runner.engine.model import LoadError, Model
 from appliance.runner.engine.panic import end_process
 from appliance.runner.engine.steps import Event, Job, Stepper
 
@@ -64,9 +64,9 @@ class Engine:
         if failure is not None:
             raise failure
 
-    def prompt_tokens(self, messages: tuple[Message, ...]) -> TokenIds:
-        """Renders and tokenises a conversation. Raises ``PromptError``."""
-        return self._prompts.tokens(messages)
+    def prompt(self, messages: tuple[Message, ...], at_most_tokens: int) -> Prompt:
+        """A conversation that is still to be rendered and tokenised, by calls of ``advance``."""
+        return self._prompts.prompt(messages, at_most_tokens)
 
     def piece(self, token: int) -> bytes:
         return self._model.piece(token)

@@ -7,11 +7,13 @@ Not here: the signature and the header's ranges (``models``, ``core.gguf``), che
 """
 
 import ctypes
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from appliance.runner.engine.blocks import blocks
 from appliance.runner.engine.native import libc, llama, open_stream, recent_log, short_call
 
 TokenIds = NDArray[np.int32]
@@ -108,19 +110,23 @@ class Model:
 
     # --- text to tokens ---------------------------------------------------------------------------------------------
 
-    def template_tokens(self, text: str, *, first: bool) -> TokenIds:
-        """The template's own text -> ids; the names of control tokens become these tokens.
+    def template_tokens(self, text: str, *, first: bool) -> Iterator[TokenIds]:
+        """The template's own text -> ids, block by block; the names of control tokens become these tokens.
 
         ``first`` is False for a fragment that continues a prompt.
         """
-        return self._fragment(text, special=True, first=first)
+        for number, block in enumerate(blocks(text)):
+            yield self._fragment(block, special=True, first=first and not number)
 
-    def content_tokens(self, text: str, *, first: bool) -> TokenIds:
-        """A caller's text -> ids, of which none is a control or end-of-generation token, whatever the text says.
+    def content_tokens(self, text: str, *, first: bool) -> Iterator[TokenIds]:
+        """A caller's text -> ids, block by block, of which none is a control or end-of-generation token, whatever the
+        text says. Raises ``ValueError`` if a vocabulary leaves no way to write the text."""
+        for number, block in enumerate(blocks(text)):
+            yield self._content(block, first=first and not number)
 
-        llama.cpp still matches tokens of type USER_DEFINED, and some files give that type to their end-of-turn
-        token; such a name is cut in two. Raises ``ValueError`` if a vocabulary leaves no way to write the text.
-        """
+    def _content(self, text: str, *, first: bool) -> TokenIds:
+        """One block. llama.cpp still matches tokens of type USER_DEFINED, and some files give that type to their
+        end-of-turn token; such a name is cut in two."""
         tokens = self._fragment(text, special=False, first=first)
         forbidden = next((t for t in np.unique(tokens).tolist() if self.is_special(t)), None)
         if forbidden is None:
@@ -130,7 +136,7 @@ class Model:
             raise ValueError(f"the vocabulary writes ordinary text with special token {forbidden}")
         harmless = [name[:1], name[1:]]
         pieces = [piece for part in text.split(name) for piece in (*harmless, part)][len(harmless) :]
-        return np.concatenate([self.content_tokens(piece, first=first and not n) for n, piece in enumerate(pieces)])
+        return np.concatenate([self._content(piece, first=first and not n) for n, piece in enumerate(pieces)])
 
     def with_bos(self, tokens: TokenIds) -> TokenIds:
         """Puts the vocabulary's first token before a prompt, where it asks for one and the template wrote none."""

@@ -20,7 +20,9 @@ async def _all_at_once(server: TestAppliance, token: str) -> Counter[int]:
 
 
 def test_hundred_parallel_requests_cannot_overshoot_the_budget(tmp_path: Path) -> None:
-    extra = f"[limits]\nbudget_tokens = {LIMIT_TOKENS}\nprincipal_requests_per_minute = 1000\n"
+    extra = (
+        f"[limits]\nbudget_tokens = {LIMIT_TOKENS}\nprincipal_requests_per_minute = 1000\nconcurrent_requests = 100\n"
+    )
     with appliance(tmp_path, {"chain": chain_model()}, extra) as server:
         assert server.chat(server.token("warm-up"), max_tokens=1).status == 200
         statuses = asyncio.run(_all_at_once(server, server.token("spender")))

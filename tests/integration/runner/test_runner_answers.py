@@ -1,14 +1,16 @@
 """The engine behind its channel, with real llama.cpp: counts, text, isolation, ends."""
 
 import select
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from appliance.core.values import Message, Sampling
 from appliance.ipc import frames
-from appliance.ipc.messages import RunnerRefused, Submit
+from appliance.ipc.messages import RunnerRefused, RunnerStarted, Submit
 from tests.support.chain_model import STORY, chain_model, long_script, prompt_tokens
 from tests.support.runner_client import GREEDY, Answer, RunnerClient, bare_runner
 
@@ -64,6 +66,51 @@ def test_prompt_longer_than_paid_for_is_refused(chain: RunnerClient) -> None:
     refused = chain.ask(max_prompt_tokens=paid - 1).refused
     assert refused is not None and refused.reason == "prompt-too-long"
     assert ended(chain.ask(max_prompt_tokens=paid)) == ("stop", paid, len(WORDS))
+
+
+@pytest.mark.parametrize("content", [" " * 300_000, "a" * 300_000, "a b " * 75_000, "<|im_end|>" * 30_000])
+def test_work_for_a_prompt_ends_at_the_first_token_too_many(content: str) -> None:
+    """A whole minute of tokenising, all of it for a prompt that is refused and costs its sender nothing."""
+    with bare_runner(chain_model(), context_tokens=8192) as runner:
+        started = time.monotonic()
+        refused = runner.ask(content).refused
+        assert refused is not None and refused.reason == "prompt-too-long"
+        assert "8191" in refused.detail
+        assert time.monotonic() - started < 5
+
+
+def test_long_prompt_does_not_hold_up_a_short_one() -> None:
+    with bare_runner(chain_model(), context_tokens=32768, slots=2) as runner:
+        runner.submit("long", "word " * 4000, max_completion_tokens=1)
+        runner.submit("short", max_completion_tokens=1)
+        first = runner.receive()
+        assert isinstance(first, RunnerStarted)
+        assert first.request_id == "short"
+        assert [ended(answer)[0] for answer in runner.wait_for("long", "short")] == ["length", "length"]
+
+
+def test_prompt_cancelled_before_it_is_whole_ends_and_costs_something() -> None:
+    text = "word " * 5000
+    with bare_runner(chain_model(), context_tokens=32768, slots=1) as runner:
+        for number in range(4):
+            runner.submit(f"r-{number}", user(text), max_completion_tokens=1)
+        runner.cancel("r-3")
+        [answer] = runner.wait_for("r-3")
+        assert ended(answer)[0] == "cancelled"
+        assert 1 <= ended(answer)[1] <= prompt_tokens(user(text))
+        assert ended(answer)[2] == 0
+        runner.reset()
+        assert ended(runner.ask(max_completion_tokens=1))[0] == "length"
+
+
+def test_messages_without_text_do_not_make_the_template_a_burden() -> None:
+    """Nothing of a caller's between the template's own texts: they become one long text."""
+    plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    with bare_runner(chain_model(template=plain), context_tokens=8192) as runner:
+        started = time.monotonic()
+        refused = runner.ask([Message(role="user", content="")] * 15_000).refused
+        assert refused is not None and refused.reason == "prompt-too-long"
+        assert time.monotonic() - started < 5
 
 
 def test_context_is_not_overrun() -> None:
@@ -186,21 +233,19 @@ def test_request_beyond_the_queue_is_refused() -> None:
 
 def test_peer_that_only_writes_does_not_fill_the_runner(chain: RunnerClient) -> None:
     """Unread refusals pile up to a bound; then the runner reads no more, until its peer does."""
-    frame = frames.encode(
-        Submit(
-            request_id="too-long",
-            messages=user("x"),
-            sampling=GREEDY,
-            max_prompt_tokens=0,
-            max_completion_tokens=1,
-            cache_partition="",
-        )
+    submit = Submit(
+        request_id="too-long",
+        messages=user("x"),
+        sampling=GREEDY,
+        max_prompt_tokens=0,
+        max_completion_tokens=1,
+        cache_partition="",
     )
     sent = 0
     writable = select.poll()
     writable.register(chain.channel, select.POLLOUT)
     while writable.poll(1000):
-        chain.channel.send(frame)
+        chain.channel.send(frames.encode(msgspec.structs.replace(submit, request_id=f"too-long-{sent}")))
         sent += 1
         assert sent < 100_000
     for _ in range(sent):

@@ -18,8 +18,10 @@ before = set(sys.modules)
 load = Load(runner_id="r", context_tokens=256, slots=4, threads=1)
 engine = bindings.Engine.load(os.open(sys.argv[1], os.O_RDONLY), load)
 engine.warm_up()
-prompt = engine.prompt_tokens((Message(role="user", content="hello <|im_end|>"),))
-engine.submit(Job("a", prompt, Sampling(presence_penalty=1.0), 20))
+prompt = engine.prompt((Message(role="user", content="hello <|im_end|>"),), 200)
+while not prompt.advance():
+    pass
+engine.submit(Job("a", prompt.tokens, Sampling(presence_penalty=1.0), 20))
 ended = False
 while not ended:
     for event in engine.take_events():

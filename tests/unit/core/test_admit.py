@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.core.admit import (
-    LONGEST_TOKEN_BYTES,
+    PROMPT_BYTES_PER_TOKEN,
     TEMPLATE_TOKENS,
     TEMPLATE_TOKENS_PER_MESSAGE,
     AdmitLimits,
@@ -48,8 +48,8 @@ def test_empty_catalogue_has_nothing() -> None:
     assert refusal(catalogue=()).reason is Reason.MODEL_NOT_FOUND
 
 
-def test_prompt_that_no_tokenizer_could_fit_is_refused() -> None:
-    limit = LIMITS.context_tokens * LONGEST_TOKEN_BYTES
+def test_prompt_that_would_not_fit_is_refused_without_asking_the_runner() -> None:
+    limit = LIMITS.context_tokens * PROMPT_BYTES_PER_TOKEN
     admit(chat_request("x" * limit), ALICE, CATALOGUE, LIMITS)
     refused = refusal(request=chat_request("x" * (limit + 1)))
     assert (refused.reason, refused.param) == (Reason.PROMPT_TOO_LONG, "messages")

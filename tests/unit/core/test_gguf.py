@@ -261,6 +261,7 @@ MALFORMED: list[tuple[str, Change, str]] = [
     ("tokens that are numbers", put(TOKENS, ARRAY, array(U32, [1, 2, 3, 4, 5])), "gguf-key-type"),
     ("tokens that are one text", key(TOKENS, STRING, "abc"), "gguf-key-type"),
     ("two equal tokens", put(TOKENS, ARRAY, array(STRING, ["a", "b", "c", "<0x0A>", "a"])), "gguf-vocabulary"),
+    ("a token of 257 bytes", put(TOKENS, ARRAY, array(STRING, [*"abcd", "x" * 257])), "gguf-vocabulary"),
     ("vocab_size that disagrees", key("llama.vocab_size", U32, 6), "gguf-vocabulary"),
     ("short scores", put(SCORES, ARRAY, array(F32, [0.0])), "gguf-vocabulary"),
     ("long scores", put(SCORES, ARRAY, array(F32, [0.0] * 6)), "gguf-vocabulary"),

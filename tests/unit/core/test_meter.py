@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.core.meter import Meter
+from appliance.core.gguf import MAX_TOKEN_BYTES
+from appliance.core.meter import Meter, text_bytes
 from appliance.core.values import AnswerEvent, Delta, End, Started, Usage
 
 
@@ -39,6 +40,18 @@ def test_last_word_adds_tokens_without_text() -> None:
 
 def test_last_word_cannot_take_back_what_was_told() -> None:
     assert usage(Started(prompt_tokens=7), Delta(text="a", tokens=9), end(0, 0)) == (7, 9)
+
+
+def test_text_that_is_said_to_be_free_is_charged_by_its_length() -> None:
+    assert usage(Started(prompt_tokens=1), Delta(text="x" * MAX_TOKEN_BYTES, tokens=0)) == (1, 1)
+    free = [Delta(text="x" * 100, tokens=0)] * 100
+    assert usage(Started(prompt_tokens=1), *free, end(1, 0)) == (1, -(-100 * 100 // MAX_TOKEN_BYTES))
+    assert usage(Started(prompt_tokens=1), Delta(text="\U0001f600" * 64, tokens=0), Delta(text="a", tokens=0)) == (1, 2)
+
+
+def test_broken_bytes_are_not_charged_as_the_characters_that_replace_them() -> None:
+    assert text_bytes("\ufffd" * 10 + "\u00e9") == 12
+    assert usage(Delta(text="\ufffd" * MAX_TOKEN_BYTES, tokens=1)) == (0, 1)
 
 
 def test_end_is_kept() -> None:

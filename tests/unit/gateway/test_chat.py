@@ -131,8 +131,9 @@ def test_stream_that_breaks_ends_with_an_error_event_and_without_done(last: Any,
     async def scenario() -> None:
         world, client = World(), Client(BODY | {"stream": True})
         world.models.script = [[STARTED], [delta("Hel")], last]
-        with pytest.raises(Refused):
-            await asked(world, client)
+        await asked(world, client)  # nothing is raised: no answer may follow one that has begun
+        assert [record.outcome for record in world.audit.closed] == [code]
+        assert world.audit.refused == []
         assert client.events[-1]["error"]["code"] == code
         assert contents(client.events) == "Hel"
         assert "secret" not in client.text
@@ -157,9 +158,9 @@ def test_stream_that_takes_too_long_ends_with_an_error_event() -> None:
     async def scenario() -> None:
         world, client = World(request_timeout_seconds=0.01), Client(BODY | {"stream": True})
         world.models.script = [[STARTED], None]
-        with pytest.raises(Refused) as caught:
-            await asked(world, client)
-        assert caught.value.reason is Reason.REQUEST_TIMEOUT
+        await asked(world, client)
+        assert world.audit.closed[0].outcome == "cancelled"
+        assert "request-timeout" in world.audit.closed[0].detail
         assert client.events[-1]["error"]["code"] == "request-timeout"
 
     run(scenario)
@@ -178,6 +179,21 @@ def test_client_that_leaves_stops_the_runner_and_pays_for_what_was_made(stream: 
         assert world.models.answers[0].cancels == 1
         assert world.audit.closed[0].outcome == "cancelled"
         assert world.budget.settled == [("r-1", 11)]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_client_that_leaves_before_the_answer_begins_stops_the_runner(stream: bool) -> None:
+    async def scenario() -> None:
+        world, client = World(), Client(BODY | {"stream": stream})
+        world.models.script = [None]
+        task = asyncio.create_task(asked(world, client))
+        await until(lambda: "events" in world.steps.seen)
+        client.leave()
+        await task
+        assert world.models.answers[0].cancels == 1
+        assert world.audit.closed[0].outcome == "cancelled"
 
     run(scenario)
 

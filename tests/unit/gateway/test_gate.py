@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -16,14 +17,17 @@ from litestar.exceptions import (
     PermissionDeniedException,
     ValidationException,
 )
+from msgspec import UNSET
 
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.gateway.gate import Gate, exchange_of
+from appliance.gateway.slots import Slots
 from tests.fakes.world import NOW, World
 from tests.support.made_values import ALICE
-from tests.support.scenario import run
+from tests.support.scenario import run, until
 
 HOST = b"gate.example"
+SLOTS = 2
 SECRET = "/var/lib/paddock alice Traceback"
 Inner = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -49,6 +53,8 @@ class Call:
             world.pipeline,
             verifier=world.verifier,
             addresses=world.addresses,
+            rates=world.rates,
+            slots=Slots(SLOTS),
             allowed_hosts=frozenset({HOST.decode()}),
             now_seconds=lambda: NOW,
         )
@@ -106,14 +112,15 @@ def raising(error: BaseException) -> Inner:
 # --- the way in -----------------------------------------------------------------------------------------------------
 
 
-def test_guard_comes_first_then_the_address_then_the_token() -> None:
+def test_guard_comes_first_then_the_address_then_the_token_then_the_rate() -> None:
     async def scenario() -> None:
         world = World()
         call = Call(world)
         await call.make(path=b"//v1/models")
         assert world.steps.seen == []
         await call.make()
-        assert world.steps.seen == ["address", "verify"]
+        assert world.steps.seen == ["address", "verify", "rate"]
+        assert world.rates.counted == [ALICE.key]
         assert world.verifier.asked_at == [NOW]
         assert len(call.routed) == 1
 
@@ -181,7 +188,7 @@ def test_unidentified_request_is_counted_closed_and_neither_routed_nor_recorded(
         assert call.headers[b"connection"] == b"close"
         assert call.routed == []
         assert world.audit.records == []
-        assert call.gate.refusals == {reason.code: 1}
+        assert call.gate.refusals.strangers == {reason.code: 1}
 
     run(scenario)
 
@@ -205,6 +212,17 @@ def test_health_needs_no_token_and_carries_no_principal() -> None:
         assert world.steps.seen == ["address"]
         with pytest.raises(KeyError):
             exchange_of(call.routed[0], "/healthz")
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "HEAD", "POST", "DELETE", "get"])
+def test_health_is_public_for_nothing_but_get(method: str) -> None:
+    async def scenario() -> None:
+        call = Call(World())
+        await call.make(token=None, path=b"/healthz", method=method)
+        assert call.status == 401
+        assert call.routed == []
 
     run(scenario)
 
@@ -245,6 +263,91 @@ def test_token_without_a_subject_is_nobody() -> None:
         await call.make()
         assert (call.status, call.code) == (403, "claim-missing")
         assert call.routed == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [raising(Refused(Reason.JSON_INVALID)), raising(NotFoundException()), _ok],
+    ids=["bad body", "no route", "answered"],
+)
+def test_every_request_of_a_principal_counts_to_its_rate(inner: Inner) -> None:
+    async def scenario() -> None:
+        world = World()
+        for _ in range(3):
+            await Call(world, inner).make()
+        assert world.rates.counted == [ALICE.key] * 3
+
+    run(scenario)
+
+
+def test_refusal_for_the_rate_is_counted_for_a_summary_and_not_recorded() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.steps.fail["rate"] = Refused(Reason.RATE_LIMITED, retry_after_seconds=7)
+        call = Call(world)
+        for _ in range(5):
+            await call.make()
+        assert (call.status, call.code, call.headers[b"retry-after"]) == (429, "rate-limited", b"7")
+        assert call.routed == []
+        assert world.audit.records == []
+        [summary] = call.gate.refusals.take(60)
+        assert (summary.interval_seconds, summary.counts) == (60, {"rate-limited": 5})
+        assert summary.actor is not UNSET
+        assert (summary.actor.key, summary.actor.subject) == (ALICE.key, "alice")
+        assert call.gate.refusals.take(60) == []
+
+    run(scenario)
+
+
+def test_rate_that_cannot_be_counted_lets_nobody_through() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.steps.fail["rate"] = Fault("the store is down")
+        call = Call(world)
+        await call.make()
+        assert (call.status, call.code, call.routed) == (503, "internal", [])
+
+    run(scenario)
+
+
+def test_principal_has_no_more_requests_under_way_than_slots_and_keeps_nobody_else_out() -> None:
+    async def scenario() -> None:
+        world = World()
+        go = asyncio.Event()
+
+        async def waiting(scope: Any, receive: Any, send: Any) -> None:
+            await go.wait()
+            await _ok(scope, receive, send)
+
+        call = Call(world, waiting)
+        alices = [asyncio.create_task(call.make()) for _ in range(SLOTS)]
+        await until(lambda: len(call.routed) == SLOTS)
+        await call.make()
+        assert (call.status, call.code, call.headers[b"retry-after"]) == (429, "too-many-streams", b"1")
+        assert len(world.rates.counted) == SLOTS
+        world.verifier.claims = msgspec.structs.replace(world.verifier.claims, subject="bob")
+        bobs = asyncio.create_task(call.make())
+        await until(lambda: len(call.routed) == SLOTS + 1)
+        go.set()
+        await asyncio.gather(*alices, bobs)
+        assert world.audit.records == []
+        assert [summary.counts for summary in call.gate.refusals.take(60)] == [{"too-many-streams": 1}]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "error", [Refused(Reason.POLICY_DENIED), RuntimeError(), OSError(), asyncio.CancelledError()], ids=repr
+)
+def test_slot_is_free_again_however_a_request_ends(error: BaseException) -> None:
+    async def scenario() -> None:
+        call = Call(World(), raising(error))
+        for _ in range(3 * SLOTS):
+            with suppress(asyncio.CancelledError):
+                await call.make()
+        assert len(call.routed) == 3 * SLOTS
 
     run(scenario)
 
@@ -290,7 +393,7 @@ def test_error_becomes_its_status_and_leaks_nothing(
         assert not any(word in repr(call.sent) for word in SECRET.split())
         [record] = world.audit.refused
         assert record.reason == code
-        assert call.gate.refusals == {}
+        assert call.gate.refusals.take(60) == []
         assert b"connection" not in call.headers
         if code == "internal":
             assert call.headers[b"retry-after"] == b"1"

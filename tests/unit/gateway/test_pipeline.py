@@ -7,16 +7,17 @@ import msgspec
 import pytest
 
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.core.values import AnswerEvent, ChatRequest, Obligations
+from appliance.core.values import AnswerEvent, ChatRequest, Obligations, Reservation
 from appliance.gateway.pipeline import Exchange
 from tests.fakes.models import STARTED, delta, end
 from tests.fakes.policy import ALLOWED, DENIED
 from tests.fakes.world import NOW, World
+from tests.support import made_values
 from tests.support.made_values import ALICE, chat_request
 from tests.support.scenario import run, turns, until
 
-ORDER = ["catalogue", "rate", "policy", "reserve", "lease", "record opened", "submit", "events"]
-AFTER = ["record closed", "settle"]
+ORDER = ["catalogue", "policy", "reserve", "lease", "record opened", "submit", "events"]
+AFTER = ["settle", "record closed"]
 
 
 async def answered(
@@ -94,8 +95,6 @@ def test_cache_partition_is_the_principals_and_never_the_callers() -> None:
 
 FAILURES = [
     ("catalogue", Fault("the warden has not answered yet"), Reason.RUNNER_UNAVAILABLE),
-    ("rate", Refused(Reason.RATE_LIMITED, retry_after_seconds=9), Reason.RATE_LIMITED),
-    ("rate", Fault("the store is down"), Fault),
     ("policy", Fault("out of fuel"), Reason.POLICY_UNAVAILABLE),
     ("reserve", Refused(Reason.BUDGET_EXHAUSTED, retry_after_seconds=9), Reason.BUDGET_EXHAUSTED),
     ("reserve", Refused(Reason.BUDGET_TOO_SMALL), Reason.BUDGET_TOO_SMALL),
@@ -137,7 +136,7 @@ def test_nothing_is_reserved_or_leased_without_a_plain_yes(raw_answer: Any) -> N
         world.policy.raw_answer = raw_answer
         exchange = world.exchange()
         assert (await refusal(world, exchange)).reason is Reason.POLICY_DENIED
-        assert world.steps.seen == ["catalogue", "rate", "policy"]
+        assert world.steps.seen == ["catalogue", "policy"]
         assert exchange.decision is not None
         assert not exchange.decision.allow
         assert_nothing_is_left(world, opened=False)
@@ -146,7 +145,7 @@ def test_nothing_is_reserved_or_leased_without_a_plain_yes(raw_answer: Any) -> N
 
 
 @pytest.mark.parametrize("name", ["secret", "absent"])
-def test_model_outside_the_token_is_absent_and_costs_no_rate(name: str) -> None:
+def test_model_outside_the_token_is_absent(name: str) -> None:
     async def scenario() -> None:
         world = World()
         refused = await refusal(world, request=chat_request(model=name))
@@ -189,18 +188,43 @@ def test_only_models_of_token_and_policy_are_visible() -> None:
     run(scenario)
 
 
+def test_forbidden_model_looks_absent_and_its_record_says_who_denied_it() -> None:
+    async def scenario() -> None:
+        world = World()
+        assert (await world.pipeline.visible_model(world.exchange(), "demo")).name == "demo"
+        world.policy.raw_answer = DENIED
+        told = []
+        for name in ("demo", "absent", "secret"):
+            exchange = world.exchange()
+            with pytest.raises(Refused) as caught:
+                await world.pipeline.visible_model(exchange, name)
+            told.append((caught.value.reason, caught.value.param))
+            await world.pipeline.record_refusal(exchange, caught.value)
+        assert told == [(Reason.MODEL_NOT_FOUND, "model")] * 3
+        forbidden, absent, unnamed = world.audit.refused
+        assert forbidden.decision is not None
+        assert not forbidden.decision.allow
+        assert forbidden.policy_input == world.policy.inputs[-1]
+        assert "no-group-permits-model" in forbidden.detail
+        assert (absent.decision, unnamed.decision) == (None, None)
+        assert [record.model_name for record in world.audit.refused] == ["demo", "absent", "secret"]
+
+    run(scenario)
+
+
 # --- the answer breaks ----------------------------------------------------------------------------------------------
 
 LOST = Refused(Reason.RUNNER_LOST, "the peer closed")
+PROMPT_BOUND = made_values.admission().max_prompt_tokens
 ENDINGS: list[tuple[str, list[Any], Reason | None, str, int]] = [
     ("whole", [[STARTED], [delta("a"), end("stop", 1)]], None, "completed", 10),
     ("all at once", [[STARTED, delta("a"), end("length", 1)]], None, "truncated", 10),
     ("tokens without text", [[STARTED], [end("length", 30)]], None, "truncated", 39),
-    ("lost before it began", [LOST], Reason.RUNNER_LOST, "runner-lost", 0),
+    ("lost before it began", [LOST], Reason.RUNNER_LOST, "runner-lost", PROMPT_BOUND),
     ("lost in the middle", [[STARTED], [delta("a", 5)], LOST], Reason.RUNNER_LOST, "runner-lost", 14),
     ("error", [[STARTED], [end("error", 3, "NaN")]], Reason.RUNNER_ERROR, "runner-error", 12),
-    ("refused by the runner", [Refused(Reason.PROMPT_TOO_LONG)], Reason.PROMPT_TOO_LONG, "runner-error", 0),
-    ("overloaded", [Refused(Reason.OVERLOADED)], Reason.OVERLOADED, "runner-error", 0),
+    ("refused by the runner", [Refused(Reason.PROMPT_TOO_LONG)], Reason.PROMPT_TOO_LONG, "refused", 0),
+    ("overloaded", [Refused(Reason.OVERLOADED)], Reason.OVERLOADED, "refused", 0),
     ("cancelled by the runner", [[STARTED], [end("cancelled", 3)]], None, "cancelled", 12),
 ]
 
@@ -221,6 +245,33 @@ def test_every_ending_is_charged_and_closed_once(
         assert world.audit.closed[0].outcome == outcome
         assert_nothing_is_left(world, opened=True, spent=spent)
         assert world.models.answers[0].cancels == int(isinstance(script[-1], Refused))
+
+    run(scenario)
+
+
+def test_record_says_what_settling_gave_back() -> None:
+    async def scenario() -> None:
+        world = World()
+
+        async def expired(reservation: Reservation, spent_tokens: int) -> int:
+            await settle(reservation, reservation.tokens)
+            return 0
+
+        settle, world.budget.settle = world.budget.settle, expired  # type: ignore[method-assign]
+        await answered(world)
+        assert world.audit.closed[0].returned_tokens == 0
+
+    run(scenario)
+
+
+def test_settling_that_fails_still_closes_the_record() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.steps.fail["settle"] = Fault("the store is down")
+        with pytest.raises(Fault):
+            await answered(world)
+        [closed], [opened] = world.audit.closed, world.audit.opened
+        assert (closed.outcome, closed.returned_tokens) == ("completed", opened.reserved_tokens - 11)
 
     run(scenario)
 
@@ -352,7 +403,7 @@ def test_cancelled_task_leaves_nothing_behind(step: str) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         opened = step in {"events", "settle"}
-        assert_nothing_is_left(world, opened=opened, spent=11 if step == "settle" else 0)
+        assert_nothing_is_left(world, opened=opened, spent={"settle": 11, "events": PROMPT_BOUND}.get(step, 0))
         if step == "events":
             assert (world.audit.closed[0].outcome, world.models.answers[0].cancels) == ("cancelled", 1)
 
@@ -393,7 +444,7 @@ def test_two_cancellations_settle_once() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert_nothing_is_left(world, opened=True)
+        assert_nothing_is_left(world, opened=True, spent=PROMPT_BOUND)
 
     run(scenario)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from appliance.core.admit import LONGEST_TOKEN_BYTES
+from appliance.core.gguf import MAX_TOKEN_BYTES
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Delta, End, Message, Started
 from appliance.gateway import runner_link
@@ -107,6 +107,21 @@ async def loss(answer: LinkAnswer) -> Refused:
         while True:
             await answer.events()
     return caught.value
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    one = Clock()
+    monkeypatch.setattr(runner_link, "time", one)
+    return one
 
 
 # --- the ordinary ---------------------------------------------------------------------------------------------------
@@ -218,21 +233,31 @@ FAULTS: list[tuple[str, list[Any], str]] = [
     ("refusal of a foreign request", [refused("r-9")], "not given"),
     ("refusal after the start", [started(), refused()], "had started"),
     ("refusal after the end", [started(), end(), refused()], "not given"),
-    ("hostile request id", [started("../../x\n" * 50)], "not given"),
+    ("hostile request id", [started("../../x\n" * 50)], "not a valid frame"),
     ("second reset", [ResetDone(nonce="x")], "unexpected ResetDone"),
     (
         "a word for the warden",
-        [Ready(layers=(), degraded=(), filter_digest=FACTS.filter_digest, context_tokens=1, slots=1)],
+        [Ready(context_tokens=1, slots=1)],
         "unexpected Ready",
     ),
+    ("prompt for nothing", [started(prompt_tokens=0)], "a prompt for nothing"),
+    ("end of a prompt for nothing", [end(prompt_tokens=0, completion_tokens=0)], "a prompt for nothing"),
+    ("end of another prompt", [started(prompt_tokens=90), end(prompt_tokens=5)], "another prompt"),
+    ("empty delta", [started(), delta(text="", tokens=0)], "without text"),
+    ("empty delta with tokens", [started(), delta(text="", tokens=1)], "without text"),
+    ("a word per letter", [started(), *[delta(text="a", tokens=0)] * 15], "more deltas than tokens"),
+    ("free text", [started(), delta(text="x" * 300, tokens=0), end(completion_tokens=1)], "fewer tokens"),
+    ("text that costs less than was told", [started(), delta(tokens=3), end(completion_tokens=2)], "fewer tokens"),
+    ("wide text", [started(), *[delta(text="\U0001f600" * 200, tokens=0)] * 4], "more than was paid for"),
+    ("detail that breaks lines", [end(reason="error", detail="x\ny")], "not a valid frame"),
     ("longer prompt than admitted", [started(prompt_tokens=101)], "more than was paid for"),
     ("one delta of too many tokens", [started(), delta(tokens=11)], "more than was paid for"),
     ("deltas of too many tokens", [started(), *[delta(tokens=1)] * 11], "more than was paid for"),
     ("an end of too many tokens", [started(), end(completion_tokens=11)], "more than was paid for"),
-    ("an end with a longer prompt", [started(), end(prompt_tokens=101)], "more than was paid for"),
+    ("an end with a longer prompt", [end(prompt_tokens=101)], "more than was paid for"),
     (
         "text without tokens, without end",
-        [started(), *[delta(text="x" * 1000, tokens=0)] * (10 * LONGEST_TOKEN_BYTES // 1000 + 1)],
+        [started(), *[delta(text="x" * 1000, tokens=0)] * (10 * MAX_TOKEN_BYTES // 1000 + 1)],
         "more than was paid for",
     ),
 ]  # fmt: skip
@@ -253,11 +278,97 @@ def test_runner_that_breaks_the_protocol_is_given_up(messages: list[Any], why: s
     run(scenario)
 
 
+def test_sum_of_prompt_and_answer_is_not_above_the_worst_case() -> None:
+    """Each is within its own bound, and together they would not fit the context that was paid for."""
+
+    async def scenario() -> None:
+        async with pair() as one:
+            small = admission(context_tokens=105, max_prompt_tokens=100, max_completion_tokens=10)
+            assert small.worst_case_tokens == 105
+            answer = one.link.answer("r-1", small, "p")
+            one.runner.say(started(prompt_tokens=100))
+            one.runner.say(delta(text="x", tokens=5))
+            one.runner.say(delta(text="x", tokens=1))
+            await one.assert_given_up("more than was paid for")
+            assert (await loss(answer)).reason is Reason.RUNNER_LOST
+
+    run(scenario)
+
+
+def test_flood_of_words_does_not_fill_the_gateway() -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            answer = await one.answer()
+            one.runner.say(started())
+            said = 0
+            with contextlib.suppress(ConnectionError):
+                while not one.link.broken and said < 100_000:
+                    one.runner.say(delta(text="a", tokens=0))
+                    said += 1
+                    await asyncio.sleep(0)
+            await one.assert_given_up("more deltas than tokens")
+            assert len(await answer.events()) <= 1 + 10 + runner_link.DELTAS_WITHOUT_TOKEN
+
+    run(scenario)
+
+
+def test_characters_that_stand_for_broken_bytes_are_not_a_fault() -> None:
+    """An honest runner writes U+FFFD, three bytes, for each byte that is no character."""
+
+    async def scenario() -> None:
+        async with pair() as one:
+            answer = await one.answer()
+            one.runner.say(started())
+            one.runner.say(delta(text="\ufffd" * MAX_TOKEN_BYTES, tokens=1))
+            one.runner.say(end(completion_tokens=1))
+            await all_events(answer)
+            assert one.broken == []
+
+    run(scenario)
+
+
+def test_text_that_was_held_back_until_the_end_is_no_fault() -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            answer = await one.answer()
+            one.runner.say(started())
+            for _ in range(10):
+                one.runner.say(delta(text="a", tokens=1))
+            one.runner.say(delta(text="held", tokens=0))
+            one.runner.say(end(completion_tokens=10))
+            assert len(await all_events(answer)) == 13
+            assert one.broken == []
+
+    run(scenario)
+
+
+def test_idle_link_is_told_from_one_that_owes_an_answer(clock: Clock) -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            clock.now += 100
+            assert one.link.idle_seconds == 100
+            one.link.leased()
+            assert one.link.idle_seconds == 0
+            await one.answer()
+            clock.now += 100
+            assert one.link.idle_seconds == 0
+            one.runner.say(started())
+            one.runner.say(end(completion_tokens=0))
+            await until(lambda: not one.link._answers)
+            clock.now += 7
+            assert one.link.idle_seconds == 7
+            one.link.retire()
+            await one.runner.gone.wait()
+            assert one.broken == []
+
+    run(scenario)
+
+
 def test_answer_of_exactly_what_was_paid_for_is_no_fault() -> None:
     async def scenario() -> None:
         async with pair() as one:
             answer = await one.answer()
-            text = "x" * (10 * LONGEST_TOKEN_BYTES)
+            text = "x" * (10 * MAX_TOKEN_BYTES)
             for message in (
                 started(prompt_tokens=100),
                 delta(text=text, tokens=10),
@@ -341,21 +452,6 @@ def test_killed_runner_ends_every_answer() -> None:
 
 
 # --- silence --------------------------------------------------------------------------------------------------------
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    one = Clock()
-    monkeypatch.setattr(runner_link, "time", one)
-    return one
 
 
 def test_silent_runner_is_given_up_only_while_it_owes_an_answer(clock: Clock) -> None:

@@ -9,26 +9,30 @@ from typing import Any
 
 import pytest
 
+from appliance.core.records import reference
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import Digest
 from appliance.gateway import warden_client
 from appliance.gateway.warden_client import WardenClient
 from appliance.ipc.connection import channel_pair
 from appliance.ipc.messages import (
+    NO_PLACE,
     AskLease,
     Complain,
     Failed,
     Leased,
     ListModels,
     ModelList,
+    Release,
     Reset,
     ResetDone,
     RunnerDelta,
+    RunnerEnd,
     ToRunner,
     ToWarden,
 )
 from tests.support.made_values import admission, model, runner_facts
-from tests.support.scenario import run, until
+from tests.support.scenario import run, turns, until
 from tests.support.scripted_peer import ScriptedPeer, ScriptedServer
 
 DEMO = model("demo")
@@ -46,6 +50,8 @@ class Warden:
     def __init__(self, path: Path) -> None:
         self.server = ScriptedServer(path, ToWarden)
         self.models: tuple[Any, ...] = (DEMO,)
+        self.pending: tuple[str, ...] = ()
+        self.lists = True
         self.questions: asyncio.Queue[Any] = asyncio.Queue()
         self.peer: ScriptedPeer | None = None
         self.runners: list[ScriptedPeer] = []
@@ -57,7 +63,8 @@ class Warden:
                 message = await self._hear(self.peer)
                 if isinstance(message, ListModels):
                     with contextlib.suppress(ConnectionError):
-                        self.peer.say(ModelList(call=message.call, models=self.models))
+                        if self.lists:
+                            self.peer.say(ModelList(call=message.call, models=self.models, pending=self.pending))
                 elif message is not None:
                     self.questions.put_nowait(message)
 
@@ -153,6 +160,7 @@ def test_parallel_requests_share_one_lease(tmp_path: Path) -> None:
     ("said", "reason"),
     [
         ("model-not-verified", Reason.MODEL_NOT_VERIFIED),
+        ("audit-unavailable", Reason.AUDIT_UNAVAILABLE),
         ("runner-unavailable", Reason.RUNNER_UNAVAILABLE),
         ("fault", Reason.RUNNER_UNAVAILABLE),
         ("anything else", Reason.RUNNER_UNAVAILABLE),
@@ -337,5 +345,179 @@ def test_client_that_stops_leaves_no_socket_behind(tmp_path: Path) -> None:
             peer = warden.peer
         assert peer is not None
         await peer.gone.wait()
+
+    run(scenario)
+
+
+# --- complaints -----------------------------------------------------------------------------------------------------
+
+
+async def complaints(warden: Warden) -> list[Complain]:
+    heard = []
+    while not warden.questions.empty():
+        message = warden.questions.get_nowait()
+        assert isinstance(message, Complain)
+        heard.append(message)
+    return heard
+
+
+def test_complaint_is_not_lost_while_the_warden_is_away(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            leasing = asyncio.create_task(client.lease(DEMO))
+            runner = await warden.lease_out()
+            link = await leasing
+            warden.server.stop()
+            await until(lambda: client._connection is None)
+            runner.say(RunnerDelta(request_id="foreign", text="x", tokens=0))
+            await until(lambda: link.broken)
+            warden.server.start()
+            complaint = await warden.questions.get()
+            assert isinstance(complaint, Complain)
+            assert (complaint.runner_id, "not given" in complaint.detail) == ("runner-0", True)
+            await until(lambda: client._complaints == {})
+
+    run(scenario)
+
+
+def test_complaint_is_repeated_until_the_warden_has_certainly_heard_it(tmp_path: Path) -> None:
+    """A warden that dies with it unread in its socket has not heard it."""
+
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            leasing = asyncio.create_task(client.lease(DEMO))
+            runner = await warden.lease_out()
+            await leasing
+            warden.lists = False  # it reads, and never answers again
+            await turns()
+            runner.leave()
+            await until(lambda: client._links == {})
+            await until(lambda: not warden.questions.empty())
+            assert len(await complaints(warden)) >= 1
+            warden.server.stop()
+            warden.lists = True
+            warden.server.start()
+            assert isinstance(await warden.questions.get(), Complain)
+            await until(lambda: client._complaints == {})
+
+    run(scenario)
+
+
+def test_no_runner_is_leased_anew_before_the_complaint_about_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            leasing = asyncio.create_task(client.lease(DEMO))
+            runner = await warden.lease_out()
+            await leasing
+            warden.server.stop()
+            await until(lambda: client._connection is None)
+            runner.leave()
+            await until(lambda: client._links == {})
+            warden.lists = False
+            warden.server.start()
+            await until(lambda: client._connection is not None)
+            leasing = asyncio.create_task(client.lease(DEMO))
+            words = [await warden.questions.get()]
+            while not isinstance(words[-1], AskLease):
+                words.append(await warden.questions.get())
+            assert isinstance(words[0], Complain)
+            leasing.cancel()
+
+    run(scenario)
+
+
+# --- the catalogue of a warden that has just started ----------------------------------------------------------------
+
+
+def test_known_model_stays_while_a_new_warden_hashes_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            warden.models, warden.pending = (model("new"),), ("demo",)
+            await until(lambda: len(client._catalogue or ()) == 2)
+            warden.pending = ()
+            await until(lambda: client._catalogue == (model("new"),))
+
+    run(scenario)
+
+
+def test_removed_model_does_not_stay_because_another_is_being_hashed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            warden.models, warden.pending = (), ("large",)
+            await until(lambda: client._catalogue == ())
+
+    run(scenario)
+
+
+# --- places ---------------------------------------------------------------------------------------------------------
+
+
+def test_idle_runner_makes_room_and_a_busy_one_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warden_client, "IDLE_SECONDS", 0.0)
+    other = model("other")
+
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            leasing = asyncio.create_task(client.lease(DEMO))
+            runner = await warden.lease_out()
+            link = await leasing
+            answer = link.answer("r-1", admission(), "p")
+            await runner.hear()
+            monkeypatch.setattr(warden_client, "IDLE_SECONDS", 0.001)
+            leasing = asyncio.create_task(client.lease(other))
+            ask = await warden.questions.get()
+            assert warden.peer is not None
+            warden.peer.say(Failed(call=ask.call, reason=NO_PLACE, detail="d"))
+            with pytest.raises(Refused) as caught:
+                await leasing
+            assert caught.value.reason is Reason.RUNNER_UNAVAILABLE
+            assert not link.broken
+
+            runner.say(RunnerEnd(request_id="r-1", reason="cancelled", prompt_tokens=1, completion_tokens=0))
+            await answer.events()
+            await asyncio.sleep(0.002)
+            leasing = asyncio.create_task(client.lease(other))
+            ask = await warden.questions.get()
+            warden.peer.say(Failed(call=ask.call, reason=NO_PLACE, detail="d"))
+            assert await warden.questions.get() == Release(runner_id="runner-0")
+            await runner.gone.wait()
+            await warden.lease_out(facts=runner_facts(other, "runner-1"))
+            assert (await leasing).facts.runner_id == "runner-1"
+            assert client._complaints == {}
+
+    run(scenario)
+
+
+def test_runner_that_was_just_leased_does_not_make_room(tmp_path: Path) -> None:
+    """Its caller has not asked yet: the record comes first."""
+
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            leasing = asyncio.create_task(client.lease(DEMO))
+            await warden.lease_out()
+            link = await leasing
+            leasing = asyncio.create_task(client.lease(model("other")))
+            ask = await warden.questions.get()
+            assert warden.peer is not None
+            warden.peer.say(Failed(call=ask.call, reason=NO_PLACE, detail="d"))
+            with pytest.raises(Refused):
+                await leasing
+            assert not link.broken
+            assert warden.questions.empty()
+
+    run(scenario)
+
+
+def test_same_bytes_under_another_name_or_signer_are_leased_apart(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            twin = model("twin", digest=DEMO.digest)
+            for each in (DEMO, twin):
+                leasing = asyncio.create_task(client.lease(each))
+                ask = await warden.questions.get()
+                assert ask.model == reference(each)
+                await warden.lease_out(ask)
+                await leasing
+            assert len(client._links) == 2
 
     run(scenario)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from appliance.ipc import connection as ipc
@@ -24,7 +25,7 @@ from appliance.ipc.messages import (
 
 
 class Side:
-    def __init__(self, sock: socket.socket, union: Any) -> None:
+    def __init__(self, sock: socket.socket, union: Any, *, accepts_fds: bool = False) -> None:
         self.messages: asyncio.Queue[tuple[Any, list[int]]] = asyncio.Queue()
         self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.connection: ipc.Connection[Any] = ipc.Connection(
@@ -32,6 +33,7 @@ class Side:
             FrameDecoder(union),
             on_message=lambda message, fds: self.messages.put_nowait((message, fds)),
             on_closed=self.closed.set_result,
+            accepts_fds=accepts_fds,
         )
 
 
@@ -46,7 +48,7 @@ def run(scenario: Callable[[], Any]) -> None:
 def test_message_and_descriptor_arrive_together() -> None:
     async def scenario() -> None:
         left, right = ipc.channel_pair()
-        a, b = Side(left, ToWarden), Side(right, ToWarden)
+        a, b = Side(left, ToWarden), Side(right, ToWarden, accepts_fds=True)
         read_end, write_end = os.pipe()
         a.connection.send(ListModels(call=1), [read_end])
         message, fds = await b.messages.get()
@@ -185,3 +187,93 @@ def test_caller_is_told_when_the_peer_goes_away() -> None:
 def test_answer_to_nobody_is_dropped() -> None:
     caller: ipc.Caller[Any] = ipc.Caller()
     caller.answered(Failed(call=99, reason="x", detail=""), [])
+
+
+def test_descriptor_where_none_belongs_is_closed_and_ends_the_connection() -> None:
+    async def scenario() -> None:
+        left, right = ipc.channel_pair()
+        b = Side(right, ToWarden)
+        read_end, write_end = os.pipe()
+        socket.send_fds(left, [encode(ListModels(call=1))], [read_end])
+        os.close(read_end)
+        assert await b.closed == "a descriptor where none belongs"
+        assert b.messages.empty()
+        with pytest.raises(BrokenPipeError):
+            os.write(write_end, b"x")
+        os.close(write_end)
+        left.close()
+
+    run(scenario)
+
+
+def test_few_large_frames_pile_up_no_further_than_many_small_ones() -> None:
+    huge = Submit(
+        request_id="r",
+        messages=(Message(role="user", content="x" * 300_000),),
+        sampling=Sampling(),
+        max_prompt_tokens=1,
+        max_completion_tokens=1,
+        cache_partition="",
+    )
+
+    async def scenario() -> None:
+        left, right = ipc.channel_pair()
+        a = Side(left, ToRunner)
+        sent = 0
+        with pytest.raises(ConnectionError, match="does not read"):
+            for _ in range(ipc.MAX_QUEUED_FRAMES):
+                a.connection.send(huge)
+                sent += 1
+        assert sent * 300_000 < ipc.MAX_QUEUED_BYTES + 4 * ipc.SOCKET_BUFFER_BYTES
+        right.close()
+
+    run(scenario)
+
+
+def test_room_comes_back_when_the_peer_reads() -> None:
+    async def scenario() -> None:
+        left, right = ipc.channel_pair()
+        a = Side(left, ToWarden)
+        for number in range(2000):
+            a.connection.send(ListModels(call=number))
+        b = Side(right, ToWarden)
+        for _ in range(2000):
+            await b.messages.get()
+        assert a.connection._outgoing_bytes == 0
+        a.connection.close()
+        await b.closed
+
+    run(scenario)
+
+
+def test_answer_that_comes_as_its_caller_is_cancelled_leaves_no_descriptor_open() -> None:
+    """The answer and the cancellation in one turn of the loop: nobody else would ever close what came."""
+
+    async def scenario() -> None:
+        left, right = ipc.channel_pair()
+        caller: ipc.Caller[Any] = ipc.Caller()
+        connection: ipc.Connection[Any] = ipc.Connection(
+            left, FrameDecoder(FromWarden), on_message=caller.answered, accepts_fds=True
+        )
+        call = caller.next_call()
+        asking = asyncio.create_task(caller.ask_with_fds(connection, ListModels(call=call), timeout_seconds=5))
+        await asyncio.sleep(0)
+        read_end, write_end = os.pipe()
+        caller.answered(Failed(call=call, reason="x", detail=""), [read_end])
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        with pytest.raises(BrokenPipeError):
+            os.write(write_end, b"x")
+        os.close(write_end)
+        connection.close()
+        right.close()
+
+    run(scenario)
+
+
+def test_what_a_decoder_quotes_of_its_peer_does_not_break_a_line() -> None:
+    with pytest.raises(FrameError) as caught:
+        FrameDecoder[Any](ToWarden).decode(msgspec.msgpack.encode({"type": "x\ny\x1b[2J" + "z" * 10_000}))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300

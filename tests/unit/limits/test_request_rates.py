@@ -6,11 +6,8 @@ import pytest
 from limits.errors import StorageError
 
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.core.values import Digest
 from appliance.limits.rates import RequestRates
 from appliance.limits.store import LoopMemory
-
-DEMO, OTHER = Digest.of(b"demo"), Digest.of(b"other")
 
 
 class Clock:
@@ -26,8 +23,8 @@ def clock():
     return Clock()
 
 
-async def passed(rates, count, principal_key="alice", model=DEMO):
-    results = await asyncio.gather(*(rates.admit(principal_key, model) for _ in range(count)), return_exceptions=True)
+async def passed(rates, count, principal_key="alice"):
+    results = await asyncio.gather(*(rates.admit(principal_key) for _ in range(count)), return_exceptions=True)
     refused = [result for result in results if result is not None]
     assert all(isinstance(result, Refused) and result.reason is Reason.RATE_LIMITED for result in refused)
     return count - len(refused)
@@ -59,15 +56,15 @@ def test_a_refusal_says_when_to_come_back_and_is_not_counted(clock):
     rates = RequestRates(requests_per_minute=1, now_seconds=clock)
 
     async def scenario():
-        await rates.admit("alice", DEMO)
+        await rates.admit("alice")
         clock.seconds += 12.5
         for _ in range(3):
             with pytest.raises(Refused) as refused:
-                await rates.admit("alice", DEMO)
+                await rates.admit("alice")
             assert refused.value.retry_after_seconds == 48
             assert refused.value.detail == "more than 1 per 1 minute"
         clock.seconds += 48
-        await rates.admit("alice", DEMO)
+        await rates.admit("alice")
 
     asyncio.run(scenario())
 
@@ -82,37 +79,17 @@ def test_one_principal_does_not_use_up_the_rate_of_another(clock):
     asyncio.run(scenario())
 
 
-def test_the_rate_of_a_principal_covers_all_its_models(clock):
-    rates = RequestRates(requests_per_minute=3, now_seconds=clock)
-
-    async def scenario():
-        assert await passed(rates, 2, model=DEMO) == 2
-        assert await passed(rates, 9, model=OTHER) == 1
-
-    asyncio.run(scenario())
-
-
-def test_a_rate_per_model_holds_for_each_model(clock):
-    rates = RequestRates(requests_per_minute=100, requests_per_minute_and_model=2, now_seconds=clock)
-
-    async def scenario():
-        assert await passed(rates, 9, model=DEMO) == 2
-        assert await passed(rates, 9, model=OTHER) == 2
-
-    asyncio.run(scenario())
-
-
 def test_memory_follows_those_who_ask(clock):
     store = LoopMemory(clock)
     rates = RequestRates(requests_per_minute=3, now_seconds=clock, store=store)
 
     async def scenario():
         for number in range(200):
-            await rates.admit(f"visitor-{number}", DEMO)
+            await rates.admit(f"visitor-{number}")
         clock.seconds += 61
-        await rates.admit("alice", DEMO)
+        await rates.admit("alice")
         clock.seconds += 1
-        await rates.admit("alice", DEMO)
+        await rates.admit("alice")
 
     asyncio.run(scenario())
     assert len(store._windows) == 1
@@ -125,17 +102,15 @@ def test_a_store_that_is_down_lets_nothing_pass(clock):
 
     rates = RequestRates(requests_per_minute=3, now_seconds=clock, store=Down(clock))
     with pytest.raises(Fault, match="the store of request rates failed"):
-        asyncio.run(rates.admit("alice", DEMO))
+        asyncio.run(rates.admit("alice"))
 
 
-@pytest.mark.parametrize(
-    "rate", [{"requests_per_minute": 0}, {"requests_per_minute": 1, "requests_per_minute_and_model": 0}]
-)
+@pytest.mark.parametrize("rate", [0, -1])
 def test_a_rate_of_nothing_is_a_fault_at_start(rate):
     with pytest.raises(Fault, match="at least one"):
-        RequestRates(**rate)
+        RequestRates(requests_per_minute=rate)
 
 
 def test_a_principal_without_a_key_is_a_fault(clock):
     with pytest.raises(Fault, match="needs a principal"):
-        asyncio.run(RequestRates(requests_per_minute=1, now_seconds=clock).admit("", DEMO))
+        asyncio.run(RequestRates(requests_per_minute=1, now_seconds=clock).admit(""))

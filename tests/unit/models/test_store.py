@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core.records import reference
 from appliance.core.refusals import Fault, PaddockError, Reason, Refused
 from appliance.core.values import Digest
 from appliance.models import descriptor
@@ -608,3 +609,54 @@ def test_refusals_name_no_path(root: Path, store: ModelStore) -> None:
     with pytest.raises(PaddockError) as caught:
         store.verify("demo", TRUSTED)
     assert str(root) not in str(caught.value)
+
+
+# --- the cheap look ---------------------------------------------------------------------------------------------------
+
+
+def test_reference_says_what_the_verified_model_says_without_its_bytes(root: Path, store: ModelStore) -> None:
+    put(store)
+    assert store.reference("demo", TRUSTED) == reference(store.verify("demo", TRUSTED))
+    blob = blob_of(root)
+    blob.chmod(0o600)
+    blob.write_bytes(b"")
+    assert store.reference("demo", TRUSTED).digest == DIGEST  # of its bytes it says nothing
+
+
+def test_reference_does_not_outlive_the_trust_in_its_signer(store: ModelStore) -> None:
+    put(store)
+    assert code_of(lambda: store.reference("demo", TRUSTS_OTHER)) == "signer-unknown"
+    assert code_of(lambda: store.reference("demo", TrustedKeys({}))) == "signer-unknown"
+    store.remove("demo")
+    with pytest.raises(Refused) as caught:
+        store.reference("demo", TRUSTED)
+    assert caught.value.reason is Reason.MODEL_NOT_FOUND
+
+
+def test_stamp_stays_while_nothing_changes_and_differs_when_anything_does(root: Path, store: ModelStore) -> None:
+    absent = store.stamp("demo")
+    put(store)
+    stamps = [absent, store.stamp("demo")]
+    assert store.stamp("demo") == stamps[-1]
+    for folder in (root / "blobs" / "sha256", root / "bundles" / "sha256", root / "models"):
+        os.utime(only(folder), ns=(1, len(stamps)))
+        stamps.append(store.stamp("demo"))
+    only(root / "models").chmod(0o600)
+    only(root / "models").write_text("{")
+    stamps.append(store.stamp("demo"))
+    assert len(set(stamps)) == len(stamps)
+    assert store.stamp("../../etc/passwd") == ()
+
+
+def test_stamp_of_the_trusted_keys_changes_with_them(tmp_path: Path) -> None:
+    stamps = [TrustedKeys.stamp(tmp_path)]
+    (tmp_path / "a.pem").write_text("x")
+    stamps.append(TrustedKeys.stamp(tmp_path))
+    assert TrustedKeys.stamp(tmp_path) == stamps[-1]
+    os.utime(tmp_path / "a.pem", ns=(1, 1))
+    stamps.append(TrustedKeys.stamp(tmp_path))
+    (tmp_path / "a.pem").unlink()
+    stamps.append(TrustedKeys.stamp(tmp_path))
+    assert len(set(stamps)) == len(stamps)
+    with pytest.raises(Fault):
+        TrustedKeys.stamp(tmp_path / "absent")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.core.refusals import Fault
-from appliance.warden.launch_systemd import STATUS_UNKNOWN, SystemdLauncher
+from appliance.warden.launch_systemd import GIVEN_BY_THE_UNIT, SystemdLauncher
 
 
 def in_loop(test):
@@ -33,7 +33,7 @@ def launcher(listening: socket.socket) -> SystemdLauncher:
     return SystemdLauncher(Path(listening.getsockname()))
 
 
-async def ended(runner) -> int:
+async def ended(runner) -> None:
     async with asyncio.timeout(5):
         return await runner.wait()
 
@@ -43,7 +43,7 @@ async def test_a_runner_that_ends_is_not_waited_for(listening: socket.socket) ->
     runner = launcher(listening).launch("r")
     theirs, _ = listening.accept()
     theirs.close()
-    assert await ended(runner) == STATUS_UNKNOWN
+    assert await ended(runner) is None
     runner.channel.close()
 
 
@@ -69,10 +69,32 @@ async def test_kill_does_not_leave_the_runner_a_peer_even_if_others_hold_the_cha
     runner.channel.close()
     runner.kill()
     assert theirs.recv(100) == b""
-    assert await ended(runner) == STATUS_UNKNOWN
+    with pytest.raises(BrokenPipeError):
+        gateways.send(b"a request that a condemned runner must not get")
+    theirs.close()
+    assert await ended(runner) is None
     runner.kill()  # again: no effect
     gateways.close()
+
+
+@in_loop
+async def test_killed_runner_that_lives_on_is_not_taken_for_dead(listening: socket.socket) -> None:
+    runner = launcher(listening).launch("r")
+    theirs, _ = listening.accept()
+    runner.kill()
+    runner.kill()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await runner.wait()
     theirs.close()
+    await ended(runner)
+    runner.channel.close()
+
+
+def test_unit_and_launcher_agree_on_what_the_unit_gives() -> None:
+    unit = (Path(__file__).parents[3] / "systemd" / "paddock-runner@.service").read_text(encoding="utf-8")
+    [command] = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
+    assert frozenset(command.rpartition("--degraded ")[2].split(",")) == GIVEN_BY_THE_UNIT
 
 
 @in_loop
@@ -105,7 +127,6 @@ async def test_a_full_queue_does_not_stop_the_event_loop(tmp_path: Path) -> None
         with pytest.raises(Fault, match="unavailable"):
             for _ in range(8):
                 runners.append(SystemdLauncher(tmp_path / "runner.sock").launch("r"))
-        for runner in runners:
-            runner.kill()
-            await ended(runner)
-            runner.channel.close()
+    for runner in runners:
+        await ended(runner)
+        runner.channel.close()

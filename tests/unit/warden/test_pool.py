@@ -4,32 +4,61 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
-from appliance.core.records import ModelLoaded, ModelRefused, RunnerEnded
+from appliance.core.codec import canonical_json
+from appliance.core.records import ModelLoaded, ModelRef, ModelRefused, RunnerEnded, reference
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.core.values import Digest, RunnerFacts
-from appliance.ipc.messages import LoadFailed, RunnerStarted
+from appliance.core.values import Digest, RunnerFacts, Signer
+from appliance.ipc.messages import Fenced, LoadFailed, Ready, ResetDone, RunnerStarted
+from appliance.sandbox.layers import LAYERS
+from appliance.warden import catalogue as catalogue_module
 from appliance.warden import pool as pool_module
-from appliance.warden.pool import Pool, PoolSettings
+from appliance.warden.pool import NoPlace, Pool, PoolSettings
 from tests.fakes.audit import FakeAuditLog
-from tests.fakes.launcher import FakeLauncher, FakeRunner
+from tests.fakes.launcher import FENCED, FakeLauncher, FakeRunner
 from tests.fakes.steps import Steps
 from tests.fakes.store import FakeStore
 from tests.support.made_values import model
 from tests.support.scenario import run, turns, until
 
+
+def _fenced(**changes: Any) -> Fenced:
+    return msgspec.structs.replace(FENCED, **changes)
+
+
 A, B = model("a"), model("b")
+REF_A, REF_B = reference(A), reference(B)
+
+
+class Clock:
+    """The time of back-offs and of rescans."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    one = Clock()
+    monkeypatch.setattr(catalogue_module, "time", one)
+    return one
 
 
 class Warden:
     def __init__(self, **changes: Any) -> None:
         self.store = FakeStore(A, B)
         self.launcher = FakeLauncher()
-        self.audit = FakeAuditLog(Steps())
+        self.steps = Steps()
+        self.audit = FakeAuditLog(self.steps)
         settings: dict[str, Any] = {
             "context_tokens": 1024,
             "slots": 2,
@@ -39,12 +68,16 @@ class Warden:
         }
         self.pool = Pool(self.store, self.launcher, self.audit, PoolSettings(**(settings | changes)))
 
-    def lease(self, digest: Digest = A.digest) -> "asyncio.Task[tuple[RunnerFacts, socket.socket]]":
-        return asyncio.create_task(self.pool.lease(digest))
+    async def scan(self) -> None:
+        await self.pool.rescan()
+        await self.pool.settled()
 
-    async def leased(self, digest: Digest = A.digest) -> tuple[FakeRunner, RunnerFacts]:
+    def lease(self, wanted: ModelRef = REF_A) -> "asyncio.Task[tuple[RunnerFacts, socket.socket]]":
+        return asyncio.create_task(self.pool.lease(wanted))
+
+    async def leased(self, wanted: ModelRef = REF_A) -> tuple[FakeRunner, RunnerFacts]:
         """A runner that was started for this lease."""
-        leasing = self.lease(digest)
+        leasing = self.lease(wanted)
         runner = await self.launcher.next_ready()
         facts, channel = await leasing
         assert channel is runner.channel
@@ -67,7 +100,7 @@ class Warden:
 @contextlib.asynccontextmanager
 async def warden(**changes: Any) -> AsyncIterator[Warden]:
     one = Warden(**changes)
-    await one.pool.models()
+    await one.scan()
     try:
         yield one
     finally:
@@ -77,14 +110,13 @@ async def warden(**changes: Any) -> AsyncIterator[Warden]:
 # --- the catalogue --------------------------------------------------------------------------------------------------
 
 
-def test_only_models_that_verify_are_listed_and_each_refusal_is_recorded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "RESCAN_SECONDS", 0.0)
-
+def test_only_models_that_verify_are_listed_and_each_refusal_is_recorded_once() -> None:
     async def scenario() -> None:
         one = Warden()
         one.store.fail["b"] = Refused(Reason.MODEL_NOT_VERIFIED, "the signature is wrong")
         for _ in range(3):
-            assert await one.pool.models() == (A,)
+            await one.scan()
+            assert one.pool.models() == (A,)
         assert one.store.verified == ["a", "b"]
         [record] = one.audit.of(ModelRefused)
         assert isinstance(record, ModelRefused)
@@ -93,40 +125,154 @@ def test_only_models_that_verify_are_listed_and_each_refusal_is_recorded_once(mo
     run(scenario)
 
 
-def test_first_question_is_answered_by_a_scan_also_just_after_boot(monkeypatch: pytest.MonkeyPatch) -> None:
-    class JustBooted:
-        @staticmethod
-        def monotonic() -> float:
-            return 0.5
-
-    monkeypatch.setattr(pool_module, "time", JustBooted)
-
+def test_list_is_answered_while_a_model_is_being_hashed() -> None:
     async def scenario() -> None:
-        assert await Warden().pool.models() == (A, B)
+        one = Warden()
+        one.store.let_verify.clear()
+        await one.pool.rescan()
+        assert (one.pool.models(), one.pool.pending()) == ((), ("a", "b"))
+        one.store.let_verify.set()
+        await one.pool.settled()
+        assert (one.pool.models(), one.pool.pending()) == ((A, B), ())
 
     run(scenario)
 
 
-def test_store_that_cannot_be_read_lists_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loaded_model_is_condemned_also_while_another_is_being_hashed() -> None:
+    async def scenario() -> None:
+        async with warden() as one:
+            runner, _facts = await one.leased()
+            one.store.let_verify.clear()
+            one.store.models["new"] = model("new")
+            await one.pool.rescan()
+            one.store.distrusted["a"] = Refused(Reason.MODEL_NOT_VERIFIED, "signer-unknown")
+            await one.pool.rescan()
+            assert (runner.kills, one.pool.pending()) == (1, ("new",))
+            one.store.let_verify.set()
+            await one.pool.settled()
+
+    run(scenario)
+
+
+def test_store_that_cannot_be_read_lists_nothing() -> None:
     async def scenario() -> None:
         one = Warden()
         one.store.fail = {"a": Fault("the disk"), "b": Fault("the disk")}
-        assert await one.pool.models() == ()
+        await one.scan()
+        assert one.pool.models() == ()
         assert [getattr(record, "reason", "") for record in one.audit.records] == ["fault", "fault"]
 
     run(scenario)
 
 
-def test_removed_model_is_gone_and_a_new_one_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "RESCAN_SECONDS", 0.0)
+def test_model_is_verified_again_when_the_disk_has_recovered(clock: Clock) -> None:
+    async def scenario() -> None:
+        one = Warden()
+        one.store.fail = {"a": Fault("the disk")}
+        await one.scan()
+        one.store.fail = {}
+        await one.scan()
+        assert one.pool.models() == (B,)  # not before its back-off is over
+        clock.now += 10
+        await one.scan()
+        assert one.pool.models() == (A, B)
 
+    run(scenario)
+
+
+def test_verification_that_fails_in_an_unforeseen_way_does_not_stop_the_others() -> None:
+    async def scenario() -> None:
+        one = Warden()
+        one.store.fail["a"] = ZeroDivisionError()
+        await one.scan()
+        assert one.pool.models() == (B,)
+        [record] = one.audit.of(ModelRefused)
+        assert isinstance(record, ModelRefused)
+        assert (record.name, record.reason) == ("a", "fault")
+
+    run(scenario)
+
+
+def test_removed_model_is_gone_and_a_new_one_is_verified() -> None:
     async def scenario() -> None:
         async with warden() as one:
             del one.store.models["a"]
             one.store.models["c"] = model("c")
-            assert [each.name for each in await one.pool.models()] == ["b", "c"]
-            assert (await one.refusal(one.lease(A.digest))).reason is Reason.MODEL_NOT_VERIFIED
+            await one.scan()
+            assert [each.name for each in one.pool.models()] == ["b", "c"]
+            assert (await one.refusal(one.lease())).reason is Reason.MODEL_NOT_VERIFIED
             assert one.launcher.count == 0
+
+    run(scenario)
+
+
+# --- what a loaded model may become ---------------------------------------------------------------------------------
+
+
+def _distrust(one: Warden) -> None:
+    one.store.distrusted["a"] = Refused(Reason.MODEL_NOT_VERIFIED, "signer-unknown")
+
+
+def _lose_the_keys(one: Warden) -> None:
+    one.store.distrusted["a"] = Fault("the trusted keys could not be read")
+
+
+def _remove(one: Warden) -> None:
+    del one.store.models["a"]
+
+
+def _replace(one: Warden) -> None:
+    one.store.models["a"] = model("a", digest=Digest.of(b"new bytes"))
+
+
+def _sign_again(one: Warden) -> None:
+    other = Signer(name="other", fingerprint=Digest.of(b"other key"))
+    one.store.models["a"] = msgspec.structs.replace(A, signer=other, bundle_digest=Digest.of(b"other bundle"))
+
+
+@pytest.mark.parametrize("change", [_distrust, _lose_the_keys, _remove, _replace, _sign_again])
+def test_runner_does_not_outlive_the_trust_in_its_model(change: Any) -> None:
+    async def scenario() -> None:
+        async with warden() as one:
+            (runner, facts), (other, _) = await one.leased(REF_A), await one.leased(REF_B)
+            change(one)
+            await one.pool.rescan()
+            assert (runner.kills, other.kills) == (1, 0)
+            await until(lambda: "runner-ended" in one.events())
+            [record] = one.audit.of(RunnerEnded)
+            assert isinstance(record, RunnerEnded)
+            assert (record.runner_id, "its model was removed" in record.detail) == (facts.runner_id, True)
+            assert (await one.refusal(one.lease(REF_A))).reason is Reason.MODEL_NOT_VERIFIED
+            await one.pool.settled()
+            assert A not in one.pool.models()
+            assert one.launcher.count == 2
+
+    run(scenario)
+
+
+def test_touched_file_neither_ends_a_runner_nor_hashes_it_again() -> None:
+    """Whoever adds a trusted key changes what every model rests on; what is loaded was hashed already."""
+
+    async def scenario() -> None:
+        async with warden() as one:
+            runner, _facts = await one.leased()
+            one.store.touch("a")
+            await one.scan()
+            assert (runner.kills, one.store.verified, one.pool.models()) == (0, ["a", "b"], (A, B))
+
+    run(scenario)
+
+
+def test_store_that_cannot_be_listed_ends_nothing() -> None:
+    def names() -> list[str]:
+        raise Fault("the disk")
+
+    async def scenario() -> None:
+        async with warden() as one:
+            runner, _facts = await one.leased()
+            one.store.names = names  # type: ignore[method-assign]
+            await one.scan()
+            assert (runner.kills, one.pool.models()) == (0, (A, B))
 
     run(scenario)
 
@@ -165,7 +311,7 @@ def test_lease_names_what_the_record_names() -> None:
         async with warden() as one:
             runner, facts = await one.leased()
             assert (facts.runner_id, facts.model_digest) == (runner.runner_id, A.digest)
-            assert (facts.seal_mode, facts.layers, facts.context_tokens) == ("sealed-memfd", ("landlock",), 128)
+            assert (facts.seal_mode, set(facts.layers), facts.context_tokens) == ("sealed-memfd", set(LAYERS), 128)
             [loaded] = one.audit.of(ModelLoaded)
             assert isinstance(loaded, ModelLoaded)
             assert loaded.runner == facts
@@ -178,27 +324,67 @@ def test_lease_names_what_the_record_names() -> None:
 def test_two_models_have_two_runners() -> None:
     async def scenario() -> None:
         async with warden() as one:
-            (first, _), (second, _) = await one.leased(A.digest), await one.leased(B.digest)
+            (first, _), (second, _) = await one.leased(REF_A), await one.leased(REF_B)
             assert first.runner_id != second.runner_id
-            assert (await one.pool.lease(A.digest))[0].runner_id == first.runner_id
+            assert (await one.pool.lease(REF_A))[0].runner_id == first.runner_id
 
     run(scenario)
 
 
-def test_unknown_digest_starts_nothing() -> None:
+def test_two_names_for_the_same_bytes_have_two_runners() -> None:
+    """The record of an answer names a model, its signer and its bundle: those with which its runner was loaded."""
+    twin = model("twin", digest=A.digest)
+
     async def scenario() -> None:
         async with warden() as one:
-            refused = await one.refusal(one.lease(Digest.of(b"unknown")))
-            assert refused.reason is Reason.MODEL_NOT_VERIFIED
-            assert one.launcher.count == 0
+            one.store.models["twin"] = twin
+            (first, _), (second, _) = await one.leased(REF_A), await one.leased(reference(twin))
+            assert first.runner_id != second.runner_id
+            names = [record.model.name for record in one.audit.of(ModelLoaded) if isinstance(record, ModelLoaded)]
+            assert names == ["a", "twin"]
 
     run(scenario)
 
 
-def test_lease_before_any_scan_starts_nothing() -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "absent"},
+        {"digest": Digest.of(b"unknown")},
+        {"bundle_digest": Digest.of(b"unknown")},
+        {"signer": Signer(name="somebody", fingerprint=Digest.of(b"unknown"))},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_other_model_than_the_one_in_the_store_starts_nothing(change: dict[str, Any]) -> None:
+    async def scenario() -> None:
+        async with warden() as one:
+            refused = await one.refusal(one.lease(msgspec.structs.replace(REF_A, **change)))
+            assert refused.reason is Reason.MODEL_NOT_VERIFIED
+            assert (one.launcher.count, one.store.hashed, one.audit.records) == (0, [], [])
+
+    run(scenario)
+
+
+def test_lease_before_any_scan_is_verified_all_the_same() -> None:
     async def scenario() -> None:
         one = Warden()
-        assert (await one.refusal(one.lease())).reason is Reason.MODEL_NOT_VERIFIED
+        await one.leased()
+        assert one.store.hashed == ["a"]
+        assert one.pool.models() == (A,)
+        await one.pool.stop()
+
+    run(scenario)
+
+
+def test_nothing_is_kept_of_models_that_were_asked_for() -> None:
+    async def scenario() -> None:
+        async with warden() as one:
+            for number in range(100):
+                unknown = msgspec.structs.replace(REF_A, name=f"m{number}", digest=Digest.of(str(number).encode()))
+                await one.refusal(one.lease(unknown))
+            assert one.pool._turns == {}
+            assert one.pool._catalogue._failures == {}
 
     run(scenario)
 
@@ -223,13 +409,62 @@ def test_model_that_was_replaced_is_not_started_under_the_old_digest_but_under_i
         async with warden() as one:
             new = model("a", digest=Digest.of(b"new bytes"))
             one.store.models["a"] = new
-            assert (await one.refusal(one.lease(A.digest))).reason is Reason.MODEL_NOT_VERIFIED
-            assert one.events() == ["model-refused"]
+            assert (await one.refusal(one.lease(REF_A))).reason is Reason.MODEL_NOT_VERIFIED
+            assert (one.launcher.count, one.store.hashed) == (0, [])
+            _runner, facts = await one.leased(reference(new))
+            assert facts.model_digest == new.digest
+
+    run(scenario)
+
+
+def test_model_that_is_replaced_while_it_is_opened_is_not_started() -> None:
+    async def scenario() -> None:
+        async with warden() as one:
+            new = model("a", digest=Digest.of(b"new bytes"))
+            one.store.let_open.clear()
+            leasing = one.lease(REF_A)
+            await turns()
+            one.store.models["a"] = new
+            one.store.let_open.set()
+            assert (await one.refusal(leasing)).reason is Reason.MODEL_NOT_VERIFIED
             assert one.launcher.count == 0
             one.assert_no_descriptor_is_open()
-            assert new in await one.pool.models()
-            _runner, facts = await one.leased(new.digest)
-            assert facts.model_digest == new.digest
+            assert new in one.pool.models()
+
+    run(scenario)
+
+
+# --- what is not leased before it is on record ----------------------------------------------------------------------
+
+
+def test_runner_is_not_leased_before_its_record_is_durable() -> None:
+    async def scenario() -> None:
+        async with warden() as one:
+            one.steps.hold = "record model-loaded"
+            leasing = one.lease()
+            await one.launcher.next_ready()
+            await turns()
+            assert not leasing.done()
+            assert one.pool.loaded() == ()
+            one.steps.go.set()
+            await leasing
+            assert one.events() == ["model-loaded"]
+
+    run(scenario)
+
+
+def test_runner_that_cannot_be_recorded_is_killed_and_not_leased() -> None:
+    async def scenario() -> None:
+        async with warden() as one:
+            one.steps.fail["record model-loaded"] = Refused(Reason.AUDIT_UNAVAILABLE, "the disk is full")
+            leasing = one.lease()
+            runner = await one.launcher.next_ready()
+            assert (await one.refusal(leasing)).reason is Reason.AUDIT_UNAVAILABLE
+            assert runner.kills == 1
+            await until(lambda: "runner-ended" in one.events())
+            assert runner.channel.fileno() == -1
+            one.steps.fail.clear()
+            await one.leased()  # it is no fault of the model's
 
     run(scenario)
 
@@ -272,7 +507,7 @@ async def _closes_its_channel(runner: FakeRunner) -> None:
         (_closes_its_channel, "the peer closed"),
     ],
 )
-def test_start_that_fails_is_recorded_and_leaves_nothing(behaviour: Any, why: str) -> None:
+def test_start_that_fails_is_recorded_and_leaves_nothing(behaviour: Any, why: str, clock: Clock) -> None:
     async def scenario() -> None:
         async with warden() as one:
             leasing = one.lease()
@@ -287,7 +522,206 @@ def test_start_that_fails_is_recorded_and_leaves_nothing(behaviour: Any, why: st
             assert runner.kills == 1
             assert runner.channel.fileno() == -1
             one.assert_no_descriptor_is_open()
-            await one.leased()  # and the next lease tries again
+            clock.now += 2
+            await one.leased()  # and a later lease tries again
+
+    run(scenario)
+
+
+def test_failing_model_is_not_hashed_for_every_request(clock: Clock) -> None:
+    """Each request would cost the whole model's bytes, and a record."""
+
+    async def scenario() -> None:
+        async with warden() as one:
+            one.store.fail["a"] = Refused(Reason.MODEL_NOT_VERIFIED, "one byte was changed")
+            for _ in range(50):
+                refused = await one.refusal(one.lease())
+                assert (refused.reason, refused.detail) == (Reason.MODEL_NOT_VERIFIED, "one byte was changed")
+            assert (one.store.hashed, one.events()) == (["a"], ["model-refused"])
+            attempts = []
+            for _ in range(200):
+                clock.now += 1
+                await one.refusal(one.lease())
+                attempts.append(len(one.store.hashed))
+            assert 6 <= attempts[-1] <= 9  # 1, 2, 4 ... 60 s
+
+    run(scenario)
+
+
+def test_failure_is_forgotten_when_the_model_changes(clock: Clock) -> None:
+    async def scenario() -> None:
+        async with warden() as one:
+            one.store.fail["a"] = Refused(Reason.MODEL_NOT_VERIFIED, "one byte was changed")
+            await one.refusal(one.lease())
+            del one.store.fail["a"]
+            one.store.touch("a")  # the file was restored
+            await one.leased()
+
+    run(scenario)
+
+
+def test_runner_that_cannot_load_is_not_started_for_every_request(clock: Clock) -> None:
+    async def scenario() -> None:
+        async with warden() as one:
+            leasing = one.lease()
+            await _says_no(await one.launcher.launched.get())
+            await one.refusal(leasing)
+            for _ in range(10):
+                assert "gguf-invalid" in (await one.refusal(one.lease())).detail
+            assert (one.launcher.count, one.events()) == (1, ["model-refused"])
+
+    run(scenario)
+
+
+# --- the fence ------------------------------------------------------------------------------------------------------
+
+FENCES: list[tuple[str, Fenced, str]] = [
+    ("a layer that nobody knows", _fenced(layers=(*FENCED.layers, "everything-on")), "accounts for"),
+    ("a layer left out", _fenced(layers=FENCED.layers[1:]), "accounts for"),
+    ("a layer twice", _fenced(layers=(*FENCED.layers[1:], FENCED.layers[1])), "accounts for"),
+    ("a layer both on and missing", _fenced(degraded=("mdwe",)), "accounts for"),
+    ("nothing", _fenced(layers=()), "accounts for"),
+    ("filters that it has not installed yet", _fenced(layers=LAYERS), "accounts for"),
+    (
+        "a layer that must not be missing",
+        _fenced(layers=tuple(layer for layer in FENCED.layers if layer != "landlock"), degraded=("landlock",)),
+        "lacks landlock",
+    ),
+    ("filters of another release", _fenced(filter_digest=Digest.of(b"a lie")), "its filters are"),
+]
+
+
+@pytest.mark.parametrize(("fenced", "why"), [row[1:] for row in FENCES], ids=[row[0] for row in FENCES])
+def test_runner_that_is_not_fenced_in_gets_no_model(fenced: Fenced, why: str) -> None:
+    async def scenario() -> None:
+        async with warden() as one:
+            one.launcher.fenced = fenced
+            leasing = one.lease()
+            runner = await one.launcher.launched.get()
+            assert why in (await one.refusal(leasing)).detail
+            assert runner.kills == 1
+            await runner.peer.gone.wait()
+            assert (runner.peer.heard.empty(), runner.peer.fds) == (True, [])
+            one.assert_no_descriptor_is_open()
+
+    run(scenario)
+
+
+def test_layer_may_be_missing_where_it_is_named() -> None:
+    async def scenario() -> None:
+        async with warden() as one:
+            one.launcher.allow_degraded = frozenset({"landlock", "mdwe"})
+            remaining = tuple(layer for layer in FENCED.layers if layer != "landlock")
+            one.launcher.fenced = _fenced(layers=remaining, degraded=("landlock",))
+            _runner, facts = await one.leased()
+            assert (facts.degraded, set(facts.layers)) == (("landlock",), set(LAYERS) - {"landlock"})
+
+    run(scenario)
+
+
+def test_model_waits_for_the_fence() -> None:
+    async def scenario() -> None:
+        async with warden() as one:
+            one.launcher.fenced = None
+            leasing = one.lease()
+            runner = await one.launcher.launched.get()
+            await turns()
+            assert runner.peer.heard.empty()
+            runner.peer.say(FENCED)
+            await runner.become_ready()
+            await leasing
+
+    run(scenario)
+
+
+async def _claims_more_slots(runner: FakeRunner) -> None:
+    load, _data = await runner.load()
+    runner.peer.say(Ready(context_tokens=128, slots=load.slots + 1))
+
+
+async def _claims_a_larger_context(runner: FakeRunner) -> None:
+    load, _data = await runner.load()
+    runner.peer.say(Ready(context_tokens=load.context_tokens + 1, slots=load.slots))
+
+
+async def _speaks_before_it_is_fenced(runner: FakeRunner) -> None:
+    runner.peer.say(Ready(context_tokens=128, slots=2))
+
+
+async def _talks_and_talks(runner: FakeRunner) -> None:
+    await runner.load()
+    for _ in range(1000):
+        if runner.peer.gone.is_set():
+            break
+        with contextlib.suppress(ConnectionError):
+            runner.peer.say(ResetDone(nonce="x"))
+
+
+async def _looks_wrong(runner: FakeRunner) -> None:
+    runner.looks_wrong = True
+    await runner.become_ready()
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "why"),
+    [
+        (_claims_more_slots, "3 slots"),
+        (_claims_a_larger_context, "1025 tokens"),
+        (_speaks_before_it_is_fenced, "Ready"),
+        (_talks_and_talks, "ResetDone"),
+        (_looks_wrong, "1 filters, not 2"),
+    ],
+)
+def test_runner_that_is_not_what_was_asked_for_is_not_leased(behaviour: Any, why: str) -> None:
+    async def scenario() -> None:
+        async with warden() as one:
+            if behaviour is _speaks_before_it_is_fenced:
+                one.launcher.fenced = None
+            leasing = one.lease()
+            runner = await one.launcher.launched.get()
+            await behaviour(runner)
+            refused = await one.refusal(leasing)
+            assert (refused.reason, why in refused.detail) == (Reason.RUNNER_UNAVAILABLE, True), refused.detail
+            assert runner.kills == 1
+            assert runner.channel.fileno() == -1
+            assert one.pool.loaded() == ()
+
+    run(scenario)
+
+
+def test_process_is_looked_at_with_the_layers_it_named() -> None:
+    async def scenario() -> None:
+        async with warden() as one:
+            runner, _facts = await one.leased()
+            assert runner.inspected == [frozenset(FENCED.layers)]
+
+    run(scenario)
+
+
+def test_no_record_can_be_grown_by_a_runner() -> None:
+    async def scenario() -> None:
+        async with warden() as one:
+            leasing = one.lease()
+            runner = await one.launcher.launched.get()
+            await runner.load()
+            runner.peer.say(LoadFailed(reason="x" * 48, detail="\U0001f600" * 2000))
+            await one.refusal(leasing)
+            assert len(canonical_json(one.audit.records[-1])) < 4096
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("detail", ["a\nb", "a\x1b[2J", "\u2028", "\u202e", "x" * 2001])
+def test_runners_words_do_not_break_a_line(detail: str) -> None:
+    async def scenario() -> None:
+        async with warden() as one:
+            leasing = one.lease()
+            runner = await one.launcher.launched.get()
+            await runner.load()
+            runner.peer.say(LoadFailed(reason="no", detail=detail))
+            refused = await one.refusal(leasing)
+            assert "not a valid frame" in refused.detail
+            assert refused.detail.isprintable()
 
     run(scenario)
 
@@ -353,17 +787,16 @@ def test_cancelled_lease_leaves_no_process_behind() -> None:
     run(scenario)
 
 
-def test_failure_for_one_lease_is_not_the_answer_to_another() -> None:
+def test_leases_that_wait_for_a_start_that_fails_do_not_each_try_again(clock: Clock) -> None:
     async def scenario() -> None:
         async with warden() as one:
-            first, second = one.lease(), one.lease()
+            leasing = [one.lease() for _ in range(5)]
             runner = await one.launcher.launched.get()
             await runner.load()
             runner.end(1)
-            assert (await one.refusal(first)).reason is Reason.RUNNER_UNAVAILABLE
-            await one.launcher.next_ready()
-            await second
-            assert one.launcher.count == 2
+            for each in leasing:
+                assert (await one.refusal(each)).reason is Reason.RUNNER_UNAVAILABLE
+            assert one.launcher.count == 1
 
     run(scenario)
 
@@ -374,12 +807,12 @@ def test_failure_for_one_lease_is_not_the_answer_to_another() -> None:
 def test_no_more_models_are_loaded_than_allowed() -> None:
     async def scenario() -> None:
         async with warden(max_loaded=1) as one:
-            runner, _facts = await one.leased(A.digest)
-            assert (await one.refusal(one.lease(B.digest))).reason is Reason.RUNNER_UNAVAILABLE
-            await one.pool.lease(A.digest)
+            runner, _facts = await one.leased(REF_A)
+            assert (await one.refusal(one.lease(REF_B))).reason is Reason.RUNNER_UNAVAILABLE
+            await one.pool.lease(REF_A)
             runner.end(0)
             await until(lambda: "runner-ended" in one.events())
-            await one.leased(B.digest)
+            await one.leased(REF_B)
 
     run(scenario)
 
@@ -387,9 +820,9 @@ def test_no_more_models_are_loaded_than_allowed() -> None:
 def test_models_that_are_being_loaded_count_too() -> None:
     async def scenario() -> None:
         async with warden(max_loaded=1) as one:
-            first = one.lease(A.digest)
+            first = one.lease(REF_A)
             runner = await one.launcher.launched.get()
-            assert (await one.refusal(one.lease(B.digest))).reason is Reason.RUNNER_UNAVAILABLE
+            assert (await one.refusal(one.lease(REF_B))).reason is Reason.RUNNER_UNAVAILABLE
             assert one.launcher.count == 1
             await runner.become_ready()
             await first
@@ -397,14 +830,78 @@ def test_models_that_are_being_loaded_count_too() -> None:
     run(scenario)
 
 
-def test_failed_start_gives_its_place_back() -> None:
+def test_failed_start_gives_its_place_back(clock: Clock) -> None:
     async def scenario() -> None:
         async with warden(max_loaded=1) as one:
             for _ in range(3):
-                leasing = one.lease(A.digest)
+                clock.now += 60
+                leasing = one.lease(REF_A)
                 (await one.launcher.launched.get()).end(1)
                 await one.refusal(leasing)
-            await one.leased(B.digest)
+            await one.leased(REF_B)
+
+    run(scenario)
+
+
+def test_released_runner_makes_room() -> None:
+    async def scenario() -> None:
+        async with warden(max_loaded=1) as one:
+            runner, facts = await one.leased(REF_A)
+            assert isinstance(await one.refusal(one.lease(REF_B)), NoPlace)
+            runner.lives_on = True
+            one.pool.release(facts.runner_id)
+            leasing = one.lease(REF_B)
+            await turns()
+            assert one.launcher.count == 1  # its memory is not free yet
+            runner.end(-9)
+            await one.launcher.next_ready()
+            await leasing
+            [record] = one.audit.of(RunnerEnded)
+            assert isinstance(record, RunnerEnded)
+            assert record.detail == "released to make room"
+
+    run(scenario)
+
+
+def test_runner_that_does_not_end_is_waited_for_a_while_and_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that systemd started can: nobody here could do more than close its channel."""
+    monkeypatch.setattr(pool_module, "ENDING_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        async with warden(max_loaded=2, load_timeout_seconds=0.05) as one:
+            leasing = one.lease(REF_A)
+            stuck = await one.launcher.launched.get()
+            stuck.lives_on = True
+            assert (await one.refusal(leasing)).reason is Reason.RUNNER_UNAVAILABLE
+            one.pool._settings = msgspec.structs.replace(one.pool._settings, load_timeout_seconds=5.0)
+            runner, facts = await one.leased(REF_B)
+            runner.lives_on = True
+            one.pool.complain(facts.runner_id, "silent")
+            assert isinstance(await one.refusal(one.lease(REF_B)), NoPlace)
+            stuck.end(None)
+            await turns()
+            _other, other_facts = await one.leased(REF_B)
+            assert other_facts.runner_id != facts.runner_id
+            runner.end(None)
+            await until(lambda: "runner-ended" in one.events())
+            [record] = one.audit.of(RunnerEnded)
+            assert isinstance(record, RunnerEnded)
+            assert (record.exit_status, record.detail) == (None, "complaint: silent")
+
+    run(scenario)
+
+
+def test_stop_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "ENDING_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        async with warden() as one:
+            runner, _facts = await one.leased()
+            runner.lives_on = True
+            before = time.monotonic()
+            await one.pool.stop()
+            assert time.monotonic() - before < 2
+            runner.end(0)
 
     run(scenario)
 
@@ -432,7 +929,7 @@ def test_dead_runner_is_recorded_and_the_next_lease_starts_another() -> None:
 def test_complaint_ends_that_runner_and_no_other() -> None:
     async def scenario() -> None:
         async with warden() as one:
-            (first, facts), (second, _) = await one.leased(A.digest), await one.leased(B.digest)
+            (first, facts), (second, _) = await one.leased(REF_A), await one.leased(REF_B)
             one.pool.complain("unknown", "x")
             assert (first.kills, second.kills) == (0, 0)
             one.pool.complain(facts.runner_id, "spoke of a request that it was not given")
@@ -465,9 +962,9 @@ def test_runner_under_complaint_is_leased_to_nobody_while_it_dies() -> None:
 def test_stop_ends_all_runners_and_waits_for_their_records() -> None:
     async def scenario() -> None:
         one = Warden()
-        await one.pool.models()
-        await one.leased(A.digest)
-        await one.leased(B.digest)
+        await one.scan()
+        await one.leased(REF_A)
+        await one.leased(REF_B)
         await one.pool.stop()
         assert one.events() == ["model-loaded", "model-loaded", "runner-ended", "runner-ended"]
         await one.pool.stop()

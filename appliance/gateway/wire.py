@@ -1,0 +1,282 @@
+"""uvicorn's HTTP/1.1 protocol with bounds: every state of a connection ends by itself and holds little memory.
+
+By itself uvicorn waits for ever for headers that do not end and keeps all of them, waits for ever for a reader that
+does not read, forgets an answer when its client sends another request and leaves, and lets idle connections shut out
+everybody else.
+
+====================================  =============================================
+a connection                          ends
+====================================  =============================================
+without whole request headers         after ``head_seconds``, whatever arrives
+idle after an answer                  after ``keep_alive_seconds``, whatever arrives
+whose request is being answered       after ``request_seconds``
+whose peer does not read              after ``stalled_seconds`` with a full buffer
+====================================  =============================================
+
+Trusts: httptools' parser; the operator's limits.
+Promises: a request reaches the application only with an origin-form target (RFC 9112 section 3.2.1) and bounded
+    headers, one at a time; when a connection ends, its request hears of it; connections that ask nothing never keep
+    others out.
+Not here: what headers may say (``guard``); sizes and times of bodies (``asgi.read_body``).
+"""
+
+import asyncio
+import functools
+import ipaddress
+from collections import Counter
+from http import HTTPStatus
+from typing import Any, Final, NoReturn, cast
+
+import httptools
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from appliance.core.refusals import Reason, Refused
+from appliance.core.values import Value
+from appliance.gateway.guard import MAX_HEADERS, MAX_TARGET_BYTES
+from appliance.gateway.problems import SECURE_HEADERS, problem
+
+MAX_FRAMING_BYTES: Final = 24 * 1024
+"""What a peer may send without a byte of a body: more than the guard allows for headers, so that it can say so."""
+LINGER_SECONDS: Final = 1.0
+"""A sender that is cut off at once may never read why (RFC 9112 section 9.6)."""
+
+
+class WireLimits(Value, frozen=True, kw_only=True):
+    """Times in seconds, and numbers of connections.
+
+    ``request_seconds`` has to cover the longest honest request. A full write buffer drains to a quarter within
+    ``stalled_seconds``, or its peer does not read. One peer is an IPv4 address or an IPv6 /64; a peer on this machine
+    may be a proxy that brings everybody, so it is held to the total only, which leaves descriptors free under the usual
+    limit of 1024.
+    """
+
+    request_seconds: float
+    head_seconds: float = 10.0
+    keep_alive_seconds: float = 30.0
+    stalled_seconds: float = 30.0
+    connections: int = 640
+    connections_per_peer: int = 256
+
+
+def protocol(limits: WireLimits, refusals: Counter[str]) -> type[asyncio.Protocol]:
+    """What ``uvicorn.Config(http=)`` wants. ``refusals`` counts what is refused here, per reason code."""
+    return cast("type[asyncio.Protocol]", functools.partial(Wire, Crowd(limits, refusals)))
+
+
+class Crowd:
+    """Who is connected. Room is made by ending whoever has asked nothing for longest."""
+
+    def __init__(self, limits: WireLimits, refusals: Counter[str]) -> None:
+        self.limits = limits
+        self.refusals = refusals
+        self._of_peer: Counter[str] = Counter()
+        self._idle: dict[Wire, None] = {}
+
+    def enter(self, wire: "Wire") -> bool:
+        """Counts one connection in. False when there is no room, and nobody idle whose room could be had."""
+        self._of_peer[wire.peer] += 1
+        if self._of_peer[wire.peer] > self.limits.connections_per_peer and not _is_local(wire.peer):
+            return self._end_one(wire.peer)
+        if self._of_peer.total() > self.limits.connections:
+            return self._end_one(None)
+        return True
+
+    def leave(self, wire: "Wire") -> None:
+        self._idle.pop(wire, None)
+        self._of_peer[wire.peer] -= 1
+        if not self._of_peer[wire.peer]:
+            del self._of_peer[wire.peer]
+
+    def idle(self, wire: "Wire") -> None:
+        self._idle[wire] = None
+
+    def busy(self, wire: "Wire") -> None:
+        self._idle.pop(wire, None)
+
+    def _end_one(self, peer: str | None) -> bool:
+        longest = next((wire for wire in self._idle if peer in {None, wire.peer}), None)
+        if longest is None:
+            return False
+        del self._idle[longest]
+        longest.transport.abort()
+        return True
+
+
+class Wire(HttpToolsProtocol):
+    """One connection. uvicorn calls it, and the parser calls the ``on_`` methods while it is fed."""
+
+    def __init__(self, crowd: Crowd, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self.peer = ""
+        self._crowd = crowd
+        self._limits = crowd.limits
+        self._deadline: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+        self._framing_bytes = 0
+        self._in_body = False
+        self._deaf = False
+        self._verdict = Reason.REQUEST_MALFORMED
+
+    # --- what the transport says ------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        super().connection_made(transport)
+        self.peer = _peer(self.client)
+        if self._crowd.enter(self):
+            self._await_headers(self._limits.head_seconds)
+        else:
+            self._count_and_tell(Reason.OVERLOADED)
+            self._end_in(self._limits.head_seconds)
+            transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._deadline, self._stalled):
+            if timer is not None:
+                timer.cancel()
+        self._crowd.leave(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        self._unset_keepalive_if_required()
+        self._framing_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:  # the request is answered; nothing is switched to, so no more is read
+            self._hear_no_more()
+        except httptools.HttpParserError:
+            if not self._deaf:
+                self._refuse(self._verdict)
+        else:
+            if self._framing_bytes > MAX_FRAMING_BYTES:
+                self._refuse(Reason.HEADERS_TOO_LARGE)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self._limits.stalled_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+
+    # --- what the parser says ---------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            # uvicorn would tell only the last of several requests that their client has left.
+            self._hear_no_more()
+            self._stop(Reason.REQUEST_MALFORMED)
+        super().on_message_begin()
+        self._in_body = False
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > MAX_TARGET_BYTES:
+            self._stop(Reason.URI_TOO_LONG)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_body:  # a trailer (RFC 9112 section 7.1.2) would become a header that the guard never saw
+            self._stop(Reason.HEADER_INVALID)
+        super().on_header(name, value)
+        if len(self.headers) > MAX_HEADERS:
+            self._stop(Reason.HEADERS_TOO_LARGE)
+
+    def on_headers_complete(self) -> None:
+        if not self.url.startswith(b"/") or b"#" in self.url:  # uvicorn would route by the rest of it
+            self._stop(Reason.PATH_INVALID)
+        self._framing_bytes = 0
+        self._in_body = True
+        self._crowd.busy(self)
+        self._end_in(self._limits.request_seconds)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._framing_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._framing_bytes = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._await_headers(self._limits.keep_alive_seconds)
+
+    # --- what happens then ------------------------------------------------------------------------------------------
+
+    def _await_headers(self, seconds: float) -> None:
+        self._crowd.idle(self)
+        self._end_in(seconds)
+
+    def _end_in(self, seconds: float) -> None:
+        """The one deadline of the state that begins now. Aborts, because closing would wait for the peer to read."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self.loop.call_later(seconds, self.transport.abort)
+
+    def _stop(self, verdict: Reason) -> NoReturn:
+        """Makes the parser stop; ``data_received`` goes on from there."""
+        self._verdict = verdict
+        raise Refused(verdict)
+
+    def _hear_no_more(self) -> None:
+        """The request in hand is still answered, then the connection ends. Reading goes on, to notice a departure."""
+        self._deaf = True
+        self.cycle.keep_alive = False
+
+    def _refuse(self, reason: Reason) -> None:
+        """Ends the connection with an answer, unless another has begun: then the rest is missing."""
+        self._deaf = True
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle.response_started:
+                self.transport.abort()
+                return
+        self._count_and_tell(reason)
+        if not self.transport.is_closing():
+            self.transport.write_eof()
+            self._end_in(LINGER_SECONDS)
+
+    def _count_and_tell(self, reason: Reason) -> None:
+        self._crowd.refusals[reason.code] += 1
+        if not self.transport.is_closing():
+            self.transport.write(_answer(reason))
+
+
+def _answer(reason: Reason) -> bytes:
+    """A whole HTTP/1.1 response."""
+    body = msgspec.json.encode(problem(Refused(reason)))
+    fields = {
+        **SECURE_HEADERS,
+        b"content-type": b"application/problem+json",
+        b"content-length": str(len(body)).encode(),
+        b"connection": b"close",
+    }
+    head = f"HTTP/1.1 {reason.status} {HTTPStatus(reason.status).phrase}\r\n".encode()
+    return head + b"".join(b"%s: %s\r\n" % field for field in fields.items()) + b"\r\n" + body
+
+
+def _peer(client: tuple[str, int] | None) -> str:
+    """The name under which a peer's connections are counted."""
+    if client is None:
+        return "unix"
+    try:
+        address = ipaddress.ip_address(client[0])
+    except ValueError:
+        return client[0]
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    if address.is_loopback:
+        return str(address)
+    return str(ipaddress.ip_network((int(address), 64), strict=False))  # a customer is given a whole /64 at least
+
+
+def _is_local(peer: str) -> bool:
+    return peer in {"unix", "::1"} or peer.startswith("127.")

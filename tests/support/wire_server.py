@@ -1,0 +1,104 @@
+"""The gateway's own HTTP server in this process, with short times, around any application; and a raw client."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.gateway.app import build_app
+from appliance.gateway.asgi import AsgiApp
+from appliance.gateway.chat import BodyLimits, ChatRoute
+from appliance.gateway.gate import Gate
+from appliance.gateway.serve import http_server, listen
+from appliance.gateway.slots import Slots
+from appliance.gateway.tally import Tally
+from appliance.gateway.wire import WireLimits
+from tests.fakes.world import NOW, World
+from tests.support.scenario import until
+
+SMALL_BUFFER_BYTES = 4096
+
+
+@dataclass
+class Served:
+    port: int
+    refusals: Tally
+
+    @asynccontextmanager
+    async def client(self, *, small_buffer: bool = False) -> AsyncIterator["Client"]:
+        sock = socket.socket()
+        if small_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER_BYTES)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        reader, writer = await asyncio.open_connection(sock=sock, limit=SMALL_BUFFER_BYTES)
+        try:
+            yield Client(reader, writer)
+        finally:
+            writer.transport.abort()
+
+
+class Client:
+    """One connection, which sends what it is told and nothing else."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self.writer = writer
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def answer(self) -> bytes:
+        """One answer with a Content-Length."""
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        return head + await self._reader.readexactly(length)
+
+    async def rest(self) -> bytes:
+        """What comes until the server ends the connection, in whatever way."""
+        received = b""
+        with suppress(ConnectionError):
+            while piece := await self._reader.read(65536):
+                received += piece
+        return received
+
+    async def flood(self, data: bytes, limit_bytes: int) -> int:
+        """Sends the same bytes again and again until the server ends the connection. Returns how many were sent."""
+        sent = 0
+        with suppress(ConnectionError):
+            while sent < limit_bytes and not self._reader.at_eof():
+                self.send(data)
+                await self.writer.drain()
+                sent += len(data)
+        return sent
+
+
+@asynccontextmanager
+async def served(app: AsgiApp, refusals: Tally | None = None, **limits: Any) -> AsyncIterator[Served]:
+    listener = listen("127.0.0.1", 0)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER_BYTES)
+    refusals = refusals or Tally()
+    server = http_server(app, WireLimits(**({"request_seconds": 30.0} | limits)), refusals)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    await until(lambda: server.started)
+    try:
+        yield Served(listener.getsockname()[1], refusals)
+    finally:
+        server.should_exit = True
+        await task
+
+
+def gate_around(world: World, *, slots: int = 2) -> Gate:
+    """The whole application on fakes. It answers for any ``Host: test`` and knows the token ``good``."""
+    return Gate(
+        build_app(world.pipeline, ChatRoute(world.pipeline, BodyLimits(max_bytes=10_000, timeout_seconds=5.0))),  # type: ignore[arg-type]
+        world.pipeline,
+        verifier=world.verifier,
+        addresses=world.addresses,
+        rates=world.rates,
+        slots=Slots(slots),
+        allowed_hosts=frozenset({"test"}),
+        now_seconds=lambda: NOW,
+    )
