@@ -81,7 +81,7 @@ def test_work_for_a_prompt_ends_at_the_first_token_too_many(content: str) -> Non
 
 def test_long_prompt_does_not_hold_up_a_short_one() -> None:
     with bare_runner(chain_model(), context_tokens=32768, slots=2) as runner:
-        runner.submit("long", "word " * 4000, max_completion_tokens=1)
+        runner.submit("long", "word " * 1500, max_completion_tokens=1)
         runner.submit("short", max_completion_tokens=1)
         first = runner.receive()
         assert isinstance(first, RunnerStarted)
