@@ -110,16 +110,14 @@ def _memory_file() -> int:
 def read_facts(fd: int) -> GgufFacts:
     """The facts of a GGUF's header. Raises ``GgufInvalid`` or ``OSError``."""
     file_bytes = os.fstat(fd).st_size
-    wanted = _FIRST_READ_BYTES
-    while True:
-        header = _head(fd, min(wanted, MAX_HEADER_BYTES))
-        try:
-            return parse_header(header, file_bytes)
-        except NeedMore as need:
-            # A file that shrank since fstat would ask again for ever.
-            if len(header) < min(wanted, file_bytes, MAX_HEADER_BYTES):
-                raise OSError(0, "the file became shorter while its header was read") from None
-            wanted = max(need.n_bytes, 4 * wanted)
+    try:
+        return parse_header(_head(fd, _FIRST_READ_BYTES), file_bytes)
+    except NeedMore:
+        pass  # all that a header may have, at once: what was parsed is parsed again, but only once
+    try:
+        return parse_header(_head(fd, MAX_HEADER_BYTES), file_bytes)
+    except NeedMore:
+        raise OSError(0, "the file became shorter while its header was read") from None
 
 
 def _head(fd: int, n_bytes: int) -> bytes:
