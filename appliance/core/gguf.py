@@ -31,6 +31,7 @@ MAX_TENSORS: Final = 16_384
 MAX_NAME_BYTES: Final = 256
 MAX_TENSOR_NAME_BYTES: Final = 63
 MAX_STRING_BYTES: Final = 1024 * 1024
+MAX_MODEL_NAME_BYTES: Final = 1024
 MAX_TEMPLATE_BYTES: Final = 256 * 1024
 MAX_ALL_TEXT_BYTES: Final = 4 * 1024 * 1024
 MAX_ARRAY_ELEMENTS: Final = 2_000_000
@@ -154,7 +155,7 @@ def parse_header(data: bytes, file_bytes: int) -> GgufFacts:
     _check_experts(metadata, architecture)
     return GgufFacts(
         architecture=architecture,
-        name=metadata.text("general.name") or "",
+        name=metadata.text("general.name", MAX_MODEL_NAME_BYTES) or "",
         context_tokens=min(
             metadata.count(f"{architecture}.context_length", MAX_CONTEXT_TOKENS), MAX_USABLE_CONTEXT_TOKENS
         ),
