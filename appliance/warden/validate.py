@@ -77,10 +77,17 @@ def _read(process: "subprocess.Popen[bytes]", deadline: float) -> bytes:
             raise GgufInvalid("gguf-validator-overrun", "judging the header took too long")
         piece = os.read(pipe, MAX_ANSWER_BYTES)
         if not piece:
-            process.wait(max(0.1, deadline - time.monotonic()))
+            _wait(process, deadline)
             return data
         data += piece
     raise GgufInvalid("gguf-validator-overrun", "the validator said too much")
+
+
+def _wait(process: "subprocess.Popen[bytes]", deadline: float) -> None:
+    try:
+        process.wait(max(0.1, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:  # it closed its pipe and stayed
+        raise GgufInvalid("gguf-validator-overrun", "the validator did not end") from None
 
 
 def _judged(data: bytes, status: int) -> GgufFacts:

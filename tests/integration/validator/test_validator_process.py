@@ -203,6 +203,11 @@ def test_validator_that_hangs_is_killed() -> None:
     assert time.monotonic() - start < LIMIT_SECONDS
 
 
+def test_validator_that_closes_its_pipe_and_stays_is_killed() -> None:
+    program = "import os, time; os.write(1, b'{}'); os.close(1); time.sleep(600)"
+    assert reason_of(standing_in(program, wall_seconds=0.5)) == "gguf-validator-overrun"
+
+
 def test_validator_that_trickles_is_killed() -> None:
     program = "import os, time\nwhile True: os.write(1, b' '); time.sleep(0.01)"
     assert reason_of(standing_in(program, wall_seconds=0.5)) == "gguf-validator-overrun"
