@@ -291,11 +291,16 @@ def grow_array(model: Model, chance: random.Random) -> Model:
 
 
 def grow_vocabulary(model: Model, chance: random.Random) -> Model:
-    """A vocabulary of any size up to 150,000 tokens, all different, perhaps with as many merges."""
-    count = int(10 ** chance.uniform(2, 5.17))
+    """A vocabulary of any size up to 120,000 tokens, all different, perhaps with as many merges."""
+    count = int(10 ** chance.uniform(2, 5.08))
     tokens = b"".join(pack("<Q", 6) + b"%06d" % number for number in range(count))
     changed = put_key(model, key_record(b"tokenizer.ggml.tokens", ARRAY, pack("<IQ", STRING, count) + tokens))
     changed = put_key(changed, key_record(b"tokenizer.ggml.scores", ARRAY, pack("<IQ", 6, count) + bytes(4 * count)))
+    if chance.random() < 0.8:
+        changed = put_key(changed, key_record(b"llama.vocab_size", 4, pack("<I", count)))
+    if chance.random() < 0.5:
+        merges = pack("<IQ", STRING, count) + (pack("<Q", 6) + b"to ken") * count
+        changed = put_key(changed, key_record(b"tokenizer.ggml.merges", ARRAY, merges))
     kinds = pack("<IQ", 5, count) + pack("<I", chance.choice((1, 1, 6))) * count
     return put_key(changed, key_record(b"tokenizer.ggml.token_type", ARRAY, kinds))
 

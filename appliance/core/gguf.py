@@ -9,11 +9,11 @@ minutes over others and loads a few (trailing bytes, a NUL in the architecture) 
 something else. Sources: the GGUF specification in ggml; CVE-2024-23496, CVE-2025-53630, CVE-2026-7482, CVE-2026-27940
 and their families.
 
-The bound: work and memory are linear in the header, at most 64 MiB with the bytes themselves. On one core of a 2020s
-server a verdict takes under 100 ms of CPU up to 400,000 strings in arrays (a vocabulary of 150,000 tokens with its
-merges is at 70 ms); beyond, each further string costs 0.1 us and each token 0.2 us more, and what the caps allow at
-most is at 170 ms. The caps leave room above the largest known models (262,400 tokens, 515,000 merges, a header of
-17 MB). ``tools/fuzz_gguf.py`` measures it.
+The bound: work and memory are linear in the header. On one core of a 2020s server a verdict takes under 100 ms of CPU
+up to 400,000 strings in arrays (a vocabulary of 150,000 tokens with its merges is at 70 ms); beyond, each string costs
+0.1 us more and each token 0.2 us more. All that the caps allow takes 0.2 to 0.4 s and 56 MiB, the bytes included. The
+caps leave room above the largest known models (262,400 tokens, 515,000 merges, a header of 17 MB).
+``tools/fuzz_gguf.py`` measures it.
 """
 
 import re
