@@ -14,8 +14,8 @@ import pytest
 
 from appliance.core.refusals import Reason, Refused
 from appliance.gateway.surfaces.openai import decode_request
-from appliance.ipc.frames import FrameDecoder, FrameError
-from appliance.ipc.messages import FromRunner, Load, LoadFailed, Ready, ToRunner
+from appliance.ipc.frames import FrameDecoder, FrameError, encode
+from appliance.ipc.messages import Cancel, FromRunner, Load, LoadFailed, Ready, Reset, ResetDone, ToRunner
 from appliance.sandbox import bpf, seccomp
 from appliance.sandbox.syscalls import X86_64
 from tests.support.appliance import TestAppliance, appliance
@@ -25,6 +25,7 @@ from tests.support.live_runner import inner_pid, launched, load, within_limit
 from tests.support.runner_client import sandboxed_runner
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may look into a non-dumpable process")
+SOUND_LOAD = Load(runner_id="r", context_tokens=256, slots=1, threads=1)
 ADDRESS = re.compile(rb"0x[0-9a-fA-F]{6,}")
 
 
@@ -271,10 +272,7 @@ def test_cve_2025_47277_and_its_family_a_hundred_thousand_frames_raise_nothing_e
     """Noise, mutated messages and lengths that lie, to both decoders of the channel."""
     chance = random.Random(47277)
     decoders = FrameDecoder(ToRunner), FrameDecoder(FromRunner)
-    sound = [
-        b'{"type":"Load","runner_id":"r","context_tokens":256,"slots":1,"threads":1}',
-        b"\x85\xa4type\xa4Load\xa9runner_id\xa1r\xaecontext_tokens\xcd\x01\x00\xa5slots\x01\xa7threads\x01",
-    ]
+    sound = [encode(SOUND_LOAD), encode(Reset(nonce="n")), encode(Cancel(request_id="r")), encode(ResetDone(nonce="n"))]
     decoded = 0
     for number in range(100_000):
         if number % 2:
@@ -287,11 +285,12 @@ def test_cve_2025_47277_and_its_family_a_hundred_thousand_frames_raise_nothing_e
         if number % 3 == 0:
             frame = struct.pack("<I", chance.getrandbits(32)) + frame
         try:
-            decoders[number % 2].decode(frame)
+            decoders[chance.randrange(2)].decode(frame)
             decoded += 1
         except FrameError:
             pass
     print(f"100000 frames, {decoded} of them messages")
+    assert 0 < decoded < 50_000
 
 
 def test_runner_given_noise_for_its_first_message_ends_and_says_nothing_of_it() -> None:
@@ -303,10 +302,10 @@ def test_runner_given_noise_for_its_first_message_ends_and_says_nothing_of_it() 
     within_limit(scenario)
 
 
-def test_load_with_numbers_out_of_range_cannot_even_be_said() -> None:
-    for wrong in ({"slots": -1}, {"threads": 2**31}, {"context_tokens": 2**63}, {"batch_tokens": 0}):
-        fields = {"runner_id": "r", "context_tokens": 256, "slots": 1, "threads": 1, **wrong}
-        encoded = json.dumps({"type": "Load", **fields}).encode()
-        for kind in (ToRunner, Load):
-            with pytest.raises(FrameError):
-                FrameDecoder(kind).decode(encoded)  # type: ignore[type-var]
+@pytest.mark.parametrize("wrong", [{"slots": -1}, {"threads": 2**31}, {"context_tokens": 2**63}, {"batch_tokens": 0}])
+def test_load_with_numbers_out_of_range_is_not_a_message(wrong: dict[str, int]) -> None:
+    decoder = FrameDecoder[ToRunner](ToRunner)
+    assert decoder.decode(encode(SOUND_LOAD)) == SOUND_LOAD
+    fields = {name: getattr(SOUND_LOAD, name) for name in SOUND_LOAD.__struct_fields__}
+    with pytest.raises(FrameError):
+        decoder.decode(encode(Load(**{**fields, **wrong})))
