@@ -38,8 +38,9 @@ from appliance.ipc.notary_client import NotaryClient
 from appliance.limits.budget import MemoryTokenBudget
 from appliance.limits.gate import AddressGate
 from appliance.limits.rates import RequestRates
+from appliance.model_store import open_store
 from appliance.models.oms import TrustedKeys
-from appliance.models.store import ModelStore, OpenedModel
+from appliance.models.store import OpenedModel
 from appliance.notary.main import NotaryConfig, run_notary
 from appliance.policy.reload import ReloadingPolicy
 from appliance.settings import Settings
@@ -163,7 +164,7 @@ class TrustingStore:
     """The model store with the operator's trusted keys, read anew for each verification: what the warden sees."""
 
     def __init__(self, config: Settings) -> None:
-        self._store = ModelStore.open(config.models_dir)
+        self._store = open_store(config)
         self._trust_dir = config.trust_dir
         self._seal_mode = config.models.seal_mode
 

@@ -233,7 +233,7 @@ OFFENCES = [
     ("2. core is pure", "core/admit.py", "import os"),
     ("2. core is pure", "core/claims.py", "import time"),
     ("2. core is pure", "core/values.py", "from appliance import settings"),
-    ("3. The runner's world", "runner/outbox.py", "from appliance import settings"),
+    ("3. The runner's and the validator's world", "runner/outbox.py", "from appliance import settings"),
     ("4. litestar", "identity/keys.py", "import litestar"),
     ("5. ctypes", "gateway/asgi.py", "import ctypes"),
     ("6. subprocess", "notary/files.py", "import subprocess"),

@@ -25,8 +25,8 @@ from appliance.cli.demo_report import Report
 from appliance.cli.init import demo_model, initialise
 from appliance.core.codec import canonical_json
 from appliance.core.refusals import Fault
+from appliance.model_store import open_store
 from appliance.models.oms import TrustedKeys, generate_signing_key, public_pem, sign_model
-from appliance.models.store import ModelStore
 from appliance.sandbox.layers import DEGRADABLE
 from appliance.settings import Settings, child_environment
 
@@ -54,7 +54,7 @@ def prepare(directory: Path, report: Report) -> tuple[Settings, Path]:
     twin = original.replace(MODEL.encode(), TAMPERED.encode()[: len(MODEL)], 1)  # another digest, as valid
     key = generate_signing_key()
     (config.trust_dir / f"{SIGNER}.pem").write_bytes(public_pem(key.public_key()))
-    with ModelStore.open(config.models_dir) as store:
+    with open_store(config) as store:
         for name, content in ((MODEL, original), (TAMPERED, twin)):
             path = directory / f"{name}.gguf"
             path.write_bytes(content)

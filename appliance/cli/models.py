@@ -10,7 +10,7 @@ from pathlib import Path
 
 from appliance.core.gguf import GgufInvalid
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.models.descriptor import read_facts
+from appliance.model_store import open_store
 from appliance.models.oms import (
     TrustedKeys,
     generate_signing_key,
@@ -19,8 +19,8 @@ from appliance.models.oms import (
     public_pem,
     sign_model,
 )
-from appliance.models.store import ModelStore
 from appliance.settings import Settings
+from appliance.validator.reading import read_facts
 
 
 def keygen(private_path: Path, public_path: Path) -> str:
@@ -48,7 +48,7 @@ def import_model(config: Settings, model_path: Path, bundle_path: Path, name: st
     """Verifies and imports. Returns a line that says what was imported. A running appliance sees it within seconds."""
     if not bundle_path.exists():
         raise Fault(f"{model_path} has no signature: there is no {bundle_path} (paddock models sign, or --bundle)")
-    with ModelStore.open(config.models_dir) as store, model_path.open("rb") as file:
+    with open_store(config) as store, model_path.open("rb") as file:
         model = store.import_model(file.fileno(), name, bundle_path.read_bytes(), TrustedKeys.load(config.trust_dir))
     return f"{model.name}  {model.digest}  signed by {model.signer.name}"
 
@@ -58,7 +58,7 @@ def listing(config: Settings) -> tuple[list[str], bool]:
     lines = []
     good = True
     trusted = TrustedKeys.load(config.trust_dir)
-    with ModelStore.open(config.models_dir) as store:
+    with open_store(config) as store:
         for name in store.entries():
             try:
                 model = store.verify(name, trusted)
@@ -71,7 +71,7 @@ def listing(config: Settings) -> tuple[list[str], bool]:
 
 def remove(config: Settings, name: str) -> str:
     """Removes a model. A running appliance ends its runner within seconds."""
-    with ModelStore.open(config.models_dir) as store:
+    with open_store(config) as store:
         store.remove(name)
     return f"removed {name}"
 

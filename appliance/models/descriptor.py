@@ -1,7 +1,7 @@
-"""Reading a model through one open descriptor: its digest, its header, and a copy that nobody can change.
+"""Reading a model through one open descriptor: its digest, and a copy that nobody can change.
 
 Trusts: the kernel's seals on a memory file. Nothing about the bytes or where they came from.
-Promises: ``observe`` and ``read_facts`` read the descriptor they were given, from its start, and never a path.
+Promises: ``observe`` reads the descriptor it was given, from its start, and never a path.
 Not here: whether the digest is one that was signed (``core.manifest``); who may write the file (``models.store``).
 """
 
@@ -11,13 +11,11 @@ from collections.abc import Iterator
 from hashlib import sha256
 from typing import Final
 
-from appliance.core.gguf import MAX_HEADER_BYTES, NeedMore, parse_header
 from appliance.core.manifest import MAX_RESOURCES, Observed, SignatureRefused
-from appliance.core.values import Digest, GgufFacts
+from appliance.core.values import Digest
 from appliance.models.files import write_all
 
 CHUNK_BYTES = 1024 * 1024
-_FIRST_READ_BYTES: Final = 256 * 1024
 _MFD_NOEXEC_SEAL: Final = 0x8  # Linux 6.3: not executable, and sealed so
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
@@ -105,31 +103,6 @@ def _memory_file() -> int:
         return os.memfd_create("model", flags | _MFD_NOEXEC_SEAL)
     except OSError:  # a kernel that does not know the flag; a real shortage fails again below
         return os.memfd_create("model", flags)
-
-
-def read_facts(fd: int) -> GgufFacts:
-    """The facts of a GGUF's header. Raises ``GgufInvalid`` or ``OSError``."""
-    file_bytes = os.fstat(fd).st_size
-    wanted = _FIRST_READ_BYTES
-    while True:
-        header = _head(fd, min(wanted, MAX_HEADER_BYTES))
-        try:
-            return parse_header(header, file_bytes)
-        except NeedMore as need:
-            # A file that shrank since fstat would ask again for ever.
-            if len(header) < min(wanted, file_bytes, MAX_HEADER_BYTES):
-                raise OSError(0, "the file became shorter while its header was read") from None
-            wanted = max(need.n_bytes, 4 * wanted)
-
-
-def _head(fd: int, n_bytes: int) -> bytes:
-    """The first ``n_bytes``, or all there are."""
-    pieces: list[bytes] = []
-    position = 0
-    while piece := os.pread(fd, n_bytes - position, position):
-        pieces.append(piece)
-        position += len(piece)
-    return b"".join(pieces)
 
 
 def _pieces_at_offset(fd: int) -> Iterator[memoryview]:

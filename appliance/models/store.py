@@ -23,7 +23,7 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -37,8 +37,8 @@ from appliance.core.gguf import GgufInvalid
 from appliance.core.manifest import SignatureRefused, SignedStatement, verified_model
 from appliance.core.records import ModelRef
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.core.values import Digest, SealMode, Value, VerifiedModel
-from appliance.models.descriptor import copy_and_observe, observe, read_facts, sealed_copy
+from appliance.core.values import Digest, GgufFacts, SealMode, Value, VerifiedModel
+from appliance.models.descriptor import copy_and_observe, observe, sealed_copy
 from appliance.models.files import (
     Incoming,
     check_directory,
@@ -51,9 +51,13 @@ from appliance.models.files import (
     write_all,
 )
 from appliance.models.oms import MAX_BUNDLE_BYTES, TrustedKeys, verify_bundle
+from appliance.validator.reading import read_facts
 
 DEFAULT_SEALED_MAX_BYTES: Final = 4 * 1024**3
 MAX_INDEX_BYTES: Final = 4096
+
+FactsOf = Callable[[int], GgufFacts]
+"""Judges the header behind a descriptor. Raises ``GgufInvalid``, ``OSError`` or ``Fault``."""
 
 _NAME_PATTERN: Final = r"\A[a-z0-9][a-z0-9._-]{0,63}(:[a-z0-9][a-z0-9._-]{0,31})?\Z"
 _NAME = re.compile(_NAME_PATTERN)
@@ -103,19 +107,25 @@ def check_name(name: str) -> str:
 class ModelStore(AbstractContextManager["ModelStore"]):
     """Safe to use from several threads and processes. Made by ``open``."""
 
-    def __init__(self, directories: dict[str, int], sealed_max_bytes: int) -> None:
+    def __init__(self, directories: dict[str, int], sealed_max_bytes: int, facts_of: FactsOf) -> None:
         self._directories = directories
         self._blobs = directories["blobs/sha256"]
         self._bundles = directories["bundles/sha256"]
         self._index = directories["models"]
         self._sealed_max_bytes = sealed_max_bytes
+        self._facts_of = facts_of
 
     @classmethod
-    def open(cls, root: Path, *, sealed_max_bytes: int = DEFAULT_SEALED_MAX_BYTES) -> "ModelStore":
+    def open(
+        cls, root: Path, *, sealed_max_bytes: int = DEFAULT_SEALED_MAX_BYTES, facts_of: FactsOf = read_facts
+    ) -> "ModelStore":
         """Opens a store, making its directories where they are missing; a complete one may be on a read-only mount.
 
-        Models up to ``sealed_max_bytes`` are loaded from sealed memory, larger ones from the store itself. Raises
-        ``Fault`` when a directory is a link, belongs to another user or is writable by others.
+        Models up to ``sealed_max_bytes`` are loaded from sealed memory, larger ones from the store itself. ``facts_of``
+        judges headers: in this process by default, as suits tests; an appliance gives the one that does it in a sandbox
+        (``appliance.model_store``).
+
+        Raises ``Fault`` when a directory is a link, belongs to another user or is writable by others.
         """
         directories: dict[str, int] = {}
         try:
@@ -130,7 +140,7 @@ class ModelStore(AbstractContextManager["ModelStore"]):
             if isinstance(error, OSError):
                 raise Fault(f"the model store cannot be opened: {_errno_name(error)}") from error
             raise
-        return cls(directories, sealed_max_bytes)
+        return cls(directories, sealed_max_bytes, facts_of)
 
     def close(self) -> None:
         _close_all(self._directories)
@@ -189,7 +199,7 @@ class ModelStore(AbstractContextManager["ModelStore"]):
             try:
                 mode = seal_mode or self._mode_for(os.fstat(fd).st_size)
                 fd = _sealed(fd, mode)
-                return OpenedModel(_verify(fd, entry, signed), fd, mode)
+                return OpenedModel(_verify(fd, entry, signed, self._facts_of), fd, mode)
             except BaseException:
                 os.close(fd)
                 raise
@@ -279,7 +289,7 @@ class ModelStore(AbstractContextManager["ModelStore"]):
             signed = verify_bundle(bundle_bytes, trusted)
             with Incoming(self._blobs) as incoming:
                 observed = copy_and_observe(source_fd, incoming.fd, signed.statement.shard_bytes)
-                facts = read_facts(incoming.fd)
+                facts = self._facts_of(incoming.fd)
                 model = verified_model(signed, name=name, observed=observed, facts=facts)
                 incoming.make_durable()
                 with self._lock():
@@ -353,12 +363,12 @@ class ModelStore(AbstractContextManager["ModelStore"]):
             os.close(fd)
 
 
-def _verify(fd: int, entry: IndexEntry, signed: SignedStatement) -> VerifiedModel:
+def _verify(fd: int, entry: IndexEntry, signed: SignedStatement, facts_of: FactsOf) -> VerifiedModel:
     """Everything that is said of a model comes from this one descriptor."""
     observed = observe(fd, signed.statement.shard_bytes)
     if observed.digest != entry.blob:
         raise not_verified("digest-mismatch", f"the bytes are {observed.digest}, not {entry.blob}")
-    return verified_model(signed, name=entry.name, observed=observed, facts=read_facts(fd))
+    return verified_model(signed, name=entry.name, observed=observed, facts=facts_of(fd))
 
 
 def _sealed(fd: int, mode: SealMode) -> int:

@@ -1,4 +1,4 @@
-"""The two filters of the runner: read, compiled, named by a digest, installed.
+"""The two filters of the runner, and the validator's: read, compiled, named by a digest, installed.
 
 Stage 1 is installed before the first byte of a model is parsed, stage 2 once the model is loaded and every thread is
 started. Filters stack: a call must pass both, and none can be removed again.
@@ -21,7 +21,7 @@ from appliance.core.values import Digest
 from appliance.sandbox import bpf, libc
 from appliance.sandbox.syscalls import X86_64
 
-Stage = Literal["stage1", "stage2"]
+Stage = Literal["stage1", "stage2", "validate"]
 
 _SET_MODE_FILTER: Final = 1
 _FLAG_TSYNC: Final = 1
@@ -57,6 +57,13 @@ def prepare(pid: int) -> Filters:
     stage1, stage2 = (bpf.compile_policy(policy, {"pid": pid}) for policy in policies)
     named = b"".join(bpf.compile_policy(policy, {"pid": 1}) for policy in policies)
     return Filters(stage1=stage1, stage2=stage2, digest=Digest(hex=sha256(named).hexdigest()))
+
+
+def prepare_validator() -> bytes:
+    """The one filter of the validator's process, compiled. Raises ``bpf.PolicyError``."""
+    if platform.machine() != "x86_64":
+        raise bpf.PolicyError(f"there is no filter for {platform.machine()}")
+    return bpf.compile_policy(load_policy("validate"), {})
 
 
 class _Program(ctypes.Structure):

@@ -23,6 +23,7 @@ X86_64: Final = {
     "rt_sigprocmask": 14,
     "rt_sigreturn": 15,
     "ioctl": 16,
+    "pread64": 17,
     "sched_yield": 24,
     "mremap": 25,
     "madvise": 28,

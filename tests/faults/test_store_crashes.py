@@ -2,26 +2,32 @@
 
 import errno
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
-from appliance.core.refusals import Fault, Refused
+from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import Digest
 from appliance.models import descriptor
 from appliance.models.store import ModelStore
 from tests.support.gguf_files import small_model_bytes
-from tests.support.signed_models import TRUSTED, memory_file, signed
+from tests.support.signed_models import TRUSTED, memory_file, shards, signed, signed_statement, statement_of
 
 OLD = small_model_bytes("old")
 NEW = small_model_bytes("new", fill=b"\x07")
 OLD_BUNDLE, NEW_BUNDLE = signed(OLD), signed(NEW)
 KEPT = small_model_bytes("kept")
+LARGER = small_model_bytes("larger", n_bytes=8192)
+LARGER_BUNDLE = signed(LARGER)
+SHARDED_BUNDLE = signed_statement(statement_of(shards("model.gguf", NEW, 1000), method="shards", shard_size=1000))
+NAME_OF = {Digest.of(OLD): "old", Digest.of(NEW): "new", Digest.of(LARGER): "larger"}
 
 CALLS = ("open", "write", "readv", "pread", "preadv", "fchmod", "fsync", "link", "rename", "unlink", "fstat", "read")
 MUTATING = ("write", "fchmod", "fsync", "link", "rename", "unlink")
@@ -85,7 +91,7 @@ def assert_sound(store: ModelStore) -> None:
     """Every visible model verifies, each blob has the digest of its name, nothing that is needed is missing."""
     assert set(store.entries()) >= {"kept"}
     for name in store.entries():
-        assert store.verify(name, TRUSTED).digest in {Digest.of(data) for data in (OLD, NEW, KEPT)}
+        assert store.verify(name, TRUSTED).digest in {Digest.of(data) for data in (OLD, NEW, KEPT, LARGER)}
     assert [line for line in store.check() if "missing" in line] == []
 
 
@@ -103,12 +109,14 @@ def remove(store: ModelStore) -> None:
     store.remove("demo")
 
 
-def killed_at(store: ModelStore, action: Callable[[ModelStore], None], at: int, *, after: bool) -> bool:
+def killed_at(
+    store: ModelStore, action: Callable[[ModelStore], None], at: int, calls: tuple[str, ...], *, after: bool
+) -> bool:
     """Runs ``action`` in a child that is killed at a call. False when the child got through before."""
     child = os.fork()
     if child == 0:
         try:
-            with striking(lambda: os.kill(os.getpid(), signal.SIGKILL), at, MUTATING, after=after):
+            with striking(lambda: os.kill(os.getpid(), signal.SIGKILL), at, calls, after=after):
                 action(store)
         finally:
             os._exit(0)
@@ -116,22 +124,90 @@ def killed_at(store: ModelStore, action: Callable[[ModelStore], None], at: int, 
     return os.WIFSIGNALED(status)
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("action", [replace, remove])
-def test_process_killed_at_any_step_leaves_a_sound_store(
-    folder: Path, action: Callable[[ModelStore], None], after: bool
-) -> None:
-    points = calls_of(folder / "count", action, MUTATING)
-    assert points >= (40 if action is replace else 3)
-    for at in range(1, points + 1):
-        root = folder / str(at)
-        with fresh_store(root) as store:
-            assert killed_at(store, action, at, after=after)
-        with ModelStore.open(root) as store:
+def first(store: ModelStore) -> None:
+    put(store, NEW, NEW_BUNDLE, "first")
+
+
+def sharded(store: ModelStore) -> None:
+    put(store, NEW, SHARDED_BUNDLE)
+
+
+def larger(store: ModelStore) -> None:
+    put(store, LARGER, LARGER_BUNDLE)
+
+
+def twin(store: ModelStore) -> None:
+    """The bytes of a model that is there, under another name."""
+    put(store, OLD, OLD_BUNDLE, "twin")
+
+
+def heal(store: ModelStore) -> None:
+    """The blob lies damaged; importing it again replaces it."""
+    path = Path(f"/proc/self/fd/{store._blobs}") / Digest.of(OLD).hex
+    if path.exists():  # a kill between taking the damaged one away and linking the sound one leaves none
+        path.chmod(0o600)
+        path.write_bytes(b"damaged")
+        path.chmod(0o400)
+    put(store, OLD, OLD_BUNDLE)
+
+
+def load(store: ModelStore) -> None:
+    for mode in ("sealed-memfd", "ro-store"):
+        store.open_verified("demo", TRUSTED, seal_mode=mode).close()
+
+
+KILLED = {
+    replace: MUTATING,
+    first: MUTATING,
+    sharded: MUTATING,
+    larger: MUTATING,
+    twin: MUTATING,
+    heal: MUTATING,
+    remove: MUTATING,
+    load: CALLS,
+}
+
+
+def demo_after(store: ModelStore) -> str:
+    """Which model ``demo`` is, as it verifies; ``none`` when it is not there; ``damaged`` when it is refused."""
+    try:
+        return NAME_OF[store.verify("demo", TRUSTED).digest]
+    except Refused as refusal:
+        return "none" if refusal.reason is Reason.MODEL_NOT_FOUND else "damaged"
+
+
+@pytest.mark.timeout(300)
+def test_process_killed_at_any_of_two_hundred_steps_leaves_a_sound_store(folder: Path) -> None:
+    """Never a model whose bytes are not the signed ones, and never a complete import lost: from the step that makes
+    the new model visible on, no later kill shows the old one again."""
+    points_of: dict[str, int] = {}
+    for action, calls in KILLED.items():
+        for after in (False, True):
+            points = calls_of(folder / f"{action.__name__}-{after}-count", action, calls)
+            seen = [
+                killed(folder / f"{action.__name__}-{after}-{at}", action, calls, at, after)
+                for at in range(1, points + 1)
+            ]
+            assert len([1 for one, next_one in pairwise(seen) if one != next_one]) <= 1, seen
+            assert action is heal or "damaged" not in seen
+            points_of[action.__name__] = points_of.get(action.__name__, 0) + points
+    print(f"{sum(points_of.values())} kill -9 points: {points_of}")
+    assert sum(points_of.values()) >= 200
+
+
+def killed(root: Path, action: Callable[[ModelStore], None], calls: tuple[str, ...], at: int, after: bool) -> str:
+    """One kill: what the store then holds, how it goes on, and what ``demo`` was in between."""
+    with fresh_store(root) as store:
+        assert killed_at(store, action, at, calls, after=after)
+    with ModelStore.open(root) as store:
+        found = demo_after(store)
+        if found != "damaged":
             assert_sound(store)
-            with suppress(Refused):  # a killed removal may have removed it
-                action(store)
-            assert_sound(store)
+        with suppress(Refused):  # a killed removal may have removed it
+            action(store)
+        assert_sound(store)
+    shutil.rmtree(root)
+    return found
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
@@ -158,15 +234,15 @@ def test_call_that_fails_while_opening_leaves_nothing_open(folder: Path, mode: A
     def strike() -> None:
         raise OSError(errno.EIO, "struck")
 
-    def load(store: ModelStore) -> None:
+    def load_it(store: ModelStore) -> None:
         store.open_verified("demo", TRUSTED, seal_mode=mode).close()
 
-    points = calls_of(folder / "count", load, CALLS)
+    points = calls_of(folder / "count", load_it, CALLS)
     with fresh_store(folder / "store") as store:
         before = len(os.listdir("/proc/self/fd"))
         for at in range(1, points + 1):
             with striking(strike, at, CALLS), pytest.raises(Fault, match="EIO"):
-                load(store)
+                load_it(store)
         assert len(os.listdir("/proc/self/fd")) == before
         assert_sound(store)
 

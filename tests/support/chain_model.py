@@ -37,10 +37,13 @@ def _directory() -> Path:
 
 
 @functools.cache
-def chain_model(text: str = STORY, *, template: str | None = None, context_tokens: int = 32768) -> Path:
+def chain_model(
+    text: str = STORY, *, template: str | None = None, context_tokens: int = 32768, dim: int | None = None
+) -> Path:
     """The path of a model that recites ``text``, whose words must differ. Made once per test session."""
     path = _directory() / f"chain-{len(list(_directory().iterdir()))}.gguf"
     extra = [] if template is None else ["--template", template]
+    extra += [] if dim is None else ["--dim", str(dim)]
     command = [sys.executable, str(_TOOL), str(path), "--text", text, "--ctx", str(context_tokens), *extra]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     return path

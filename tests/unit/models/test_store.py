@@ -14,11 +14,12 @@ import pytest
 
 from appliance.core.records import reference
 from appliance.core.refusals import Fault, PaddockError, Reason, Refused
-from appliance.core.values import Digest
+from appliance.core.values import Digest, GgufFacts
 from appliance.models import descriptor
 from appliance.models import store as store_module
 from appliance.models.oms import TrustedKeys
 from appliance.models.store import ModelStore, check_name
+from appliance.validator.reading import read_facts
 from tests.support.gguf_files import small_model_bytes
 from tests.support.signed_models import (
     OTHER_KEY,
@@ -449,16 +450,15 @@ def test_file_written_while_it_is_sealed_is_refused_or_harmless(
             assert bytes_of(opened.file) == MODEL
 
 
-def test_file_cut_while_its_header_is_read_is_refused(
-    root: Path, store: ModelStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def cut() -> None:
+def test_file_cut_while_its_header_is_read_is_refused(root: Path, store: ModelStore) -> None:
+    def cut_and_read(fd: int) -> GgufFacts:
         blob_of(root).chmod(0o644)
         os.truncate(blob_of(root), 100)
+        return read_facts(fd)
 
     put(store)
-    during(monkeypatch, "read_facts", cut)
-    assert code_of(lambda: store.open_verified("demo", TRUSTED, seal_mode="ro-store")) == "gguf-truncated"
+    with ModelStore.open(root, facts_of=cut_and_read) as reading:
+        assert code_of(lambda: reading.open_verified("demo", TRUSTED, seal_mode="ro-store")) == "gguf-truncated"
 
 
 def test_sealed_model_cannot_be_changed_any_more(root: Path, store: ModelStore) -> None:

@@ -26,6 +26,17 @@ def test_filter_names_no_call_that_opens_starts_or_connects(stage: seccomp.Stage
     assert [name for name in allowed if NEVER.search(name)] == []
 
 
+def test_validators_filter_is_tiny_and_bound_to_two_descriptors() -> None:
+    policy = seccomp.load_policy("validate")
+    assert len(policy.allowed) <= 11
+    assert [name for name in policy.allowed if NEVER.search(name)] == []
+    assert not {"read", "clone", "seccomp", "fcntl", "lseek", "sendto", "mprotect"} & set(policy.allowed)
+    for rule in policy.rules:
+        if rule.syscall in {"pread64", "fstat", "newfstatat", "write"}:
+            assert (rule.when[0].argument, rule.when[0].mask) == (0, "0xffffffffffffffff")
+            assert rule.when[0].equals == ("1" if rule.syscall == "write" else "0")
+
+
 def test_stage_2_allows_nothing_that_stage_1_does_not() -> None:
     first, second = seccomp.load_policy("stage1"), seccomp.load_policy("stage2")
     assert set(second.rules) <= set(first.rules)
@@ -43,7 +54,7 @@ def test_signals_go_only_to_the_own_process(stage: seccomp.Stage) -> None:
     assert [(c.argument, c.equals, c.mask) for c in rule.when] == [(0, "pid", "0xffffffffffffffff")]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, "validate"])
 def test_no_rule_is_without_a_reason(stage: seccomp.Stage) -> None:
     for rule in seccomp.load_policy(stage).rules:
         assert rule.reason.endswith("."), rule.syscall

@@ -1,0 +1,311 @@
+"""Templates, requests and the runner's process: what took over others is tried through the doors that callers have."""
+
+import ctypes
+import importlib.util
+import json
+import os
+import random
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.core.refusals import Reason, Refused
+from appliance.gateway.surfaces.openai import decode_request
+from appliance.ipc.frames import FrameDecoder, FrameError, encode
+from appliance.ipc.messages import Cancel, FromRunner, Load, LoadFailed, Ready, Reset, ResetDone, ToRunner
+from appliance.sandbox import bpf, seccomp
+from appliance.sandbox.syscalls import X86_64
+from tests.support.appliance import TestAppliance, appliance
+from tests.support.bpf_machine import run, seccomp_data
+from tests.support.chain_model import chain_model
+from tests.support.live_runner import inner_pid, launched, load, within_limit
+from tests.support.runner_client import sandboxed_runner
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may look into a non-dumpable process")
+SOUND_LOAD = Load(runner_id="r", context_tokens=256, slots=1, threads=1)
+ADDRESS = re.compile(rb"0x[0-9a-fA-F]{6,}")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestAppliance]:
+    with appliance(tmp_path_factory.mktemp("attacks"), {"chain": chain_model()}) as one:
+        yield one
+
+
+# --- templates --------------------------------------------------------------------------------------------------------
+
+CANARY = "{canary}"
+TEMPLATES = (
+    "{% for c in [].__class__.__base__.__subclasses__() %}{% if c.__name__ == 'catch_warnings' %}"
+    "{{ c()._module.__builtins__['__import__']('os').system('touch {canary}') }}{% endif %}{% endfor %}",
+    "{{ self._TemplateReference__context.cycler.__init__.__globals__.os.popen('touch {canary}').read() }}",
+    "{{ lipsum.__globals__['os'].system('touch {canary}') }}",
+    "{{ (''|attr('__class__')|attr('__mro__')|last)|attr('__subclasses__')() }}",
+    "{{ '{0.__class__.__init__.__globals__[os]}'.format(raise_exception) }}",
+    "{{ raise_exception.__globals__['os'].system('touch {canary}') }}",
+    "{% include '{canary}' %}",
+    "{% for a in range(1000000000) %}{% endfor %}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{% set ns = namespace(x='x') %}{% for a in range(24) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
+)
+PLAIN = "{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize("source", TEMPLATES, ids=range(len(TEMPLATES)))
+def test_cve_2024_34359_and_2026_5760_template_of_a_model_gains_nothing(tmp_path: Path, source: str) -> None:
+    """In the real runner, from the model's own file: refused at load, refused for the request, or dead; no effect."""
+    canary = tmp_path / "canary"
+    model = chain_model("a b c", template=source.replace(CANARY, str(canary)) + PLAIN, dim=64)
+    try:
+        with sandboxed_runner(model, context_tokens=256, expect=Ready | LoadFailed) as runner:  # type: ignore[arg-type]
+            if isinstance(runner.first, Ready):
+                answer = runner.ask("hello", max_completion_tokens=4)
+                assert answer.refused is not None or (answer.end is not None and answer.end.completion_tokens <= 4)
+    except AssertionError as ended:
+        assert "closed its channel" in str(ended)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("field", ["chat_template", "chat_template_kwargs", "template", "prompt_template", "documents",
+                                   "add_generation_prompt", "continue_final_message"])  # fmt: skip
+def test_cve_2026_5760_template_in_a_request_is_refused(server: TestAppliance, field: str) -> None:
+    answer = server.chat(server.token(), **{field: "{{ ''.__class__ }}"})
+    assert (answer.status, answer.json()["error"]["code"]) == (400, "field-unknown")
+
+
+# --- numbers and grammars ---------------------------------------------------------------------------------------------
+
+NUMBERS = (
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "n",
+)
+HOSTILE_NUMBERS = (
+    b"-1", b"2147483648e9", b"9223372036854775808", b"-9223372036854775809", b"18446744073709551616", b"1e309",
+    b"-1e309",
+    b"NaN", b"Infinity", b"true", b"\"1\"", b"[1]", b"{}", b"1.5e400", b"0x10", b"01",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("field", NUMBERS)
+def test_cve_2025_52566_and_2026_21869_number_out_of_range_is_refused(field: str) -> None:
+    signed = {"presence_penalty", "frequency_penalty"}
+    for raw in HOSTILE_NUMBERS:
+        if raw == b"-1" and field in signed:
+            continue
+        body = b'{"model":"m","messages":[{"role":"user","content":"x"}],"%s":%s}' % (field.encode(), raw)
+        with pytest.raises(Refused) as caught:
+            decode_request(body)
+        assert caught.value.reason in {Reason.FIELD_INVALID, Reason.JSON_INVALID}, (field, raw)
+
+
+@pytest.mark.parametrize("field", ["n_discard", "n_keep", "n_predict", "cache_prompt", "id_slot", "penalty_last_n",
+                                   "mirostat", "samplers", "lora", "rope_freq_base", "prompt"])  # fmt: skip
+def test_cve_2026_21869_field_of_the_engine_is_unknown(server: TestAppliance, field: str) -> None:
+    answer = server.chat(server.token(), **{field: -1})
+    assert (answer.status, answer.json()["error"]["code"]) == (400, "field-unknown")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("grammar", "root ::= " + "(" * 100_000 + ")" * 100_000),
+        ("guided_json", {"type": "object"}),
+        ("guided_regex", "(a+)+$"),
+        ("json_schema", {"$ref": "#"}),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": {"pattern": "(a+)+$"}}}),
+        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "grammar", "grammar": 'root ::= "a"'}),
+        ("tools", [{"type": "function", "function": {"name": "x", "parameters": {"pattern": "((a*)*)*"}}}]),
+    ],
+)
+def test_llama_cpp_22234_and_cve_2025_48944_grammar_schema_and_tools_reach_no_engine(
+    server: TestAppliance, field: str, value: object
+) -> None:
+    """None of them is built yet; a schema that is ignored in silence would be as bad as one that is compiled."""
+    answer = server.chat(server.token(), **{field: value})
+    assert answer.status == 400
+    assert answer.json()["error"]["code"] in {"field-unknown", "field-invalid"}
+    assert server.chat(server.token(), max_tokens=2).status == 200
+
+
+def test_cve_2025_52566_prompt_longer_than_any_int_is_refused_by_its_bytes(server: TestAppliance) -> None:
+    answer = server.chat(server.token(), "x" * (300 * 1024))
+    assert answer.status in {400, 413}
+    assert server.chat(server.token(), max_tokens=2).status == 200
+
+
+# --- media ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "video_url", "file", "image"])
+def test_cve_2026_22778_media_is_refused_and_no_address_is_told(server: TestAppliance, kind: str) -> None:
+    part = {"type": kind, kind: {"url": "data:image/jp2;base64," + "A" * 4000, "data": "AAAA", "format": "wav"}}
+    body = {"model": "chain", "messages": [{"role": "user", "content": [part]}]}
+    answer = server.request("POST", "/v1/chat/completions", token=server.token(), body=body)
+    assert answer.status in {400, 415}
+    assert not ADDRESS.search(answer.body)
+    assert b"Traceback" not in answer.body
+
+
+# --- the existence and the deletion of models -------------------------------------------------------------------------
+
+
+def test_cve_2024_39719_absent_and_hidden_models_are_told_alike(server: TestAppliance) -> None:
+    narrow = server.token("mallory", groups=(), models=("nothing",))
+    answers = [
+        server.request("GET", f"/v1/models/{name}", token=narrow) for name in ("chain", "absent", "..%2f..%2fetc")
+    ]
+    assert {answer.status for answer in answers} <= {400, 403, 404}
+    shapes = {(answer.status, json.dumps(answer.json()["error"].get("code"))) for answer in answers[:2]}
+    assert len(shapes) == 1
+    for answer in answers:
+        assert str(server.directory).encode() not in answer.body
+        assert not ADDRESS.search(answer.body)
+
+
+@pytest.mark.parametrize("method", ["DELETE", "PUT", "PATCH", "POST"])
+def test_cve_2025_44779_model_cannot_be_deleted_or_changed_through_the_api(server: TestAppliance, method: str) -> None:
+    assert server.request(method, "/v1/models/chain").status == 401
+    assert server.request(method, "/v1/models/chain", token=server.token()).status in {404, 405}
+    assert server.blob_of("chain").exists()
+
+
+# --- the runner's process ---------------------------------------------------------------------------------------------
+
+
+def _engine_libraries() -> list[Path]:
+    spec = importlib.util.find_spec("llama_cpp")
+    assert spec is not None and spec.origin is not None
+    return sorted((Path(spec.origin).parent / "lib").glob("*.so*"))
+
+
+def test_cve_2024_42477_engine_has_no_rpc_backend() -> None:
+    libraries = _engine_libraries()
+    assert libraries
+    assert [path.name for path in libraries if "rpc" in path.name] == []
+    for path in libraries:
+        data = path.read_bytes()
+        assert b"ggml_backend_rpc" not in data, path.name
+        assert b"rpc_server" not in data, path.name
+    base = ctypes.CDLL(str(next(path for path in libraries if path.name.startswith("libggml-base.so"))))
+    assert not hasattr(base, "ggml_backend_rpc_init")
+
+
+@as_root
+def test_cve_2024_42478_and_42479_runner_listens_on_nothing_and_reaches_nobody() -> None:
+    async def scenario() -> None:
+        async with launched() as runner:
+            first = await load(runner)
+            if isinstance(first, LoadFailed) and first.reason == "layer-missing":
+                pytest.skip(first.detail)
+            net = Path(f"/proc/{inner_pid(runner)}/net")
+            for table in ("tcp", "tcp6", "udp", "udp6", "raw", "packet", "netlink"):
+                path = net / table
+                lines = path.read_text().splitlines()[1:] if path.exists() else []
+                # the kernel keeps netlink sockets of its own in each namespace: their process is 0
+                assert [line for line in lines if table != "netlink" or line.split()[2] != "0"] == [], table
+            devices = (net / "dev").read_text().splitlines()[2:]
+            assert {line.split(":")[0].strip() for line in devices} <= {"lo", "sit0", "tunl0", "ip6tnl0", "gre0"}
+
+    within_limit(scenario)
+
+
+@as_root
+def test_cve_2025_23319_channel_has_no_name_and_no_memory_is_shared() -> None:
+    """Triton told its shared memory's name in an error; here there is neither a name nor such memory to attach to."""
+
+    async def scenario() -> None:
+        before = set(os.listdir("/dev/shm"))
+        async with launched() as runner:
+            first = await load(runner)
+            if isinstance(first, LoadFailed) and first.reason == "layer-missing":
+                pytest.skip(first.detail)
+            assert set(os.listdir("/dev/shm")) <= before
+            pid = inner_pid(runner)
+            inodes = {
+                match.group(1)
+                for name in os.listdir(f"/proc/{pid}/fd")
+                if (match := re.fullmatch(r"socket:\[(\d+)\]", os.readlink(f"/proc/{pid}/fd/{name}")))
+            }
+            assert len(inodes) >= 1
+            for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+                fields = line.split()
+                assert fields[6] not in inodes or len(fields) == 7, f"a socket with a name: {line}"
+            assert "SYSV" not in Path(f"/proc/{pid}/maps").read_text()
+            assert "/dev/shm" not in Path(f"/proc/{pid}/maps").read_text()
+
+    within_limit(scenario)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "validate"])
+def test_cve_2019_10063_every_argument_is_compared_in_all_its_bits(stage: seccomp.Stage) -> None:
+    """Flatpak's filter compared 32 of 64 bits. Each condition holds, then a bit of its high word is set."""
+    policy = seccomp.load_policy(stage)
+    program = bpf.compile_policy(policy, {"pid": 1})
+    tried = 0
+    for rule in policy.rules:
+        arguments = [0] * 6
+        for condition in rule.when:
+            arguments[condition.argument] = 1 if condition.equals == "pid" else int(condition.equals, 0)
+        number = X86_64[rule.syscall]
+        for condition in rule.when:
+            assert run(program, seccomp_data(number, tuple(arguments))) == bpf.RET_ALLOW
+            for bit in range(32, 64):
+                changed = list(arguments)
+                changed[condition.argument] ^= 1 << bit
+                assert run(program, seccomp_data(number, tuple(changed))) == bpf.RET_KILL_PROCESS, (rule.syscall, bit)
+                tried += 1
+    print(f"{stage}: {tried} arguments with one high bit set, all fatal")
+    assert tried >= 32
+
+
+def test_cve_2025_47277_and_its_family_a_hundred_thousand_frames_raise_nothing_else() -> None:
+    """Noise, mutated messages and lengths that lie, to both decoders of the channel."""
+    chance = random.Random(47277)
+    decoders = FrameDecoder(ToRunner), FrameDecoder(FromRunner)
+    sound = [encode(SOUND_LOAD), encode(Reset(nonce="n")), encode(Cancel(request_id="r")), encode(ResetDone(nonce="n"))]
+    decoded = 0
+    for number in range(100_000):
+        if number % 2:
+            data = bytearray(chance.choice(sound))
+            for _ in range(chance.randrange(1, 4)):
+                data[chance.randrange(len(data))] = chance.randrange(256)
+            frame = bytes(data)
+        else:
+            frame = chance.randbytes(chance.randrange(64))
+        if number % 3 == 0:
+            frame = struct.pack("<I", chance.getrandbits(32)) + frame
+        try:
+            decoders[chance.randrange(2)].decode(frame)
+            decoded += 1
+        except FrameError:
+            pass
+    print(f"100000 frames, {decoded} of them messages")
+    assert 0 < decoded < 50_000
+
+
+def test_runner_given_noise_for_its_first_message_ends_and_says_nothing_of_it() -> None:
+    async def scenario() -> None:
+        async with launched() as runner:
+            runner.channel.send(b"cos\nsystem\n(S'id'\ntR.")
+            assert await runner.wait() not in {0, None}
+
+    within_limit(scenario)
+
+
+@pytest.mark.parametrize("wrong", [{"slots": -1}, {"threads": 2**31}, {"context_tokens": 2**63}, {"batch_tokens": 0}])
+def test_load_with_numbers_out_of_range_is_not_a_message(wrong: dict[str, int]) -> None:
+    decoder = FrameDecoder[ToRunner](ToRunner)
+    assert decoder.decode(encode(SOUND_LOAD)) == SOUND_LOAD
+    fields = {name: getattr(SOUND_LOAD, name) for name in SOUND_LOAD.__struct_fields__}
+    with pytest.raises(FrameError):
+        decoder.decode(encode(Load(**{**fields, **wrong})))
