@@ -40,7 +40,7 @@ class OciRegistry:
         }
         if tls:
             self.ca = folder / "ca.pem"
-            certificate, key = _self_signed()
+            certificate, key = self_signed()
             self.ca.write_bytes(certificate)
             (folder / "key.pem").write_bytes(key)
             config["http"]["tls"] = {"certificate": str(self.ca), "key": str(folder / "key.pem")}
@@ -96,7 +96,7 @@ def _call(method: str, url: str, data: bytes = b"", kind: str = "application/oct
     return urllib.request.urlopen(request, timeout=10)
 
 
-def _self_signed() -> tuple[bytes, bytes]:
+def self_signed() -> tuple[bytes, bytes]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test registry")])
     now = datetime.datetime.now(datetime.UTC)

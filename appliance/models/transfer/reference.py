@@ -38,7 +38,9 @@ def parse_reference(text: str, *, has_own_ca: bool = False) -> Reference:
     The scheme is HTTPS; a registry on a loopback address is spoken to in plain HTTP unless a certificate authority was
     given for it.
     """
-    host_part, _, rest = text.partition("/")
+    host_part, slash, rest = text.partition("/")
+    if not slash:
+        raise ValueError("a reference is host[:port]/repository:tag: there is no default registry")
     host, port = parse_authority(host_part)
     if not ("." in host or ":" in host or host == "localhost" or port is not None):
         raise ValueError("a reference begins with the registry's host: there is no default registry")

@@ -121,12 +121,12 @@ def test_cve_2024_45436_cve_2024_12886_archive_or_code_layer_is_refused(
 ) -> None:
     name = kind.split("/")[1].replace(".", "-").replace("+", "-")
     reference = publish(registry, f"refused/{name}", [(media.MODELPACK_WEIGHT, MODEL), (kind, b"layer")])
-    with pytest.raises(Fault, match="^layer-refused: "):
+    with pytest.raises(Fault, match=r"^layer-refused: "):
         transfer.pull(settings_in(tmp_path), reference, "demo", OPEN)
 
 
 def test_absent_reference_is_not_found(tmp_path: Path, registry: OciRegistry) -> None:
-    with pytest.raises(Fault, match="^not-found: "):
+    with pytest.raises(Fault, match=r"^not-found: "):
         transfer.pull(settings_in(tmp_path), f"{registry.host}/no/such:model", "demo", OPEN)
 
 
@@ -137,7 +137,7 @@ def test_bytes_that_changed_in_the_registry_are_refused(tmp_path: Path, registry
     stored = registry.storage / f"docker/registry/v2/blobs/sha256/{hex_digest[:2]}/{hex_digest}/data"
     stored.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     config = settings_in(tmp_path / "to")
-    with pytest.raises(Fault, match="^digest-mismatch: "):
+    with pytest.raises(Fault, match=r"^digest-mismatch: "):
         transfer.pull(config, f"{registry.host}/models/changed:v1", "demo", OPEN)
     assert names_in(config) == ()
     assert [path.stat().st_size for path in (config.models_dir / "incoming").iterdir()] == [0]
@@ -177,23 +177,23 @@ def test_registry_with_pinned_certificate_and_password_is_used(tmp_path: Path, g
 
 def test_wrong_password_is_refused_at_once(tmp_path: Path, guarded: OciRegistry) -> None:
     how = guarded_access(tmp_path, guarded, f"{USER}:wrong")
-    with pytest.raises(Fault, match="^unauthorized: "):
+    with pytest.raises(Fault, match=r"^unauthorized: "):
         transfer.pull(settings_in(tmp_path / "to"), f"{guarded.host}/models/demo:v1", "demo", how)
 
 
 def test_missing_password_is_refused(tmp_path: Path, guarded: OciRegistry) -> None:
     how = Access(ca_pem=guarded.ca.read_text())
-    with pytest.raises(Fault, match="^unauthorized: .*--credentials"):
+    with pytest.raises(Fault, match=r"^unauthorized: .*--credentials"):
         transfer.pull(settings_in(tmp_path / "to"), f"{guarded.host}/models/demo:v1", "demo", how)
 
 
 def test_certificate_of_another_authority_is_refused(
     tmp_path: Path, guarded: OciRegistry, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    from tests.support.oci_registry import _self_signed
+    from tests.support.oci_registry import self_signed
 
-    how = Access(ca_pem=_self_signed()[0].decode())
-    with pytest.raises(Fault, match="^certificate-invalid: "):
+    how = Access(ca_pem=self_signed()[0].decode())
+    with pytest.raises(Fault, match=r"^certificate-invalid: "):
         transfer.pull(settings_in(tmp_path), f"{guarded.host}/models/demo:v1", "demo", how)
 
 
