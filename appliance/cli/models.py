@@ -59,7 +59,7 @@ def import_model(config: Settings, source: Path, bundle_path: Path | None, name:
 
 
 def only_model(directory: Path) -> Path:
-    """The one GGUF file of a directory; links and devices do not count. Raises ``Fault`` unless there is exactly one."""
+    """The one GGUF file of a directory, links and devices not counted. Raises ``Fault`` unless there is exactly one."""
     found = sorted(
         path for path in directory.iterdir() if path.suffix == ".gguf" and path.is_file() and not path.is_symlink()
     )

@@ -26,6 +26,10 @@ from appliance.models.transfer.refusal import TransferRefused
 
 CHUNK_BYTES: Final = 1024 * 1024
 
+_BLOB_READ_BYTES: Final = (
+    256 * 1024
+)  # a buffer of this size is made for each read: larger ones cost more than they save
+
 Progress = Callable[[int], None]
 """Called with the number of bytes that came or went since the last call."""
 
@@ -243,7 +247,7 @@ class Response(AbstractContextManager["Response"]):
         left = n_bytes
         while left:
             with wire():
-                piece = self._answer.read1(min(CHUNK_BYTES, left))
+                piece = self._answer.read1(min(_BLOB_READ_BYTES, left))
             if not piece:
                 raise TransferRefused(
                     "truncated", "the connection ended early: run the command again to go on from here"

@@ -118,6 +118,7 @@ def test_cve_2024_37032_digest_that_is_none_is_refused(server: HostileServer, di
         (manifest_with(mediaType="text/plain"), "media-type-refused"),
         (manifest_with(mediaType=media.INDEX), "manifest-ambiguous"),
         (manifest_with(manifests=[]), "manifest-ambiguous"),
+        (manifest_with(manifests=[], mediaType=None), "manifest-ambiguous"),
         (manifest_with(layers=None, manifests=[LAYER], mediaType=media.INDEX), "index-ambiguous"),
         (b"", "manifest-malformed"),
         (b"[]", "manifest-malformed"),
@@ -125,7 +126,7 @@ def test_cve_2024_37032_digest_that_is_none_is_refused(server: HostileServer, di
         (b"[" * 100_000, "manifest-malformed"),
         (b"\xff" * 100, "manifest-malformed"),
     ],
-    ids=range(20),
+    ids=range(21),
 )
 def test_cve_2025_1975_manifest_that_cannot_be_meant_is_refused(
     server: HostileServer, body: bytes, reason: str
@@ -501,6 +502,16 @@ def test_other_origin_that_asks_for_a_credential_gets_none(
     canary.script = lambda _asked: [answer(401, WWW_Authenticate='Basic realm="x"')]
     assert refusal_of_fetch(server, tmp_path / "part") == "unauthorized"
     assert not canary.saw_a_credential()
+
+
+def test_challenge_of_another_origin_is_not_answered(
+    server: HostileServer, canary: HostileServer, tmp_path: Path
+) -> None:
+    """Also when the registry itself has asked for nothing yet."""
+    server.script = lambda _asked: [answer(307, Location=f"http://{canary.host}/")]
+    canary.script = lambda _asked: [answer(401, WWW_Authenticate='Basic realm="x"')]
+    assert refusal_of_fetch(server, tmp_path / "part") == "unauthorized"
+    assert [len(server.asked), len(canary.asked)] == [1, 1]
 
 
 def test_manifest_from_another_origin_is_refused(server: HostileServer, canary: HostileServer) -> None:

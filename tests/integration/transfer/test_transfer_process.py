@@ -129,15 +129,16 @@ def _only_child() -> int:
     return int(child)
 
 
-def test_missing_layer_that_nobody_named_is_refused(server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = PULLER[:-1] + (
+def test_missing_layer_that_nobody_named_is_refused(server: HostileServer) -> None:
+    code = (
         f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r})\n"
         "from appliance.models.transfer import confine\n"
         "def missing(paths): raise OSError(38, 'not implemented')\n"
         "confine.landlock_read_only = missing\n"
         "from appliance.models.transfer.__main__ import main\n"
-        "raise SystemExit(main())",
+        "raise SystemExit(main())"
     )
+    broken = (*PULLER[:-1], code)
     place = jobs.Place.of(parse_reference(f"{server.host}/a/b:c"))
     with pytest.raises(Fault, match=r"^layer-missing: landlock"):
         puller.run(jobs.Resolve(place=place, access=OPEN), command=broken)
