@@ -23,8 +23,8 @@ from tests.support.hostile_http import Asked, HostileServer, answer
 
 BLOB = bytes(range(256)) * 1000
 DIGEST = Digest.of(BLOB)
-QUICK = Pace(connect_seconds=2, answer_seconds=1, window_seconds=0.4, window_bytes=64 * 1024)
-LIMIT_SECONDS = 6.0
+QUICK = Pace(connect_seconds=5, answer_seconds=2, window_seconds=1, window_bytes=64 * 1024)
+LIMIT_SECONDS = 12.0
 SECRET = Credentials(user="alice", password="hunter2")
 
 
@@ -238,7 +238,7 @@ def test_flood_of_referrers_costs_a_few_requests(server: HostileServer) -> None:
 
 
 def test_server_that_never_answers_is_given_up(server: HostileServer) -> None:
-    server.script = lambda _asked: drip(forever=b"", server=server) if server.ended.wait(4) else []
+    server.script = lambda _asked: drip(forever=b"", server=server) if server.ended.wait(8) else []
     assert refusal_of_resolve(server) == "too-slow"
 
 
@@ -264,7 +264,7 @@ def test_slow_blob_that_keeps_the_pace_is_not_given_up(server: HostileServer, tm
     def script(_asked: Asked) -> Iterable[bytes]:
         yield answer(200, Content_Length=str(len(BLOB)))
         for start in range(0, len(BLOB), 64 * 1024):
-            server.ended.wait(0.25)
+            server.ended.wait(0.55)
             yield BLOB[start : start + 64 * 1024]
 
     server.script = script
