@@ -20,6 +20,8 @@ from appliance.settings import SettingsInvalid
 
 Command = Callable[[argparse.Namespace], int]
 if TYPE_CHECKING:
+    from appliance.models.transfer.jobs import Access
+
     _Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
@@ -115,12 +117,35 @@ def _model_verbs(verbs: "_Verbs", common: argparse.ArgumentParser) -> None:
     sign.add_argument("--key", type=Path, required=True, help="the private key that 'keygen' wrote")
     sign.add_argument("--bundle", type=Path, help="where to write the signature (default: MODEL.sig)")
     imported = _verb(group, "import", _models_import, "verify a signed GGUF file and take it into the store", common)
-    imported.add_argument("model", type=Path, help="the GGUF file")
+    imported.add_argument("model", type=Path, help="the GGUF file, or a directory with exactly one")
     imported.add_argument("--bundle", type=Path, help="its signature (default: MODEL.sig)")
     imported.add_argument("--name", required=True, help="the name that callers will use")
+    pull = _verb(group, "pull", _models_pull, "fetch a signed model from an OCI registry and import it", common)
+    pull.add_argument("reference", help="host[:port]/repository:tag, or …@sha256:digest")
+    pull.add_argument("--name", required=True, help="the name that callers will use")
+    _registry_options(pull)
+    push = _verb(group, "push", _models_push, "upload a model and its signature to an OCI registry", common)
+    push.add_argument("name", help="the model's name in the store")
+    push.add_argument("reference", help="host[:port]/repository:tag")
+    _registry_options(push)
+    export = _verb(group, "export", _models_export, "write a model and its signature into a new directory", common)
+    export.add_argument("name", help="the model's name in the store")
+    export.add_argument("directory", type=Path, help="where to; it must not exist, or be empty")
     _verb(group, "list", _models_list, "verify and list the models in the store", common)
     remove = _verb(group, "remove", _models_remove, "remove a model from the store", common)
     remove.add_argument("name", help="the name that callers used")
+
+
+def _registry_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--credentials", type=Path, help="a file of mode 600 with user:secret")
+    parser.add_argument("--ca", type=Path, help="the only certificate authority to believe, PEM (default: the host's)")
+    parser.add_argument(
+        "--auth-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="an origin beside the registry's own that may see the credential; may be repeated",
+    )
 
 
 def _audit_verbs(verbs: "_Verbs", common: argparse.ArgumentParser) -> None:
@@ -222,15 +247,45 @@ def _models_trust(options: argparse.Namespace) -> int:
 def _models_sign(options: argparse.Namespace) -> int:
     from appliance.cli import models
 
-    print(models.sign(options.model, options.key, options.bundle or _beside(options.model)))
+    print(models.sign(options.model, options.key, options.bundle or models.beside(options.model)))
     return 0
 
 
 def _models_import(options: argparse.Namespace) -> int:
     from appliance.cli import models
 
-    bundle = options.bundle or _beside(options.model)
-    print(models.import_model(settings.load(options.config), options.model, bundle, options.name))
+    print(models.import_model(settings.load(options.config), options.model, options.bundle, options.name))
+    return 0
+
+
+def _models_pull(options: argparse.Namespace) -> int:
+    from appliance.cli import transfer
+
+    config = settings.load(options.config)
+    print(transfer.pull(config, options.reference, options.name, _registry_access(config, options)))
+    return 0
+
+
+def _models_push(options: argparse.Namespace) -> int:
+    from appliance.cli import transfer
+
+    config = settings.load(options.config)
+    print(transfer.push(config, options.name, options.reference, _registry_access(config, options)))
+    return 0
+
+
+def _registry_access(config: settings.Settings, options: argparse.Namespace) -> "Access":
+    from appliance.cli import transfer
+
+    return transfer.access(
+        config, ca=options.ca, credentials=options.credentials, auth_origins=tuple(options.auth_origin)
+    )
+
+
+def _models_export(options: argparse.Namespace) -> int:
+    from appliance.cli import transfer
+
+    print(transfer.export(settings.load(options.config), options.name, options.directory))
     return 0
 
 
@@ -260,7 +315,3 @@ def _sandbox_probe(options: argparse.Namespace) -> int:
     from appliance.cli import sandbox
 
     return sandbox.probe(settings.load(options.config), as_json=options.json)
-
-
-def _beside(model: Path) -> Path:
-    return model.with_name(model.name + ".sig")

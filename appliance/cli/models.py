@@ -44,13 +44,33 @@ def sign(model_path: Path, key_path: Path, bundle_path: Path) -> str:
     return f"wrote {bundle_path}"
 
 
-def import_model(config: Settings, model_path: Path, bundle_path: Path, name: str) -> str:
-    """Verifies and imports. Returns a line that says what was imported. A running appliance sees it within seconds."""
+def import_model(config: Settings, source: Path, bundle_path: Path | None, name: str) -> str:
+    """Verifies and imports. Returns a line that says what was imported. A running appliance sees it within seconds.
+
+    ``source`` is a GGUF file, or a directory with exactly one; its signature stands beside it unless it is named.
+    """
+    model_path = only_model(source) if source.is_dir() else source
+    bundle_path = bundle_path or beside(model_path)
     if not bundle_path.exists():
         raise Fault(f"{model_path} has no signature: there is no {bundle_path} (paddock models sign, or --bundle)")
     with open_store(config) as store, model_path.open("rb") as file:
         model = store.import_model(file.fileno(), name, bundle_path.read_bytes(), TrustedKeys.load(config.trust_dir))
     return f"{model.name}  {model.digest}  signed by {model.signer.name}"
+
+
+def only_model(directory: Path) -> Path:
+    """The one GGUF file of a directory, links and devices not counted. Raises ``Fault`` unless there is exactly one."""
+    found = sorted(
+        path for path in directory.iterdir() if path.suffix == ".gguf" and path.is_file() and not path.is_symlink()
+    )
+    if len(found) != 1:
+        raise Fault(f"{directory} holds {len(found)} GGUF files where one is expected")
+    return found[0]
+
+
+def beside(model: Path) -> Path:
+    """Where the signature of a model file stands, by custom."""
+    return model.with_name(model.name + ".sig")
 
 
 def listing(config: Settings) -> tuple[list[str], bool]:

@@ -204,6 +204,11 @@ class ModelStore(AbstractContextManager["ModelStore"]):
                 os.close(fd)
                 raise
 
+    def bundle(self, model: VerifiedModel) -> bytes:
+        """The signature by which a model was verified, to go where the model goes. Raises as ``open_verified`` does."""
+        with _port("reading a signature"):
+            return self._read_bundle(model.bundle_digest)
+
     def check(self) -> tuple[str, ...]:
         """What should not be there, or should and is not, as lines for an operator. Reads no blob. Raises ``Fault``."""
         with _port("checking the store"):
@@ -258,13 +263,16 @@ class ModelStore(AbstractContextManager["ModelStore"]):
         return sorted(set(os.listdir(self._index)) - sound)  # noqa: PTH208 - by descriptor
 
     def _signed(self, entry: IndexEntry, trusted: TrustedKeys) -> SignedStatement:
+        return verify_bundle(self._read_bundle(entry.bundle), trusted)
+
+    def _read_bundle(self, digest: Digest) -> bytes:
         try:
-            bundle = read_file(self._bundles, entry.bundle.hex, MAX_BUNDLE_BYTES)
+            bundle = read_file(self._bundles, digest.hex, MAX_BUNDLE_BYTES)
         except FileNotFoundError:
             raise not_verified("unsigned", "the model's signature bundle is not in the store") from None
-        if Digest.of(bundle) != entry.bundle:
+        if Digest.of(bundle) != digest:
             raise not_verified("bundle-mismatch", "the signature bundle was changed")
-        return verify_bundle(bundle, trusted)
+        return bundle
 
     def _open_blob(self, digest: Digest) -> int:
         try:

@@ -1,0 +1,199 @@
+"""``paddock models pull``, ``push`` and ``export``: signed models between stores, registries and directories.
+
+Trusts: the operator at the terminal; the keys in ``trust/``.
+Promises: what is pulled is imported only by the ordinary verified import; what is pushed or exported was verified now.
+Not here: talking to a registry (``models.transfer``, in a process of its own).
+"""
+
+import os
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+from appliance.cli import puller
+from appliance.cli.progress import Bar
+from appliance.core.manifest import SignatureRefused, SignedStatement
+from appliance.core.refusals import Fault
+from appliance.core.values import Digest
+from appliance.models.descriptor import copy_and_observe
+from appliance.models.files import not_verified, write_all
+from appliance.models.oms import TrustedKeys, verify_bundle
+from appliance.models.store import ModelStore, check_name
+from appliance.models.transfer import jobs
+from appliance.models.transfer.origin import Origin, parse_url
+from appliance.models.transfer.partial import Partial
+from appliance.models.transfer.reference import Reference, parse_reference
+from appliance.models.transfer.registry import Credentials
+from appliance.settings import Settings
+
+MAX_SMALL_FILE_BYTES: Final = 1024 * 1024
+
+_Filled = TypeVar("_Filled")
+
+
+def access(
+    config: Settings, *, ca: Path | None, credentials: Path | None, auth_origins: tuple[str, ...]
+) -> jobs.Access:
+    """The operator's files and origins, read and checked. Raises ``Fault``, ``ValueError`` or ``OSError``."""
+    return jobs.Access(
+        ca_pem=None if ca is None else _small_text(ca),
+        credentials=None if credentials is None else _credentials(credentials),
+        auth_origins=tuple(_origin(text) for text in auth_origins),
+        allow_degraded=config.sandbox.allow_degraded,
+    )
+
+
+def pull(config: Settings, text: str, name: str, how: jobs.Access) -> str:
+    """Signature first, then bytes, then the import. Raises ``Refused`` or ``Fault``."""
+    check_name(name)
+    reference = parse_reference(text, has_own_ca=how.ca_pem is not None)
+    trusted = TrustedKeys.load(config.trust_dir)
+    place = jobs.Place.of(reference)
+    found = puller.run(jobs.Resolve(place=place, access=how))
+    if not isinstance(found, jobs.Found):
+        raise Fault("the transfer process answered another question")
+    bundle = acceptable_bundle(found.unverified_bundles, found.model_digest, trusted)
+    with ModelStore.open(config.models_dir) as store, Partial(config.models_dir, found.model_digest) as partial:
+        partial.require_room(found.model_bytes)
+        fetch = jobs.Fetch(
+            place=place, access=how, digest=found.model_digest, size_bytes=found.model_bytes, fd=partial.fd
+        )
+        _with_bar(f"pulling {name}", found.model_bytes, fetch)
+        os.lseek(partial.fd, 0, os.SEEK_SET)
+        model = store.import_model(partial.fd, name, bundle, trusted)
+        partial.remove()
+    return f"{model.name}  {model.digest}  signed by {model.signer.name}"
+
+
+def push(config: Settings, name: str, text: str, how: jobs.Access) -> str:
+    """Verifies, then uploads model and signature. Raises ``Refused`` or ``Fault``."""
+    reference = parse_reference(text, has_own_ca=how.ca_pem is not None)
+    if isinstance(reference.target, Digest):
+        raise Fault("a push needs a tag")
+    trusted = TrustedKeys.load(config.trust_dir)
+    with ModelStore.open(config.models_dir) as store, store.open_verified(name, trusted) as opened:
+        job = jobs.Push(
+            place=jobs.Place.of(reference),
+            access=how,
+            name=name,
+            digest=opened.model.digest,
+            size_bytes=opened.model.size_bytes,
+            fd=opened.file,
+            bundle=store.bundle(opened.model),
+        )
+        done = _with_bar(f"pushing {name}", opened.model.size_bytes, job)
+    if not isinstance(done, jobs.Done) or done.manifest_digest is None:
+        raise Fault("the transfer process answered another question")
+    return f"{_pinned(reference, done.manifest_digest)}  (tag {reference.target})"
+
+
+def export(config: Settings, name: str, directory: Path) -> str:
+    """Writes model and signature into a new directory, which has both or does not exist. Raises ``Refused``, ``Fault``
+    or ``OSError``."""
+    trusted = TrustedKeys.load(config.trust_dir)
+    file_name = name.replace(":", "-") + ".gguf"
+    if directory.exists() and any(directory.iterdir()):
+        raise Fault(f"{directory} is not empty")
+    aside = directory.with_name(f".{directory.name}-{secrets.token_hex(8)}")
+    with (
+        ModelStore.open(config.models_dir) as store,
+        store.open_verified(name, trusted, seal_mode="ro-store") as opened,
+    ):
+        aside.mkdir(mode=0o755)
+        try:
+            os.lseek(opened.file, 0, os.SEEK_SET)
+            written = _write(aside / file_name, lambda fd: copy_and_observe(opened.file, fd).digest)
+            if written != opened.model.digest:
+                raise Fault("the model changed in the store while it was copied")
+            bundle = store.bundle(opened.model)
+            _write(aside / f"{file_name}.sig", lambda fd: write_all(fd, bundle))
+            _sync(aside)
+            aside.rename(directory)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+    _sync(directory.parent)
+    return f"wrote {directory / file_name} and its signature"
+
+
+def acceptable_bundle(unverified_bundles: tuple[bytes, ...], model: Digest, trusted: TrustedKeys) -> bytes:
+    """The first bundle by a trusted signer that can be about this model. Raises ``Refused(MODEL_NOT_VERIFIED)``.
+
+    Asked before the model is fetched, so that nothing large is fetched in vain; the import asks again.
+    """
+    refusal = SignatureRefused("unsigned", "the registry has no signature for this model")
+    for bundle in unverified_bundles:
+        try:
+            signed = verify_bundle(bundle, trusted)
+        except SignatureRefused as error:
+            refusal = error
+            continue
+        if _may_list(signed, model):
+            return bundle
+        refusal = SignatureRefused("digest-mismatch", "the signature is for other files")
+    raise not_verified(refusal.reason, refusal.detail)
+
+
+def _may_list(signed: SignedStatement, model: Digest) -> bool:
+    """Of a file that was signed in shards nothing can be said before its bytes are here."""
+    statement = signed.statement
+    return statement.shard_bytes is not None or any(resource.digest == model for resource in statement.resources)
+
+
+def _with_bar(title: str, total_bytes: int, job: jobs.Fetch | jobs.Push) -> jobs.Found | jobs.Done:
+    bar = Bar(title, total_bytes, sys.stderr)
+    try:
+        return puller.run(job, on_progress=bar.show)
+    finally:
+        bar.end()
+
+
+def _pinned(reference: Reference, digest: Digest) -> Reference:
+    return Reference(origin=reference.origin, repository=reference.repository, target=digest)
+
+
+def _write(path: Path, fill: Callable[[int], _Filled]) -> _Filled:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        filled = fill(fd)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return filled
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _credentials(path: Path) -> Credentials:
+    """``user:secret`` in a file that only its owner can read."""
+    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise Fault(f"{path} holds a secret and can be read by others: chmod 600 it")
+    user, colon, password = _small_text(path).strip().partition(":")
+    if not colon or not user or not (user + password).isprintable():
+        raise Fault(f"{path} is not one line of the form user:secret")
+    return Credentials(user=user, password=password)
+
+
+def _origin(text: str) -> Origin:
+    url = parse_url(text)
+    if url.target != "/":
+        raise ValueError("an origin is a scheme, a host and perhaps a port")
+    return url.origin
+
+
+def _small_text(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(MAX_SMALL_FILE_BYTES + 1)
+    if len(data) > MAX_SMALL_FILE_BYTES:
+        raise Fault(f"{path} is too large")
+    return data.decode("utf-8")

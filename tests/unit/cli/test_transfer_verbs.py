@@ -1,0 +1,137 @@
+"""``export``, ``import DIR`` and the progress bar: nothing half done, nothing ambiguous, nothing drawn for nobody."""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from appliance.cli import main as command
+from appliance.cli import models, transfer
+from appliance.cli.progress import Bar, line, readable
+from appliance.core.refusals import Fault, Refused
+from tests.support.gguf_files import small_model_bytes
+from tests.support.signed_models import signed
+from tests.support.transfer import names_in, put_model, settings_in
+
+MODEL = small_model_bytes("demo")
+
+
+def exported(tmp_path: Path, name: str = "demo") -> Path:
+    config = settings_in(tmp_path / "from")
+    put_model(config, MODEL, name)
+    transfer.export(config, name, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_exported_directory_is_imported_elsewhere(tmp_path: Path) -> None:
+    folder = exported(tmp_path, "demo:q4")
+    assert {path.name for path in folder.iterdir()} == {"demo-q4.gguf", "demo-q4.gguf.sig"}
+    assert (folder / "demo-q4.gguf").read_bytes() == MODEL
+    config = settings_in(tmp_path / "to")
+    assert models.import_model(config, folder, None, "copy").endswith("signed by acme")
+    assert names_in(config) == ("copy",)
+
+
+def test_command_takes_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = exported(tmp_path)
+    config = settings_in(tmp_path / "to")
+    file = tmp_path / "paddock.toml"
+    file.write_text(f'state_dir = "{config.state_dir}"\nruntime_dir = "/run/unused"\n')
+    assert command.main(["models", "import", "--config", str(file), str(folder), "--name", "copy"]) == 0
+    assert command.main(["models", "export", "--config", str(file), "copy", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "copy.gguf").exists()
+    assert command.main(["models", "pull", "--config", str(file), "demo:v1", "--name", "x"]) == 1
+    assert "no default registry" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_directory_with_no_model_or_another_is_refused(tmp_path: Path, count: int) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"{number}.gguf").write_bytes(MODEL)
+        (folder / f"{number}.gguf.sig").write_bytes(signed(MODEL))
+    with pytest.raises(Fault, match=f"holds {count} GGUF files"):
+        models.import_model(settings_in(tmp_path / "to"), folder, None, "copy")
+
+
+def test_link_and_pipe_in_a_directory_are_not_taken_for_models(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "link.gguf").symlink_to("/etc/passwd")
+    os.mkfifo(folder / "pipe.gguf")
+    with pytest.raises(Fault, match="holds 0 GGUF files"):
+        models.only_model(folder)
+
+
+def test_directory_without_a_signature_is_refused(tmp_path: Path) -> None:
+    folder = exported(tmp_path)
+    (folder / "demo.gguf.sig").unlink()
+    with pytest.raises(Fault, match="has no signature"):
+        models.import_model(settings_in(tmp_path / "to"), folder, None, "copy")
+
+
+def test_export_overwrites_nothing(tmp_path: Path) -> None:
+    config = settings_in(tmp_path / "from")
+    put_model(config, MODEL, "demo")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("mine")
+    with pytest.raises(Fault, match="is not empty"):
+        transfer.export(config, "demo", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
+
+
+def test_export_of_what_does_not_verify_leaves_nothing(tmp_path: Path) -> None:
+    config = settings_in(tmp_path / "from")
+    put_model(config, MODEL, "demo")
+    (blob,) = (config.models_dir / "blobs" / "sha256").iterdir()
+    blob.chmod(0o600)
+    blob.write_bytes(MODEL[:-1] + b"x")
+    blob.chmod(0o444)
+    with pytest.raises(Refused):
+        transfer.export(config, "demo", tmp_path / "out")
+    with pytest.raises(Refused):
+        transfer.export(config, "absent", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"from"}
+
+
+def test_export_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings_in(tmp_path / "from")
+    put_model(config, MODEL, "demo")
+
+    def full(_fd: int, _data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(transfer, "write_all", full)
+    with pytest.raises(OSError, match="No space"):
+        transfer.export(config, "demo", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"from"}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_bar_is_drawn_on_a_terminal_only() -> None:
+    for stream, drawn in ((io.StringIO(), False), (Terminal(), True)):
+        bar = Bar("pulling demo", 4096, stream)
+        bar.show(1024)
+        bar.show(2048)  # too soon to be drawn again
+        bar.end()
+        assert ("25%" in stream.getvalue()) is drawn
+        assert "50%" not in stream.getvalue()
+        assert bool(stream.getvalue()) is drawn
+
+
+@pytest.mark.parametrize(("done", "total"), [(0, 0), (5, 0), (-3, 10), (20, 10), (2**60, 1)])
+def test_bar_stays_in_its_frame(done: int, total: int) -> None:
+    text = line("x", done, total, 1.0, 10)
+    assert len(text.partition("[")[2].partition("]")[0]) == 10
+
+
+def test_sizes_are_readable() -> None:
+    assert [readable(n) for n in (0, 1023, 1536, 5 * 1024**3, 2**60)] == [
+        "0 B", "1023 B", "1.5 KiB", "5.0 GiB", "1048576.0 TiB",
+    ]  # fmt: skip
