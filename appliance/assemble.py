@@ -34,8 +34,8 @@ from appliance.ipc.notary_client import NotaryClient
 from appliance.limits.budget import MemoryTokenBudget
 from appliance.limits.gate import AddressGate
 from appliance.limits.rates import RequestRates
-from appliance.models.oms import TrustedKeys
 from appliance.models.store import ModelStore, OpenedModel
+from appliance.models.trust import Trust
 from appliance.notary.main import NotaryConfig, run_notary
 from appliance.policy.reload import ReloadingPolicy
 from appliance.settings import Settings
@@ -154,10 +154,13 @@ class TrustingStore:
         return list(self._store.entries())
 
     def verify(self, name: str) -> VerifiedModel:
-        return self._store.verify(name, TrustedKeys.load(self._trust_dir))
+        return self._store.verify(name, self._trust())
 
     def open_verified(self, name: str) -> OpenedModel:
-        return self._store.open_verified(name, TrustedKeys.load(self._trust_dir), seal_mode=self._seal_mode)
+        return self._store.open_verified(name, self._trust(), seal_mode=self._seal_mode)
+
+    def _trust(self) -> Trust:
+        return Trust.load(self._trust_dir, now_seconds=int(time.time()))
 
 
 async def warden(config: Settings, stop: asyncio.Event) -> None:

@@ -163,7 +163,17 @@ def _root(name: str, pem: bytes) -> x509.Certificate:
         raise Fault(f"the file of the root {name} holds {len(roots)} certificates; give each its own name")
     if not is_acceptable(key):
         raise Fault(f"the root {name} has no ECDSA key on P-256, P-384 or P-521")
+    if not _is_authority(roots[0]):
+        # The library takes an anchor at its word: as a leaf it would need nobody's signature.
+        raise Fault(f"the root {name} is not a certificate authority; trust a signer's own key as a key")
     return roots[0]
+
+
+def _is_authority(root: x509.Certificate) -> bool:
+    try:
+        return root.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        return False
 
 
 def _certificate(der: bytes) -> x509.Certificate:
