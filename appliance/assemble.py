@@ -20,7 +20,7 @@ from appliance import __version__, settings
 from appliance.core.admit import AdmitLimits
 from appliance.core.quota import Budget
 from appliance.core.refusals import Fault, Misconfigured, Reason, Refused
-from appliance.core.values import VerifiedModel
+from appliance.core.values import SealMode, VerifiedModel
 from appliance.gateway import serve as gateway_process
 from appliance.gateway.app import build_app
 from appliance.gateway.chat import BodyLimits, ChatRoute
@@ -34,6 +34,7 @@ from appliance.ipc.notary_client import NotaryClient
 from appliance.limits.budget import MemoryTokenBudget
 from appliance.limits.gate import AddressGate
 from appliance.limits.rates import RequestRates
+from appliance.models.catalogue import CatalogueKeeper
 from appliance.models.store import ModelStore, OpenedModel
 from appliance.models.trust import Trust
 from appliance.notary.main import NotaryConfig, run_notary
@@ -143,10 +144,11 @@ async def _file_exists(path: Path) -> None:
 
 
 class TrustingStore:
-    """The model store with the operator's trusted keys, read anew for each verification: what the warden sees."""
+    """The model store under the operator's trust and catalogue, read anew each time: what the warden sees."""
 
     def __init__(self, config: Settings) -> None:
         self._store = ModelStore.open(config.models_dir)
+        self._catalogue = CatalogueKeeper(config.trust_dir, config.models_dir)
         self._trust_dir = config.trust_dir
         self._seal_mode = config.models.seal_mode
 
@@ -157,7 +159,28 @@ class TrustingStore:
         return self._store.verify(name, self._trust())
 
     def open_verified(self, name: str) -> OpenedModel:
-        return self._store.open_verified(name, self._trust(), seal_mode=self._seal_mode)
+        """Raises as ``ModelStore.open_verified``, and where the catalogue does not permit the model so sealed."""
+        opened = self._store.open_verified(name, self._trust(), seal_mode=self._seal_mode)
+        try:
+            self._check_catalogue(opened.model, opened.seal_mode)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def check_loaded(self, model: VerifiedModel, seal_mode: SealMode) -> None:
+        """Whether a model that was opened before may go on running: trust and catalogue now, its bytes not again.
+
+        Takes milliseconds. Raises ``Refused`` when its runner must end, ``Fault`` when that cannot be told.
+        """
+        self._store.check_trust(model, self._trust())
+        self._check_catalogue(model, seal_mode)
+
+    def _check_catalogue(self, model: VerifiedModel, seal_mode: SealMode) -> None:
+        now_seconds = int(time.time())
+        catalogue = self._catalogue.current(now_seconds=now_seconds)
+        if catalogue is not None:
+            catalogue.permits(model, seal_mode, now_seconds=now_seconds)
 
     def _trust(self) -> Trust:
         return Trust.load(self._trust_dir, now_seconds=int(time.time()))

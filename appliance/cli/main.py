@@ -114,6 +114,7 @@ def _model_verbs(verbs: "_Verbs", common: argparse.ArgumentParser) -> None:
     sign.add_argument("model", type=Path, help="the GGUF file")
     sign.add_argument("--key", type=Path, required=True, help="the private key that 'keygen' wrote")
     sign.add_argument("--chain", type=Path, help="PEM certificates of that key, leaf first: sign in certificate mode")
+    sign.add_argument("--shards", action="store_true", help="sign shards of 1 GB, which are verified on all cores")
     sign.add_argument("--bundle", type=Path, help="where to write the signature (default: MODEL.sig)")
     imported = _verb(group, "import", _models_import, "verify a signed GGUF file and take it into the store", common)
     imported.add_argument("model", type=Path, help="the GGUF file")
@@ -239,7 +240,8 @@ def _models_trust(options: argparse.Namespace) -> int:
 def _models_sign(options: argparse.Namespace) -> int:
     from appliance.cli import models
 
-    print(models.sign(options.model, options.key, options.bundle or _beside(options.model), options.chain))
+    bundle = options.bundle or _beside(options.model)
+    print(models.sign(options.model, options.key, bundle, chain_path=options.chain, in_shards=options.shards))
     return 0
 
 

@@ -40,15 +40,18 @@ def keygen(private_path: Path, public_path: Path) -> str:
     return f"wrote {private_path} (keep it secret) and {public_path}"
 
 
-def sign(model_path: Path, key_path: Path, bundle_path: Path, chain_path: Path | None = None) -> str:
+def sign(
+    model_path: Path, key_path: Path, bundle_path: Path, *, chain_path: Path | None = None, in_shards: bool = False
+) -> str:
     """Writes an OpenSSF Model Signing bundle for one GGUF file, which must be one that could be imported.
 
-    ``chain_path``: PEM certificates, leaf first, for certificate mode. Files above 1 GB are signed in shards.
+    ``chain_path``: PEM certificates, leaf first, for certificate mode. ``in_shards``: of 10^9 bytes, which are verified
+    in parallel. Not the default: the reference implementation (1.1.1) does not verify the specification's shards.
     """
     key = load_signing_key(key_path.read_bytes())
     with model_path.open("rb") as file:
         try:
-            size_bytes = read_facts(file.fileno()).file_bytes
+            read_facts(file.fileno())
         except GgufInvalid as error:
             raise Refused(Reason.MODEL_NOT_VERIFIED, f"{model_path} would not be imported: {error}") from error
         bundle = sign_model(
@@ -56,7 +59,7 @@ def sign(model_path: Path, key_path: Path, bundle_path: Path, chain_path: Path |
             path=model_path.name,
             key=key,
             chain=_chain(chain_path),
-            shard_bytes=SHARD_BYTES if size_bytes > SHARD_BYTES else None,
+            shard_bytes=SHARD_BYTES if in_shards else None,
         )
     _write_new(bundle_path, bundle, 0o644)
     return f"wrote {bundle_path}"

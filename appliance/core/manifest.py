@@ -136,7 +136,7 @@ def verified_model(
             raise SignatureRefused("digest-mismatch", f"{observed.digest} is not among the files that were signed")
     if facts.file_bytes != observed.size_bytes:
         raise SignatureRefused("digest-mismatch", "the header was read from a file of another size")
-    signers = _enough(signed, policy)
+    signers = enough_signers(signed, policy)
     return VerifiedModel(
         name=name,
         digest=observed.digest,
@@ -156,8 +156,11 @@ def _lists(statement: Statement, observed: Observed) -> bool:
     )
 
 
-def _enough(signed: tuple[SignedStatement, ...], policy: TrustPolicy) -> tuple[Signer, ...]:
-    """All signers, in the order of their bundles. One name with two keys, and one key with two names, count once."""
+def enough_signers(signed: tuple[SignedStatement, ...], policy: TrustPolicy) -> tuple[Signer, ...]:
+    """All signers, in the order of their bundles. One name with two keys, and one key with two names, count once.
+
+    Raises ``SignatureRefused("signers-missing")``.
+    """
     if not signed or policy.required < 1:
         raise SignatureRefused("signers-missing", "a model needs at least one signature")
     signers = tuple(one.signer for one in signed)

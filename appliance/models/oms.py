@@ -72,7 +72,7 @@ __all__ = [
 MEDIA_TYPE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
 MAX_BUNDLE_BYTES: Final = 4 * 1024 * 1024
 SHARD_BYTES: Final = 1_000_000_000
-"""The specification's default size. Larger models are signed in shards, which are hashed in parallel."""
+"""The specification's default size."""
 
 
 # --- verifying -------------------------------------------------------------------------------------------------------
@@ -198,8 +198,9 @@ def sign_model(
     """Hashes a model and returns its bundle, in the specification's form. ``path`` is its file name in the statement.
 
     With a certificate ``chain``, leaf first, the bundle is in certificate mode. ``shard_bytes`` signs shards of that
-    size instead of the whole file. Raises ``OSError`` if the model cannot be read, ``SignatureRefused`` for a path that
-    a verifier would not accept and ``Fault`` for a leaf of another key.
+    size instead of the whole file; the reference implementation (1.1.1) does not verify those, for it names their
+    algorithm otherwise than the specification. Raises ``OSError`` if the model cannot be read, ``SignatureRefused`` for
+    a path that a verifier would not accept and ``Fault`` for a leaf of another key.
     """
     form = WHOLE if shard_bytes is None else Form("sha256", shard_bytes)
     payload = encode_statement(path, observe(model_fd, (form,)), form)

@@ -34,7 +34,7 @@ from msgspec import Meta
 
 from appliance.core.codec import canonical_json, json_decoder
 from appliance.core.gguf import GgufInvalid
-from appliance.core.manifest import SignatureRefused, SignedStatement, verified_model
+from appliance.core.manifest import SignatureRefused, SignedStatement, enough_signers, verified_model
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import Digest, SealMode, Value, VerifiedModel
 from appliance.models.descriptor import Wholes, copy_and_observe, observe, observe_signed, read_facts, sealed_copy
@@ -178,6 +178,19 @@ class ModelStore(AbstractContextManager["ModelStore"]):
             except BaseException:
                 os.close(fd)
                 raise
+
+    def check_trust(self, model: VerifiedModel, trusted: TrustedKeys | Trust) -> None:
+        """Whether a model that was verified before is still trusted: its signatures anew, its bytes not again.
+
+        For models that are loaded, every few seconds: what was signed does not change in a seal, but who is trusted
+        does. Raises as ``verify`` does, and ``Refused(MODEL_NOT_FOUND)`` when the name is gone or means other bytes.
+        """
+        with _port("checking a model's trust"):
+            trust = trust_of(trusted)
+            entry = self._find(model.name)
+            if entry.blob != model.digest:
+                raise Refused(Reason.MODEL_NOT_FOUND, f"{model.name} is {entry.blob} now")
+            enough_signers(tuple(self._signed(bundle, trust) for bundle in entry.bundles()), trust.policy)
 
     def check(self) -> tuple[str, ...]:
         """What should not be there, or should and is not, as lines for an operator. Reads no blob. Raises ``Fault``."""

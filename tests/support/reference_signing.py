@@ -1,4 +1,4 @@
-"""The reference implementation of OpenSSF Model Signing, in a virtual environment of its own: made once, then cached."""
+"""The reference implementation of OpenSSF Model Signing, in a virtual environment of its own, made once and cached."""
 
 import hashlib
 import os
