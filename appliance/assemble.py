@@ -22,7 +22,7 @@ from appliance.core.admit import AdmitLimits
 from appliance.core.quota import Budget
 from appliance.core.records import ModelRef
 from appliance.core.refusals import Fault, Misconfigured, Reason, Refused
-from appliance.core.values import VerifiedModel
+from appliance.core.values import SealMode, VerifiedModel
 from appliance.gateway import serve as gateway_process
 from appliance.gateway.app import build_app
 from appliance.gateway.chat import BodyLimits, ChatRoute
@@ -39,8 +39,9 @@ from appliance.limits.budget import MemoryTokenBudget
 from appliance.limits.gate import AddressGate
 from appliance.limits.rates import RequestRates
 from appliance.model_store import open_store
-from appliance.models.oms import TrustedKeys
+from appliance.models.catalogue import CatalogueKeeper
 from appliance.models.store import OpenedModel
+from appliance.models.trust import Trust
 from appliance.notary.main import NotaryConfig, run_notary
 from appliance.policy.reload import ReloadingPolicy
 from appliance.settings import Settings
@@ -161,10 +162,11 @@ async def _file_exists(path: Path) -> None:
 
 
 class TrustingStore:
-    """The model store with the operator's trusted keys, read anew for each verification: what the warden sees."""
+    """The model store under the operator's trust and catalogue, read anew each time: what the warden sees."""
 
     def __init__(self, config: Settings) -> None:
         self._store = open_store(config)
+        self._catalogue = CatalogueKeeper(config.trust_dir, config.models_dir)
         self._trust_dir = config.trust_dir
         self._seal_mode = config.models.seal_mode
 
@@ -172,16 +174,41 @@ class TrustingStore:
         return list(self._store.entries())
 
     def stamp(self, name: str) -> Hashable:
-        return self._store.stamp(name), TrustedKeys.stamp(self._trust_dir)
+        """Changes with the entry, with anything that the operator trusts, and every hour, since certificates and
+        catalogues expire by themselves."""
+        return self._store.stamp(name), Trust.stamp(self._trust_dir), int(time.time()) // 3600
 
     def reference(self, name: str) -> ModelRef:
-        return self._store.reference(name, TrustedKeys.load(self._trust_dir))
+        """Signatures and catalogue as of now; bytes and seal are looked at when the model is opened."""
+        reference, signers = self._store.reference(name, self._trust())
+        now_seconds = int(time.time())
+        catalogue = self._catalogue.current(now_seconds=now_seconds)
+        if catalogue is not None:
+            names = frozenset(signer.name for signer in signers)
+            catalogue.lists(reference.name, reference.digest, names, now_seconds=now_seconds)
+        return reference
 
     def verify(self, name: str) -> VerifiedModel:
-        return self._store.verify(name, TrustedKeys.load(self._trust_dir))
+        return self._store.verify(name, self._trust())
 
     def open_verified(self, name: str) -> OpenedModel:
-        return self._store.open_verified(name, TrustedKeys.load(self._trust_dir), seal_mode=self._seal_mode)
+        """Raises as ``ModelStore.open_verified``, and where the catalogue does not permit the model so sealed."""
+        opened = self._store.open_verified(name, self._trust(), seal_mode=self._seal_mode)
+        try:
+            self._check_catalogue(opened.model, opened.seal_mode)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def _check_catalogue(self, model: VerifiedModel, seal_mode: SealMode) -> None:
+        now_seconds = int(time.time())
+        catalogue = self._catalogue.current(now_seconds=now_seconds)
+        if catalogue is not None:
+            catalogue.permits(model, seal_mode, now_seconds=now_seconds)
+
+    def _trust(self) -> Trust:
+        return Trust.load(self._trust_dir, now_seconds=int(time.time()))
 
 
 async def warden(config: Settings, stop: asyncio.Event) -> None:

@@ -115,10 +115,14 @@ def _model_verbs(verbs: "_Verbs", common: argparse.ArgumentParser) -> None:
     sign = _verb(group, "sign", _models_sign, "sign a GGUF file (OpenSSF Model Signing v1.0)")
     sign.add_argument("model", type=Path, help="the GGUF file")
     sign.add_argument("--key", type=Path, required=True, help="the private key that 'keygen' wrote")
+    sign.add_argument("--chain", type=Path, help="PEM certificates of that key, leaf first: sign in certificate mode")
+    sign.add_argument("--shards", action="store_true", help="sign shards of 1 GB, which are verified on all cores")
     sign.add_argument("--bundle", type=Path, help="where to write the signature (default: MODEL.sig)")
     imported = _verb(group, "import", _models_import, "verify a signed GGUF file and take it into the store", common)
     imported.add_argument("model", type=Path, help="the GGUF file, or a directory with exactly one")
-    imported.add_argument("--bundle", type=Path, help="its signature (default: MODEL.sig)")
+    imported.add_argument(
+        "--bundle", type=Path, action="append", help="its signature (default: MODEL.sig); once for each signer"
+    )
     imported.add_argument("--name", required=True, help="the name that callers will use")
     pull = _verb(group, "pull", _models_pull, "fetch a signed model from an OCI registry and import it", common)
     pull.add_argument("reference", help="host[:port]/repository:tag, or …@sha256:digest")
@@ -134,6 +138,20 @@ def _model_verbs(verbs: "_Verbs", common: argparse.ArgumentParser) -> None:
     _verb(group, "list", _models_list, "verify and list the models in the store", common)
     remove = _verb(group, "remove", _models_remove, "remove a model from the store", common)
     remove.add_argument("name", help="the name that callers used")
+    _catalogue_verbs(group, common)
+
+
+def _catalogue_verbs(models: "_Verbs", common: argparse.ArgumentParser) -> None:
+    group = _group(models, "catalogue", "the signed list of the models that may be loaded")
+    sign = _verb(group, "sign", _catalogue_sign, "sign a catalogue")
+    sign.add_argument("document", type=Path, help="JSON: version, expires_at_seconds, models")
+    sign.add_argument("envelope", type=Path, help="where to write it; appliances read trust/catalogue.json")
+    sign.add_argument("--key", type=Path, action="append", required=True, help="a private key; may be repeated")
+    cosign = _verb(group, "cosign", _catalogue_cosign, "add a signature to a catalogue")
+    cosign.add_argument("envelope", type=Path, help="the signed catalogue")
+    cosign.add_argument("target", type=Path, help="where to write it with the further signature")
+    cosign.add_argument("--key", type=Path, required=True, help="the private key")
+    _verb(group, "show", _catalogue_show, "verify and show the catalogue", common)
 
 
 def _registry_options(parser: argparse.ArgumentParser) -> None:
@@ -247,14 +265,15 @@ def _models_trust(options: argparse.Namespace) -> int:
 def _models_sign(options: argparse.Namespace) -> int:
     from appliance.cli import models
 
-    print(models.sign(options.model, options.key, options.bundle or models.beside(options.model)))
+    bundle = options.bundle or models.beside(options.model)
+    print(models.sign(options.model, options.key, bundle, chain_path=options.chain, in_shards=options.shards))
     return 0
 
 
 def _models_import(options: argparse.Namespace) -> int:
     from appliance.cli import models
 
-    print(models.import_model(settings.load(options.config), options.model, options.bundle, options.name))
+    print(models.import_model(settings.load(options.config), options.model, options.bundle or [], options.name))
     return 0
 
 
@@ -302,6 +321,28 @@ def _models_remove(options: argparse.Namespace) -> int:
     from appliance.cli import models
 
     print(models.remove(settings.load(options.config), options.name))
+    return 0
+
+
+def _catalogue_sign(options: argparse.Namespace) -> int:
+    from appliance.cli import models
+
+    print(models.catalogue_sign(options.document, options.key, options.envelope))
+    return 0
+
+
+def _catalogue_cosign(options: argparse.Namespace) -> int:
+    from appliance.cli import models
+
+    print(models.catalogue_cosign(options.envelope, options.key, options.target))
+    return 0
+
+
+def _catalogue_show(options: argparse.Namespace) -> int:
+    from appliance.cli import models
+
+    for line in models.catalogue_show(settings.load(options.config)):
+        print(line)
     return 0
 
 

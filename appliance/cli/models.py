@@ -6,12 +6,20 @@ Not here: the rules of signatures and of the store (``models``).
 """
 
 import os
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from cryptography import x509
+
+from appliance.core.catalogue import decode_catalogue, encode_catalogue
 from appliance.core.gguf import GgufInvalid
 from appliance.core.refusals import Fault, Reason, Refused
+from appliance.core.values import VerifiedModel
 from appliance.model_store import open_store
+from appliance.models.catalogue import CatalogueKeeper, cosign_catalogue, sign_catalogue
 from appliance.models.oms import (
+    SHARD_BYTES,
     TrustedKeys,
     generate_signing_key,
     load_signing_key,
@@ -19,6 +27,7 @@ from appliance.models.oms import (
     public_pem,
     sign_model,
 )
+from appliance.models.trust import Trust
 from appliance.settings import Settings
 from appliance.validator.reading import read_facts
 
@@ -31,31 +40,64 @@ def keygen(private_path: Path, public_path: Path) -> str:
     return f"wrote {private_path} (keep it secret) and {public_path}"
 
 
-def sign(model_path: Path, key_path: Path, bundle_path: Path) -> str:
-    """Writes an OpenSSF Model Signing bundle for one GGUF file, which must be one that could be imported."""
+def sign(
+    model_path: Path, key_path: Path, bundle_path: Path, *, chain_path: Path | None = None, in_shards: bool = False
+) -> str:
+    """Writes an OpenSSF Model Signing bundle for one GGUF file, which must be one that could be imported.
+
+    ``chain_path``: PEM certificates, leaf first, for certificate mode. ``in_shards``: of 10^9 bytes, which are verified
+    in parallel. Not the default: the reference implementation (1.1.1) does not verify the specification's shards.
+    """
     key = load_signing_key(key_path.read_bytes())
     with model_path.open("rb") as file:
         try:
             read_facts(file.fileno())
         except GgufInvalid as error:
             raise Refused(Reason.MODEL_NOT_VERIFIED, f"{model_path} would not be imported: {error}") from error
-        bundle = sign_model(file.fileno(), path=model_path.name, key=key)
+        bundle = sign_model(
+            file.fileno(),
+            path=model_path.name,
+            key=key,
+            chain=_chain(chain_path),
+            shard_bytes=SHARD_BYTES if in_shards else None,
+        )
     _write_new(bundle_path, bundle, 0o644)
     return f"wrote {bundle_path}"
 
 
-def import_model(config: Settings, source: Path, bundle_path: Path | None, name: str) -> str:
+def _chain(path: Path | None) -> list[x509.Certificate]:
+    if path is None:
+        return []
+    try:
+        return x509.load_pem_x509_certificates(path.read_bytes())
+    except ValueError as error:
+        raise Fault(f"{path} holds no PEM certificates") from error
+
+
+def import_model(config: Settings, source: Path, bundle_paths: Sequence[Path], name: str) -> str:
     """Verifies and imports. Returns a line that says what was imported. A running appliance sees it within seconds.
 
-    ``source`` is a GGUF file, or a directory with exactly one; its signature stands beside it unless it is named.
+    ``source`` is a GGUF file, or a directory with exactly one; its signature stands beside it unless signatures are
+    named, one for each signer.
     """
     model_path = only_model(source) if source.is_dir() else source
-    bundle_path = bundle_path or beside(model_path)
-    if not bundle_path.exists():
-        raise Fault(f"{model_path} has no signature: there is no {bundle_path} (paddock models sign, or --bundle)")
+    bundle_paths = bundle_paths or [beside(model_path)]
+    for bundle_path in bundle_paths:
+        if not bundle_path.exists():
+            raise Fault(f"{model_path} has no signature: there is no {bundle_path} (paddock models sign, or --bundle)")
+    bundles = [bundle_path.read_bytes() for bundle_path in bundle_paths]
     with open_store(config) as store, model_path.open("rb") as file:
-        model = store.import_model(file.fileno(), name, bundle_path.read_bytes(), TrustedKeys.load(config.trust_dir))
-    return f"{model.name}  {model.digest}  signed by {model.signer.name}"
+        model = store.import_model(file.fileno(), name, bundles, trust_now(config))
+    return f"{model.name}  {model.digest}  signed by {_signers(model)}"
+
+
+def trust_now(config: Settings) -> Trust:
+    """Whom the operator trusts, read anew."""
+    return Trust.load(config.trust_dir, now_seconds=int(time.time()))
+
+
+def _signers(model: VerifiedModel) -> str:
+    return " and ".join(signer.name for signer in (model.signer, *model.cosigners))
 
 
 def only_model(directory: Path) -> Path:
@@ -77,12 +119,12 @@ def listing(config: Settings) -> tuple[list[str], bool]:
     """One line for each model in the store, verified now or refused with the reason; and whether all verified."""
     lines = []
     good = True
-    trusted = TrustedKeys.load(config.trust_dir)
+    trusted = trust_now(config)
     with open_store(config) as store:
         for name in store.entries():
             try:
                 model = store.verify(name, trusted)
-                lines.append(f"{name}  {model.digest}  {model.size_bytes} bytes  signed by {model.signer.name}")
+                lines.append(f"{name}  {model.digest}  {model.size_bytes} bytes  signed by {_signers(model)}")
             except (Refused, Fault) as error:
                 lines.append(f"{name}  REFUSED  {error}")
                 good = False
@@ -104,6 +146,37 @@ def trust(config: Settings, public_path: Path, signer: str) -> str:
     if not (target.exists() and target.read_bytes() == pem):
         _write_new(target, pem, 0o644)
     return f"signatures of {signer} count from now on ({target})"
+
+
+def catalogue_sign(document_path: Path, key_paths: Sequence[Path], envelope_path: Path) -> str:
+    """Signs a catalogue (JSON: version, expires_at_seconds, models) with each key. Overwrites nothing."""
+    keys = [load_signing_key(path.read_bytes()) for path in key_paths]
+    catalogue = decode_catalogue(document_path.read_bytes())
+    _write_new(envelope_path, sign_catalogue(encode_catalogue(catalogue), keys), 0o644)
+    return f"wrote {envelope_path}: version {catalogue.version}, {len(catalogue.models)} models"
+
+
+def catalogue_cosign(envelope_path: Path, key_path: Path, target_path: Path) -> str:
+    """Adds a signature to an envelope, in a new file."""
+    key = load_signing_key(key_path.read_bytes())
+    _write_new(target_path, cosign_catalogue(envelope_path.read_bytes(), key), 0o644)
+    return f"wrote {target_path}"
+
+
+def catalogue_show(config: Settings) -> list[str]:
+    """The catalogue that holds now, one line for each model. Raises ``Refused`` as a load would."""
+    now_seconds = int(time.time())
+    catalogue = CatalogueKeeper(config.trust_dir, config.models_dir).current(now_seconds=now_seconds)
+    if catalogue is None:
+        return ["no catalogue: every model whose signature is trusted may be loaded (see trust/catalogue-keys)"]
+    lines = [f"version {catalogue.version}, for {catalogue.expires_at_seconds - now_seconds} seconds more"]
+    for entry in catalogue.models:
+        expired = "  EXPIRED" if now_seconds >= entry.expires_at_seconds else ""
+        lines.append(
+            f"{entry.name}  version {entry.version}  {entry.digest}  signed by {entry.signer}"
+            f"  at least {entry.minimum_seal}{expired}"
+        )
+    return lines
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:

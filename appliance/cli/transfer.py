@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from appliance.cli import puller
+from appliance.cli.models import trust_now
 from appliance.cli.progress import Bar
-from appliance.core.manifest import SignatureRefused, SignedStatement
+from appliance.core.manifest import WHOLE, SignatureRefused, SignedStatement
 from appliance.core.refusals import Fault
 from appliance.core.values import Digest
 from appliance.models.descriptor import copy_and_observe
@@ -28,6 +29,7 @@ from appliance.models.transfer.origin import Origin, parse_url
 from appliance.models.transfer.partial import Partial
 from appliance.models.transfer.reference import Reference, parse_reference
 from appliance.models.transfer.registry import Credentials
+from appliance.models.trust import Trust
 from appliance.settings import Settings
 
 MAX_SMALL_FILE_BYTES: Final = 1024 * 1024
@@ -51,7 +53,7 @@ def pull(config: Settings, text: str, name: str, how: jobs.Access) -> str:
     """Signature first, then bytes, then the import. Raises ``Refused`` or ``Fault``."""
     check_name(name)
     reference = parse_reference(text, has_own_ca=how.ca_pem is not None)
-    trusted = TrustedKeys.load(config.trust_dir)
+    trusted = trust_now(config)
     place = jobs.Place.of(reference)
     found = puller.run(jobs.Resolve(place=place, access=how))
     if not isinstance(found, jobs.Found):
@@ -74,7 +76,7 @@ def push(config: Settings, name: str, text: str, how: jobs.Access) -> str:
     reference = parse_reference(text, has_own_ca=how.ca_pem is not None)
     if isinstance(reference.target, Digest):
         raise Fault("a push needs a tag")
-    trusted = TrustedKeys.load(config.trust_dir)
+    trusted = trust_now(config)
     with ModelStore.open(config.models_dir) as store, store.open_verified(name, trusted) as opened:
         job = jobs.Push(
             place=jobs.Place.of(reference),
@@ -94,7 +96,7 @@ def push(config: Settings, name: str, text: str, how: jobs.Access) -> str:
 def export(config: Settings, name: str, directory: Path) -> str:
     """Writes model and signature into a new directory, which has both or does not exist. Raises ``Refused``, ``Fault``
     or ``OSError``."""
-    trusted = TrustedKeys.load(config.trust_dir)
+    trusted = trust_now(config)
     file_name = name.replace(":", "-") + ".gguf"
     if directory.exists() and any(directory.iterdir()):
         raise Fault(f"{directory} is not empty")
@@ -120,7 +122,7 @@ def export(config: Settings, name: str, directory: Path) -> str:
     return f"wrote {directory / file_name} and its signature"
 
 
-def acceptable_bundle(unverified_bundles: tuple[bytes, ...], model: Digest, trusted: TrustedKeys) -> bytes:
+def acceptable_bundle(unverified_bundles: tuple[bytes, ...], model: Digest, trusted: TrustedKeys | Trust) -> bytes:
     """The first bundle by a trusted signer that can be about this model. Raises ``Refused(MODEL_NOT_VERIFIED)``.
 
     Asked before the model is fetched, so that nothing large is fetched in vain; the import asks again.
@@ -139,9 +141,9 @@ def acceptable_bundle(unverified_bundles: tuple[bytes, ...], model: Digest, trus
 
 
 def _may_list(signed: SignedStatement, model: Digest) -> bool:
-    """Of a file that was signed in shards nothing can be said before its bytes are here."""
+    """Of a file that was signed in shards, or by another hash, nothing can be said before its bytes are here."""
     statement = signed.statement
-    return statement.shard_bytes is not None or any(resource.digest == model for resource in statement.resources)
+    return statement.form != WHOLE or any(resource.hash == model.hex for resource in statement.resources)
 
 
 def _with_bar(title: str, total_bytes: int, job: jobs.Fetch | jobs.Push) -> jobs.Found | jobs.Done:

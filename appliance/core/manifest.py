@@ -6,7 +6,8 @@ resource digests, concatenated in order. Paddock loads single files, so a model 
 is one of those listed; whatever else the signer listed is never opened.
 
 Stricter than the specification where it leaves room, and than its reference implementation where that is lax: no v0.1
-predicate, no hash but SHA-256, no symbolic links, and every field is either checked or named here as ignored.
+predicate, no symbolic links, and every field is either checked or named here as ignored. SHA-256 is what Paddock signs
+with; statements with BLAKE2b and BLAKE3, which the specification leaves optional, are read.
 """
 
 import re
@@ -42,20 +43,50 @@ class SignatureRefused(Exception):
         self.detail = detail
 
 
+HashType = Literal["sha256", "blake2b", "blake3"]
+_HEX_LENGTH: Final[dict[str, int]] = {"sha256": 64, "blake2b": 128, "blake3": 64}
+
+
+class Form(NamedTuple):
+    """How the bytes of a file are hashed: with what, and whole (None) or in shards of so many bytes."""
+
+    hash_type: HashType
+    shard_bytes: int | None
+
+
+WHOLE: Final = Form("sha256", None)
+"""The form whose one hash is the digest by which Paddock knows a model."""
+
+
 class Resource(Value, frozen=True, kw_only=True):
-    """One line of a statement: a whole file (``end`` 0), or the bytes of ``path`` from ``start`` up to ``end``."""
+    """One line of a statement: a whole file (``end`` 0), or the bytes of ``path`` from ``start`` up to ``end``.
+
+    ``hash`` is lower-case hex, of the statement's hash type.
+    """
 
     path: str
     start: int
     end: int
-    digest: Digest
+    hash: str
 
 
 class Statement(Value, frozen=True, kw_only=True):
-    """A well-formed statement. ``shard_bytes`` is None when files are hashed whole."""
+    """A well-formed statement."""
 
     resources: tuple[Resource, ...]
-    shard_bytes: int | None
+    form: Form
+
+    def listings(self) -> tuple[tuple[int | None, tuple[str, ...]], ...]:
+        """For each file: its size, where the form tells it, and its hashes in order. One of them must be the model's.
+
+        Decoding has checked that the shards of each path are consecutive and whole but for the last.
+        """
+        if self.form.shard_bytes is None:
+            return tuple((None, (resource.hash,)) for resource in self.resources)
+        by_path: dict[str, list[Resource]] = {}
+        for resource in sorted(self.resources, key=lambda resource: resource.start):
+            by_path.setdefault(resource.path, []).append(resource)
+        return tuple((shards[-1].end, tuple(shard.hash for shard in shards)) for shards in by_path.values())
 
 
 class SignedStatement(Value, frozen=True, kw_only=True):
@@ -67,11 +98,18 @@ class SignedStatement(Value, frozen=True, kw_only=True):
 
 
 class Observed(Value, frozen=True, kw_only=True):
-    """What was found by hashing the bytes of one open file, whole and, if so signed, shard by shard."""
+    """What was found by hashing the bytes of one open file, in every form that was asked for: lower-case hex."""
 
     digest: Digest
     size_bytes: int
-    shard_digests: tuple[Digest, ...]
+    hashes: dict[Form, tuple[str, ...]]
+
+
+class TrustPolicy(Value, frozen=True, kw_only=True):
+    """How many distinct signers a model needs, and whose count: everyone who is trusted, or those named here."""
+
+    required: int = 1
+    signers: frozenset[str] | None = None
 
 
 def pae(payload_type: str, payload: bytes) -> bytes:
@@ -80,47 +118,62 @@ def pae(payload_type: str, payload: bytes) -> bytes:
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
-def verified_model(signed: SignedStatement, *, name: str, observed: Observed, facts: GgufFacts) -> VerifiedModel:
-    """A verified signature and what was observed of a file -> ``VerifiedModel``.
+def verified_model(
+    *signed: SignedStatement,
+    name: str,
+    observed: Observed,
+    facts: GgufFacts,
+    policy: TrustPolicy = TrustPolicy(),  # noqa: B008 - immutable
+) -> VerifiedModel:
+    """Verified signatures and what was observed of a file -> ``VerifiedModel``.
 
-    ``facts`` must have been read from the same descriptor that was hashed. Raises ``SignatureRefused`` with
-    ``digest-mismatch`` unless the file is one that the statement lists.
+    ``facts`` must have been read from the same descriptor that was hashed. Raises ``SignatureRefused``:
+    ``digest-mismatch`` unless the file is one that every statement lists, ``signers-missing`` unless enough distinct
+    signers said so.
     """
-    statement = signed.statement
-    listed = _lists_whole(statement, observed) if statement.shard_bytes is None else _lists_shards(statement, observed)
-    if not listed:
-        raise SignatureRefused("digest-mismatch", f"{observed.digest} is not among the files that were signed")
+    for one in signed:
+        if not _lists(one.statement, observed):
+            raise SignatureRefused("digest-mismatch", f"{observed.digest} is not among the files that were signed")
     if facts.file_bytes != observed.size_bytes:
         raise SignatureRefused("digest-mismatch", "the header was read from a file of another size")
+    signers = enough_signers(signed, policy)
     return VerifiedModel(
         name=name,
         digest=observed.digest,
         size_bytes=observed.size_bytes,
-        signer=signed.signer,
-        bundle_digest=signed.bundle_digest,
+        signer=signers[0],
+        bundle_digest=signed[0].bundle_digest,
         facts=facts,
+        cosigners=signers[1:],
     )
 
 
-def _lists_whole(statement: Statement, observed: Observed) -> bool:
-    return any(resource.digest == observed.digest for resource in statement.resources)
-
-
-def _lists_shards(statement: Statement, observed: Observed) -> bool:
-    """Decoding has checked that the shards of each path are consecutive and whole but for the last."""
-    by_path: dict[str, list[Resource]] = {}
-    for resource in statement.resources:
-        by_path.setdefault(resource.path, []).append(resource)
-    return any(
-        max(shard.end for shard in shards) == observed.size_bytes
-        and tuple(shard.digest for shard in sorted(shards, key=lambda shard: shard.start)) == observed.shard_digests
-        for shards in by_path.values()
+def _lists(statement: Statement, observed: Observed) -> bool:
+    """A form that was not hashed lists nothing."""
+    found = observed.hashes.get(statement.form)
+    return found is not None and any(
+        hashes == found and size in {None, observed.size_bytes} for size, hashes in statement.listings()
     )
+
+
+def enough_signers(signed: tuple[SignedStatement, ...], policy: TrustPolicy) -> tuple[Signer, ...]:
+    """All signers, in the order of their bundles. One name with two keys, and one key with two names, count once.
+
+    Raises ``SignatureRefused("signers-missing")``.
+    """
+    if not signed or policy.required < 1:
+        raise SignatureRefused("signers-missing", "a model needs at least one signature")
+    signers = tuple(one.signer for one in signed)
+    counted = [one for one in signers if policy.signers is None or one.name in policy.signers]
+    distinct = min(len({one.name for one in counted}), len({one.fingerprint for one in counted}))
+    if distinct < policy.required:
+        raise SignatureRefused("signers-missing", f"{distinct} of the {policy.required} required signers have signed")
+    return signers
 
 
 # --- the statement's wire form ---------------------------------------------------------------------------------------
 
-_HexDigest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+_HexDigest = Annotated[str, Meta(pattern=r"\A([0-9a-f]{64}|[0-9a-f]{128})\Z")]
 _Text = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_LENGTH)]
 
 
@@ -190,15 +243,23 @@ def decode_statement(payload: bytes) -> Statement:
     except (strict_json.JsonInvalid, msgspec.ValidationError) as error:
         raise SignatureRefused("statement-malformed", str(error)) from None
     serialization, descriptors = wire.predicate.serialization, wire.predicate.resources
-    shard_bytes = _shard_bytes(serialization)
-    _check_algorithms(serialization, shard_bytes, descriptors)
+    form = Form(_hash_type(serialization), _shard_bytes(serialization))
+    _check_algorithms(form, descriptors)
     _check_root_digest(wire.subject[0], descriptors)
-    resources = tuple(_resource(descriptor, shard_bytes) for descriptor in descriptors)
-    _check_order(tuple(descriptor.name for descriptor in descriptors), resources, sharded=shard_bytes is not None)
+    resources = tuple(_resource(descriptor, sharded=form.shard_bytes is not None) for descriptor in descriptors)
+    _check_order(tuple(one.name for one in descriptors), resources, sharded=form.shard_bytes is not None)
     _check_ignored(serialization.ignore_paths, resources)
-    if shard_bytes is not None:
-        _check_shards(resources, shard_bytes)
-    return Statement(resources=resources, shard_bytes=shard_bytes)
+    if form.shard_bytes is not None:
+        _check_shards(resources, form.shard_bytes)
+    return Statement(resources=resources, form=form)
+
+
+def _hash_type(serialization: _Serialization) -> HashType:
+    match serialization.hash_type:
+        case "sha256" | "blake2b" | "blake3" as known:
+            return known
+        case _:
+            raise SignatureRefused("hash-unsupported", "hash_type is not sha256, blake2b or blake3")
 
 
 def _shard_bytes(serialization: _Serialization) -> int | None:
@@ -215,15 +276,14 @@ def _shard_bytes(serialization: _Serialization) -> int | None:
     return int(size)
 
 
-def _check_algorithms(
-    serialization: _Serialization, shard_bytes: int | None, descriptors: tuple[_Descriptor, ...]
-) -> None:
+def _check_algorithms(form: Form, descriptors: tuple[_Descriptor, ...]) -> None:
     """The specification says ``sha256`` in shards too; the reference tool writes ``sha256-sharded-<size>``."""
-    if serialization.hash_type != "sha256":
-        raise SignatureRefused("hash-unsupported", "hash_type is not sha256")
-    accepted = {"sha256"} if shard_bytes is None else {"sha256", f"sha256-sharded-{shard_bytes}"}
+    kind = form.hash_type
+    accepted = {kind} if form.shard_bytes is None else {kind, f"{kind}-sharded-{form.shard_bytes}"}
     if any(descriptor.algorithm not in accepted for descriptor in descriptors):
         raise SignatureRefused("hash-unsupported", "a resource's algorithm is not the statement's hash_type")
+    if any(len(descriptor.digest) != _HEX_LENGTH[kind] for descriptor in descriptors):
+        raise SignatureRefused("statement-malformed", "a resource's digest has the length of another algorithm's")
 
 
 def _check_root_digest(subject: _Subject, descriptors: tuple[_Descriptor, ...]) -> None:
@@ -232,16 +292,16 @@ def _check_root_digest(subject: _Subject, descriptors: tuple[_Descriptor, ...]) 
         raise SignatureRefused("subject-mismatch", "the subject's digest is not that of the resources")
 
 
-def _resource(descriptor: _Descriptor, shard_bytes: int | None) -> Resource:
+def _resource(descriptor: _Descriptor, *, sharded: bool) -> Resource:
     path, start, end = descriptor.name, 0, 0
-    if shard_bytes is not None:
+    if sharded:
         # The last two numbers: a path may itself hold colons.
         match = _SHARD_NAME.fullmatch(descriptor.name)
         if match is None:
             raise SignatureRefused("name-invalid", "a shard's name is not path:start:end")
         path, start, end = match["path"], int(match["start"]), int(match["end"])
     _check_path(path)
-    return Resource(path=path, start=start, end=end, digest=Digest(hex=descriptor.digest))
+    return Resource(path=path, start=start, end=end, hash=descriptor.digest)
 
 
 def _check_path(path: str) -> None:
@@ -289,17 +349,38 @@ def _check_shards(resources: tuple[Resource, ...], shard_bytes: int) -> None:
         before = place
 
 
-def encode_statement(path: str, digest: Digest) -> bytes:
+def encode_statement(path: str, observed: Observed, form: Form = WHOLE) -> bytes:
     """The statement for a model of one file, in the specification's form: what ``models.oms.sign_model`` signs."""
     _check_path(path)
+    hashes = observed.hashes[form]
+    size = form.shard_bytes or observed.size_bytes
+    names = (
+        [path]
+        if form.shard_bytes is None
+        else [
+            f"{path}:{start}:{min(start + size, observed.size_bytes)}" for start in range(0, observed.size_bytes, size)
+        ]
+    )
+    if not hashes or len(hashes) > MAX_RESOURCES:
+        raise SignatureRefused("statement-malformed", "the model has no shards, or more than a statement can list")
+    # By code point, as the specification says: of the names, so that shard 10 may come before shard 2.
+    resources = sorted(zip(names, hashes, strict=True))
+    root = sha256(b"".join(unhexlify(hexed) for _, hexed in resources)).hexdigest()
+    serialization: dict[str, Any] = {"hash_type": form.hash_type, "allow_symlinks": False}
+    if form.shard_bytes is None:
+        serialization["method"] = "files"
+    else:
+        serialization |= {"method": "shards", "shard_size": form.shard_bytes}
     return canonical_json(
         {
             "_type": STATEMENT_TYPE,
-            "subject": [{"name": path, "digest": {"sha256": Digest.of(unhexlify(digest.hex)).hex}}],
+            "subject": [{"name": path, "digest": {"sha256": root}}],
             "predicateType": PREDICATE_TYPE,
             "predicate": {
-                "resources": [{"name": path, "algorithm": "sha256", "digest": digest.hex}],
-                "serialization": {"method": "files", "hash_type": "sha256", "allow_symlinks": False},
+                "resources": [
+                    {"name": name, "algorithm": form.hash_type, "digest": hexed} for name, hexed in resources
+                ],
+                "serialization": serialization,
             },
         }
     )

@@ -190,7 +190,8 @@ class Signer(Value, frozen=True, kw_only=True):
 
 
 class VerifiedModel(Value, frozen=True, kw_only=True):
-    """A model whose bytes were hashed against a trusted OpenSSF Model Signing signature."""
+    """A model whose bytes were hashed against trusted OpenSSF Model Signing signatures: at least one, and as many as
+    the operator requires. ``bundle_digest`` is that of ``signer``'s bundle; ``cosigners`` are the others."""
 
     name: str
     digest: Digest
@@ -198,6 +199,7 @@ class VerifiedModel(Value, frozen=True, kw_only=True):
     signer: Signer
     bundle_digest: Digest
     facts: GgufFacts
+    cosigners: tuple[Signer, ...] = ()
 
 
 # --- what is decided ------------------------------------------------------------------------------------------------

@@ -1,47 +1,35 @@
-"""OpenSSF Model Signing v1.0 bundles: verifying and making them, with keys that the operator names.
+"""OpenSSF Model Signing v1.0 bundles: verifying and making them, with keys and roots that the operator names.
 
-A bundle is a Sigstore bundle v0.3 whose DSSE envelope holds the statement that ``core.manifest`` judges. *Key* mode
-is accepted: ECDSA on P-256, P-384 or P-521 with SHA-256, SHA-384 or SHA-512. Certificate and Sigstore mode are refused
-by name. Exactly one signature, as the Sigstore bundle format says.
+A bundle is a Sigstore bundle v0.3 whose DSSE envelope holds the statement that ``core.manifest`` judges. *Key* mode and
+*certificate* mode are accepted: ECDSA on P-256, P-384 or P-521 with SHA-256, SHA-384 or SHA-512. Sigstore mode is
+refused by name. Exactly one signature, as the Sigstore bundle format says; several signers sign several bundles.
 
 ECDSA signatures come in pairs, (r, s) and (r, n - s). Both are accepted: OMS does not ask for the lower s, and half of
 the signatures of every common signer have the higher one. The twin says nothing else, for the same key, about the same
 bytes; a bundle is known by its own digest and a model by that of its bytes.
 
-Trusts: the directory of public keys, which only the operator can write.
-Promises: ``verify_bundle`` returns a ``SignedStatement`` signed by one of the trusted keys, or raises.
-Not here: whether a model's bytes are the signed ones (``core.manifest.verified_model``); revocation (the catalogue).
+Trusts: the operator's trust directory (``models.trust``).
+Promises: ``verify_bundle`` returns a ``SignedStatement`` signed by somebody trusted now, or raises.
+Not here: whether a model's bytes are the signed ones, and whether enough have signed (``core.manifest``).
 """
 
-import os
-import re
-import stat
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
-from collections.abc import Hashable, Mapping
-from hashlib import sha256
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-    load_pem_public_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec import Meta
 
 from appliance.core import strict_json
 from appliance.core.codec import canonical_json
 from appliance.core.manifest import (
     PAYLOAD_TYPE,
+    WHOLE,
+    Form,
     SignatureRefused,
     SignedStatement,
     decode_statement,
@@ -50,113 +38,41 @@ from appliance.core.manifest import (
 )
 from appliance.core.refusals import Fault
 from appliance.core.values import Digest, Signer, Value
+from appliance.models.certificates import MAX_CHAIN
 from appliance.models.descriptor import observe
-from appliance.models.files import file_stamp
-from appliance.sandbox.openat2 import open_beneath
+from appliance.models.keys import (
+    TrustedKeys,
+    generate_signing_key,
+    key_fingerprint,
+    key_hint,
+    load_signing_key,
+    private_pem,
+    public_pem,
+    sign_ecdsa,
+    verify_ecdsa,
+)
+from appliance.models.trust import Trust, trust_of
+
+__all__ = [
+    "MAX_BUNDLE_BYTES",
+    "MEDIA_TYPE",
+    "SHARD_BYTES",
+    "TrustedKeys",
+    "generate_signing_key",
+    "key_fingerprint",
+    "key_hint",
+    "load_signing_key",
+    "private_pem",
+    "public_pem",
+    "sign_model",
+    "verify_bundle",
+    "verify_ecdsa",
+]
 
 MEDIA_TYPE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
 MAX_BUNDLE_BYTES: Final = 4 * 1024 * 1024
-MAX_KEY_FILE_BYTES: Final = 16 * 1024
-
-_SIGNER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
-_HASHES: Final[dict[str, hashes.HashAlgorithm]] = {
-    "secp256r1": hashes.SHA256(),
-    "secp384r1": hashes.SHA384(),
-    "secp521r1": hashes.SHA512(),
-}
-
-
-# --- keys ------------------------------------------------------------------------------------------------------------
-
-
-class TrustedKeys:
-    """The public keys whose signatures count, each under the operator's name for its owner. None: nobody is trusted."""
-
-    def __init__(self, unverified_pems: Mapping[str, bytes]) -> None:
-        """Signer name -> PEM of a public key. Raises ``Fault`` for anything else, and for one key under two names."""
-        self._by_hint: dict[str, tuple[Signer, ec.EllipticCurvePublicKey]] = {}
-        for name, pem in unverified_pems.items():
-            key = _public_key(name, pem)
-            hint = key_hint(key)
-            if hint in self._by_hint:
-                raise Fault(f"the keys of {self._by_hint[hint][0].name} and {name} are the same key")
-            self._by_hint[hint] = (Signer(name=name, fingerprint=key_fingerprint(key)), key)
-
-    @classmethod
-    def load(cls, directory: Path) -> "TrustedKeys":
-        """Every ``<signer-name>.pem`` of a directory. Raises ``Fault`` if one is unreadable, or writable by others."""
-        try:
-            directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                _check_operators_own(directory_fd, directory.name)
-                names = sorted(name for name in os.listdir(directory_fd) if name.endswith(".pem"))  # noqa: PTH208 - by fd
-                return cls({name.removesuffix(".pem"): _read_key_file(directory_fd, name) for name in names})
-            finally:
-                os.close(directory_fd)
-        except OSError as error:
-            raise Fault(f"the trusted keys could not be read: {error.strerror}") from error
-
-    @staticmethod
-    def stamp(directory: Path) -> Hashable:
-        """Changes when a key is added, removed or replaced. Raises ``Fault`` if the directory cannot be read."""
-        try:
-            directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                names = sorted(os.listdir(directory_fd))  # noqa: PTH208 - by fd
-                return file_stamp(directory_fd, "."), tuple((name, file_stamp(directory_fd, name)) for name in names)
-            finally:
-                os.close(directory_fd)
-        except OSError as error:
-            raise Fault(f"the trusted keys could not be read: {error.strerror}") from error
-
-    def signers(self) -> tuple[Signer, ...]:
-        return tuple(signer for signer, _ in self._by_hint.values())
-
-    def find(self, unverified_hint: str) -> tuple[Signer, ec.EllipticCurvePublicKey]:
-        """Raises ``SignatureRefused("signer-unknown")``: a signature by a key that nobody named proves nothing."""
-        found = self._by_hint.get(unverified_hint)
-        if found is None:
-            raise SignatureRefused("signer-unknown", "the bundle names a key that is not trusted")
-        return found
-
-
-def _check_operators_own(fd: int, name: str) -> None:
-    status = os.fstat(fd)
-    if status.st_uid not in {0, os.geteuid()} or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise Fault(f"{name} among the trusted keys belongs to, or is writable by, somebody else")
-
-
-def _read_key_file(directory_fd: int, name: str) -> bytes:
-    fd = open_beneath(directory_fd, name, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        _check_operators_own(fd, name)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise Fault(f"{name} among the trusted keys is not a file")
-        return os.read(fd, MAX_KEY_FILE_BYTES)
-    finally:
-        os.close(fd)
-
-
-def _public_key(name: str, pem: bytes) -> ec.EllipticCurvePublicKey:
-    if not _SIGNER_NAME.fullmatch(name):
-        raise Fault("a trusted key's name has characters other than letters, digits and ._@-")
-    try:
-        key = load_pem_public_key(pem)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise Fault(f"the trusted key of {name} is not a PEM public key") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _HASHES:
-        raise Fault(f"the trusted key of {name} is not an ECDSA key on P-256, P-384 or P-521")
-    return key
-
-
-def key_hint(key: ec.EllipticCurvePublicKey) -> str:
-    """How a bundle names a key: SHA-256, in hex, of the PEM text of its SubjectPublicKeyInfo, as the OMS tool does."""
-    return sha256(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
-
-
-def key_fingerprint(key: ec.EllipticCurvePublicKey) -> Digest:
-    """How Paddock names a key: SHA-256 of its SubjectPublicKeyInfo in DER."""
-    return Digest.of(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+SHARD_BYTES: Final = 1_000_000_000
+"""The specification's default size."""
 
 
 # --- verifying -------------------------------------------------------------------------------------------------------
@@ -166,11 +82,21 @@ class _PublicKeyId(Value, frozen=True, kw_only=True):
     hint: str | None = None
 
 
+class _RawCertificate(Value, frozen=True, kw_only=True, rename="camel"):
+    raw_bytes: Annotated[str, Meta(min_length=1, max_length=64 * 1024)]
+
+
+class _Chain(Value, frozen=True, kw_only=True):
+    """Leaf first."""
+
+    certificates: Annotated[tuple[_RawCertificate, ...], Meta(min_length=1, max_length=MAX_CHAIN)]
+
+
 class _Material(Value, frozen=True, kw_only=True, rename="camel"):
-    """One of the first three names the mode. In key mode the last two, which belong to Sigstore, must be empty."""
+    """One of the first three names the mode. The last two belong to Sigstore mode and must be empty."""
 
     public_key: _PublicKeyId | None = None
-    x509_certificate_chain: Any = None
+    x509_certificate_chain: _Chain | None = None
     certificate: Any = None
     tlog_entries: Any = None
     timestamp_verification_data: Any = None
@@ -195,16 +121,16 @@ class _Bundle(Value, frozen=True, kw_only=True, rename="camel"):
     dsse_envelope: _Envelope
 
 
-def verify_bundle(unverified_bundle: bytes, trusted: TrustedKeys) -> SignedStatement:
+def verify_bundle(unverified_bundle: bytes, trusted: TrustedKeys | Trust) -> SignedStatement:
     """The bytes of a bundle -> what a trusted signer said. Raises ``SignatureRefused``, and nothing else.
 
-    (0) bounded, strict JSON of the known shape; (1) key mode; (2) the hint names a trusted key; (3) the signature over
-    the DSSE encoding of the payload verifies under that key; (4) only then is the payload read, as an OMS v1.0
-    statement. The caller owes: hashing the model and ``core.manifest.verified_model``.
+    (0) bounded, strict JSON of the known shape; (1) key or certificate mode; (2) the hint names a trusted key, or the
+    chain leads to a trusted root, now; (3) neither is on the deny-list; (4) the signature over the DSSE encoding of the
+    payload verifies under that key; (5) only then is the payload read, as an OMS v1.0 statement. The caller owes:
+    hashing the model and ``core.manifest.verified_model``, which counts the signers.
     """
     bundle = _parse(unverified_bundle)
-    hint = _hint(bundle.verification_material)
-    signer, key = trusted.find(hint)
+    signer, key = _signer(bundle.verification_material, trust_of(trusted))
     envelope = bundle.dsse_envelope
     if envelope.payload_type != PAYLOAD_TYPE:
         raise SignatureRefused("payload-type", "the payload is not an in-toto statement")
@@ -229,19 +155,22 @@ def _parse(unverified_bundle: bytes) -> _Bundle:
     return bundle
 
 
-def _hint(material: _Material) -> str:
-    """Key mode and nothing beside it: material that is present and not looked at would be a second opinion unread."""
-    if material.x509_certificate_chain is not None:
-        raise SignatureRefused("mode-unsupported", "certificate mode is not supported; sign with a key")
+def _signer(material: _Material, trust: Trust) -> tuple[Signer, ec.EllipticCurvePublicKey]:
+    """One mode and nothing beside it: material that is present and not looked at would be a second opinion unread."""
     if material.certificate is not None:
-        raise SignatureRefused("mode-unsupported", "Sigstore mode is not supported; sign with a key")
-    if material.public_key is None:
-        raise SignatureRefused("bundle-malformed", "there is no verification material")
+        raise SignatureRefused("mode-unsupported", "Sigstore mode is not supported; sign with a key or a certificate")
+    if (material.public_key is None) == (material.x509_certificate_chain is None):
+        raise SignatureRefused("bundle-malformed", "there must be a key or a certificate chain, and not both")
     if material.tlog_entries not in (None, []) or material.timestamp_verification_data not in (None, {}):
-        raise SignatureRefused("bundle-malformed", "key mode has no log entries and no timestamps")
-    if not material.public_key.hint:
+        raise SignatureRefused("bundle-malformed", "log entries and timestamps belong to Sigstore mode")
+    if material.x509_certificate_chain is not None:
+        chain = tuple(_base64(one.raw_bytes) for one in material.x509_certificate_chain.certificates)
+        return trust.roots.judge(chain, trust.denied, now_seconds=trust.now_seconds)
+    if material.public_key is None or not material.public_key.hint:
         raise SignatureRefused("key-hint-missing", "the bundle does not say which key signed it")
-    return material.public_key.hint
+    signer, key = trust.keys.find(material.public_key.hint)
+    trust.denied.check_key(signer)
+    return signer, key
 
 
 def _base64(text: str) -> bytes:
@@ -249,37 +178,37 @@ def _base64(text: str) -> bytes:
     try:
         raw = b64decode(text, validate=True)
     except (Base64Error, ValueError):
-        raise SignatureRefused("bundle-malformed", "payload or signature is not base64") from None
+        raise SignatureRefused("bundle-malformed", "payload, certificate or signature is not base64") from None
     if b64encode(raw).decode() != text:
-        raise SignatureRefused("bundle-malformed", "payload or signature is not canonical base64")
+        raise SignatureRefused("bundle-malformed", "payload, certificate or signature is not canonical base64")
     return raw
-
-
-def verify_ecdsa(key: ec.EllipticCurvePublicKey, signature: bytes, data: bytes) -> None:
-    """A DER signature over ``data`` with the hash that belongs to the key's curve. Raises ``SignatureRefused``."""
-    try:
-        strict = encode_dss_signature(*decode_dss_signature(signature)) == signature
-        if not strict:
-            raise SignatureRefused("signature-invalid", "the signature is not in DER")
-        key.verify(signature, data, ec.ECDSA(_HASHES[key.curve.name]))
-    except (InvalidSignature, ValueError):
-        raise SignatureRefused("signature-invalid", "the signature does not verify under the key it names") from None
 
 
 # --- signing ---------------------------------------------------------------------------------------------------------
 
 
-def sign_model(model_fd: int, *, path: str, key: ec.EllipticCurvePrivateKey) -> bytes:
+def sign_model(
+    model_fd: int,
+    *,
+    path: str,
+    key: ec.EllipticCurvePrivateKey,
+    chain: Sequence[x509.Certificate] = (),
+    shard_bytes: int | None = None,
+) -> bytes:
     """Hashes a model and returns its bundle, in the specification's form. ``path`` is its file name in the statement.
 
-    Raises ``OSError`` if it cannot be read and ``SignatureRefused`` for a path that a verifier would not accept.
+    With a certificate ``chain``, leaf first, the bundle is in certificate mode. ``shard_bytes`` signs shards of that
+    size instead of the whole file; the reference implementation (1.1.1) does not verify those, for it names their
+    algorithm otherwise than the specification. Raises ``OSError`` if the model cannot be read, ``SignatureRefused`` for
+    a path that a verifier would not accept and ``Fault`` for a leaf of another key.
     """
-    payload = encode_statement(path, observe(model_fd).digest)
-    signature = key.sign(pae(PAYLOAD_TYPE, payload), ec.ECDSA(_HASHES[key.curve.name]))
+    form = WHOLE if shard_bytes is None else Form("sha256", shard_bytes)
+    payload = encode_statement(path, observe(model_fd, (form,)), form)
+    signature = sign_ecdsa(key, pae(PAYLOAD_TYPE, payload))
     return canonical_json(
         {
             "mediaType": MEDIA_TYPE,
-            "verificationMaterial": {"publicKey": {"hint": key_hint(key.public_key())}, "tlogEntries": []},
+            "verificationMaterial": {**_material(key.public_key(), chain), "tlogEntries": []},
             "dsseEnvelope": {
                 "payload": b64encode(payload).decode(),
                 "payloadType": PAYLOAD_TYPE,
@@ -289,27 +218,10 @@ def sign_model(model_fd: int, *, path: str, key: ec.EllipticCurvePrivateKey) -> 
     )
 
 
-def generate_signing_key() -> ec.EllipticCurvePrivateKey:
-    """A fresh P-256 key."""
-    return ec.generate_private_key(ec.SECP256R1())
-
-
-def load_signing_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
-    """An unencrypted PEM private key. Raises ``Fault`` for any other key than the three that verify."""
-    try:
-        key = load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise Fault("the signing key is not an unencrypted PEM private key") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in _HASHES:
-        raise Fault("the signing key is not an ECDSA key on P-256, P-384 or P-521")
-    return key
-
-
-def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """PKCS #8 PEM, not encrypted: write it with mode 0600."""
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def public_pem(key: ec.EllipticCurvePublicKey) -> bytes:
-    """SubjectPublicKeyInfo PEM: what goes into the directory of trusted keys."""
-    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+def _material(key: ec.EllipticCurvePublicKey, chain: Sequence[x509.Certificate]) -> dict[str, Any]:
+    if not chain:
+        return {"publicKey": {"hint": key_hint(key)}}
+    if chain[0].public_key() != key:
+        raise Fault("the first certificate is not that of the signing key")
+    ders = (certificate.public_bytes(Encoding.DER) for certificate in chain)
+    return {"x509CertificateChain": {"certificates": [{"rawBytes": b64encode(der).decode()} for der in ders]}}

@@ -4,7 +4,7 @@
 
     <root>/blobs/sha256/<hex>      model files, read-only
     <root>/bundles/sha256/<hex>    signature bundles, read-only
-    <root>/models/<name>.json      {"name", "blob", "bundle"}: what makes a model visible; written last
+    <root>/models/<name>.json      {"name", "blob", "bundle", "cosigned"}: what makes a model visible; written last
 
 Blobs and bundles are placed by linking a complete, synced file under its digest; an index entry by renaming one. A
 crash at any moment leaves the store as it was before or as it should be afterwards, apart from files that nothing
@@ -23,7 +23,7 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -34,11 +34,11 @@ from msgspec import Meta
 
 from appliance.core.codec import canonical_json, json_decoder
 from appliance.core.gguf import GgufInvalid
-from appliance.core.manifest import SignatureRefused, SignedStatement, verified_model
+from appliance.core.manifest import SignatureRefused, SignedStatement, enough_signers, verified_model
 from appliance.core.records import ModelRef
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.core.values import Digest, GgufFacts, SealMode, Value, VerifiedModel
-from appliance.models.descriptor import copy_and_observe, observe, sealed_copy
+from appliance.core.values import Digest, GgufFacts, SealMode, Signer, Value, VerifiedModel
+from appliance.models.descriptor import Wholes, copy_and_observe, observe, observe_signed, sealed_copy
 from appliance.models.files import (
     Incoming,
     check_directory,
@@ -50,11 +50,14 @@ from appliance.models.files import (
     unlink_if_present,
     write_all,
 )
-from appliance.models.oms import MAX_BUNDLE_BYTES, TrustedKeys, verify_bundle
+from appliance.models.keys import TrustedKeys
+from appliance.models.oms import MAX_BUNDLE_BYTES, verify_bundle
+from appliance.models.trust import Trust, trust_of
 from appliance.validator.reading import read_facts
 
 DEFAULT_SEALED_MAX_BYTES: Final = 4 * 1024**3
 MAX_INDEX_BYTES: Final = 4096
+MAX_BUNDLES: Final = 16
 
 FactsOf = Callable[[int], GgufFacts]
 """Judges the header behind a descriptor. Raises ``GgufInvalid``, ``OSError`` or ``Fault``."""
@@ -65,11 +68,15 @@ _DIRECTORIES: Final = (("", "blobs"), ("blobs", "sha256"), ("", "bundles"), ("bu
 
 
 class IndexEntry(Value, frozen=True, kw_only=True):
-    """What ``models/<name>.json`` holds. It is a pointer, not evidence."""
+    """What ``models/<name>.json`` holds. It is a pointer, not evidence. ``cosigned`` are the other signers' bundles."""
 
     name: Annotated[str, Meta(pattern=_NAME_PATTERN)]
     blob: Digest
     bundle: Digest
+    cosigned: Annotated[tuple[Digest, ...], Meta(max_length=MAX_BUNDLES - 1)] = ()
+
+    def bundles(self) -> tuple[Digest, ...]:
+        return (self.bundle, *self.cosigned)
 
 
 _INDEX_DECODER: Final[msgspec.json.Decoder[IndexEntry]] = json_decoder(IndexEntry)
@@ -114,6 +121,7 @@ class ModelStore(AbstractContextManager["ModelStore"]):
         self._index = directories["models"]
         self._sealed_max_bytes = sealed_max_bytes
         self._facts_of = facts_of
+        self._wholes = Wholes()
 
     @classmethod
     def open(
@@ -170,22 +178,26 @@ class ModelStore(AbstractContextManager["ModelStore"]):
                 return (entry_stamp,)
             return entry_stamp, file_stamp(self._bundles, entry.bundle.hex), file_stamp(self._blobs, entry.blob.hex)
 
-    def reference(self, name: str, trusted: TrustedKeys) -> ModelRef:
-        """What the entry and its signature say, the bytes apart. Raises as ``open_verified``."""
+    def reference(self, name: str, trusted: TrustedKeys | Trust) -> tuple[ModelRef, tuple[Signer, ...]]:
+        """What the entry and its signatures say, the bytes apart, and all who signed. Raises as ``open_verified``."""
         with _port("reading an entry"):
+            trust = trust_of(trusted)
             entry = self._find(name)
-            signed = self._signed(entry, trusted)
-            return ModelRef(
-                name=entry.name, digest=entry.blob, signer=signed.signer, bundle_digest=signed.bundle_digest
+            signed = tuple(self._signed(bundle, trust) for bundle in entry.bundles())
+            enough_signers(signed, trust.policy)
+            first = signed[0]
+            reference = ModelRef(
+                name=entry.name, digest=entry.blob, signer=first.signer, bundle_digest=first.bundle_digest
             )
+            return reference, tuple(one.signer for one in signed)
 
-    def verify(self, name: str, trusted: TrustedKeys) -> VerifiedModel:
+    def verify(self, name: str, trusted: TrustedKeys | Trust) -> VerifiedModel:
         """Checks everything that ``open_verified`` checks. Raises as it does."""
         with self.open_verified(name, trusted, seal_mode="ro-store") as opened:
             return opened.model
 
     def open_verified(
-        self, name_or_digest: str | Digest, trusted: TrustedKeys, *, seal_mode: SealMode | None = None
+        self, name_or_digest: str | Digest, trusted: TrustedKeys | Trust, *, seal_mode: SealMode | None = None
     ) -> OpenedModel:
         """Signature, then bytes, then header, all of one descriptor, which is handed out.
 
@@ -194,12 +206,13 @@ class ModelStore(AbstractContextManager["ModelStore"]):
         """
         with _port("opening a model"):
             entry = self._find(name_or_digest)
-            signed = self._signed(entry, trusted)
+            trust = trust_of(trusted)
+            signed = tuple(self._signed(bundle, trust) for bundle in entry.bundles())
             fd = self._open_blob(entry.blob)
             try:
                 mode = seal_mode or self._mode_for(os.fstat(fd).st_size)
                 fd = _sealed(fd, mode)
-                return OpenedModel(_verify(fd, entry, signed, self._facts_of), fd, mode)
+                return OpenedModel(self._verify(fd, entry, signed, trust), fd, mode)
             except BaseException:
                 os.close(fd)
                 raise
@@ -216,7 +229,9 @@ class ModelStore(AbstractContextManager["ModelStore"]):
             return (
                 *(f"models/{name}: not an index entry" for name in self._foreign_index_names()),
                 *_differences("blobs", self._blobs, {entry.blob.hex for entry in entries}),
-                *_differences("bundles", self._bundles, {entry.bundle.hex for entry in entries}),
+                *_differences(
+                    "bundles", self._bundles, {bundle.hex for entry in entries for bundle in entry.bundles()}
+                ),
             )
 
     def _find(self, name_or_digest: str | Digest) -> IndexEntry:
@@ -262,8 +277,16 @@ class ModelStore(AbstractContextManager["ModelStore"]):
         sound = {f"{entry.name}.json" for entry in self._readable_entries()}
         return sorted(set(os.listdir(self._index)) - sound)  # noqa: PTH208 - by descriptor
 
-    def _signed(self, entry: IndexEntry, trusted: TrustedKeys) -> SignedStatement:
-        return verify_bundle(self._read_bundle(entry.bundle), trusted)
+    def _verify(self, fd: int, entry: IndexEntry, signed: tuple[SignedStatement, ...], trust: Trust) -> VerifiedModel:
+        """Everything that is said of a model comes from this one descriptor."""
+        observed = observe_signed(fd, (one.statement for one in signed), self._wholes)
+        if observed.digest != entry.blob:
+            raise not_verified("digest-mismatch", f"the bytes are {observed.digest}, not {entry.blob}")
+        facts = self._facts_of(fd)
+        return verified_model(*signed, name=entry.name, observed=observed, facts=facts, policy=trust.policy)
+
+    def _signed(self, digest: Digest, trust: Trust) -> SignedStatement:
+        return verify_bundle(self._read_bundle(digest), trust)
 
     def _read_bundle(self, digest: Digest) -> bytes:
         try:
@@ -285,25 +308,36 @@ class ModelStore(AbstractContextManager["ModelStore"]):
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
-    def import_model(self, source_fd: int, name: str, bundle_bytes: bytes, trusted: TrustedKeys) -> VerifiedModel:
+    def import_model(
+        self, source_fd: int, name: str, bundle_bytes: bytes | Sequence[bytes], trusted: TrustedKeys | Trust
+    ) -> VerifiedModel:
         """Copies, verifies and only then makes visible. An older model of this name is replaced.
 
-        ``source_fd`` is read from where it stands to its end and not closed; it may be a pipe. Raises
-        ``Refused(MODEL_NOT_VERIFIED | FIELD_INVALID)``, or ``Fault`` when the disk is full or fails; the store then
-        holds what it held before or, if only the last sync failed, the new model.
+        ``source_fd`` is read from where it stands to its end and not closed; it may be a pipe. ``bundle_bytes`` is one
+        signer's bundle or, where the operator requires several signers, each one's; all must vouch for the model.
+        Raises ``Refused(MODEL_NOT_VERIFIED | FIELD_INVALID)``, or ``Fault`` when the disk is full or fails; the store
+        then holds what it held before or, if only the last sync failed, the new model.
         """
         check_name(name)
+        bundles = (bundle_bytes,) if isinstance(bundle_bytes, bytes) else tuple(bundle_bytes)
         with _port(f"importing {name}"):
-            signed = verify_bundle(bundle_bytes, trusted)
+            if len(bundles) > MAX_BUNDLES or len(set(bundles)) < len(bundles):
+                raise SignatureRefused("bundles-invalid", f"more than {MAX_BUNDLES} bundles, or one of them twice")
+            trust = trust_of(trusted)
+            signed = tuple(verify_bundle(bundle, trust) for bundle in bundles)
             with Incoming(self._blobs) as incoming:
-                observed = copy_and_observe(source_fd, incoming.fd, signed.statement.shard_bytes)
+                observed = copy_and_observe(source_fd, incoming.fd, {one.statement.form for one in signed})
                 facts = self._facts_of(incoming.fd)
-                model = verified_model(signed, name=name, observed=observed, facts=facts)
+                model = verified_model(*signed, name=name, observed=observed, facts=facts, policy=trust.policy)
                 incoming.make_durable()
                 with self._lock():
                     self._publish(incoming, self._blobs, model.digest)
-                    self._put_bundle(bundle_bytes, model.bundle_digest)
-                    self._put_entry(IndexEntry(name=name, blob=model.digest, bundle=model.bundle_digest))
+                    for bundle, one in zip(bundles, signed, strict=True):
+                        self._put_bundle(bundle, one.bundle_digest)
+                    cosigned = tuple(one.bundle_digest for one in signed[1:])
+                    self._put_entry(
+                        IndexEntry(name=name, blob=model.digest, bundle=model.bundle_digest, cosigned=cosigned)
+                    )
         return model
 
     def remove(self, name: str) -> None:
@@ -331,8 +365,10 @@ class ModelStore(AbstractContextManager["ModelStore"]):
             return  # an entry that cannot be read may share the files
         if all(other.blob != entry.blob for other in others):
             unlink_if_present(self._blobs, entry.blob.hex)
-        if all(other.bundle != entry.bundle for other in others):
-            unlink_if_present(self._bundles, entry.bundle.hex)
+        shared = {bundle for other in others for bundle in other.bundles()}
+        for bundle in entry.bundles():
+            if bundle not in shared:
+                unlink_if_present(self._bundles, bundle.hex)
 
     def _publish(self, incoming: "Incoming", directory: int, digest: Digest) -> None:
         """Puts a durable file under its digest. One that is there already stays, if its bytes are right."""
@@ -369,14 +405,6 @@ class ModelStore(AbstractContextManager["ModelStore"]):
             yield
         finally:
             os.close(fd)
-
-
-def _verify(fd: int, entry: IndexEntry, signed: SignedStatement, facts_of: FactsOf) -> VerifiedModel:
-    """Everything that is said of a model comes from this one descriptor."""
-    observed = observe(fd, signed.statement.shard_bytes)
-    if observed.digest != entry.blob:
-        raise not_verified("digest-mismatch", f"the bytes are {observed.digest}, not {entry.blob}")
-    return verified_model(signed, name=entry.name, observed=observed, facts=facts_of(fd))
 
 
 def _sealed(fd: int, mode: SealMode) -> int:

@@ -29,7 +29,7 @@ def test_exported_directory_is_imported_elsewhere(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"demo-q4.gguf", "demo-q4.gguf.sig"}
     assert (folder / "demo-q4.gguf").read_bytes() == MODEL
     config = settings_in(tmp_path / "to")
-    assert models.import_model(config, folder, None, "copy").endswith("signed by acme")
+    assert models.import_model(config, folder, [], "copy").endswith("signed by acme")
     assert names_in(config) == ("copy",)
 
 
@@ -53,7 +53,7 @@ def test_directory_with_no_model_or_another_is_refused(tmp_path: Path, count: in
         (folder / f"{number}.gguf").write_bytes(MODEL)
         (folder / f"{number}.gguf.sig").write_bytes(signed(MODEL))
     with pytest.raises(Fault, match=f"holds {count} GGUF files"):
-        models.import_model(settings_in(tmp_path / "to"), folder, None, "copy")
+        models.import_model(settings_in(tmp_path / "to"), folder, [], "copy")
 
 
 def test_link_and_pipe_in_a_directory_are_not_taken_for_models(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_directory_without_a_signature_is_refused(tmp_path: Path) -> None:
     folder = exported(tmp_path)
     (folder / "demo.gguf.sig").unlink()
     with pytest.raises(Fault, match="has no signature"):
-        models.import_model(settings_in(tmp_path / "to"), folder, None, "copy")
+        models.import_model(settings_in(tmp_path / "to"), folder, [], "copy")
 
 
 def test_export_overwrites_nothing(tmp_path: Path) -> None:

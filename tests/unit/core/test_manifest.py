@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.core.manifest import (
+    WHOLE,
+    Form,
     Observed,
     SignatureRefused,
     SignedStatement,
@@ -39,10 +41,9 @@ def refusal(statement: dict[str, Any] | bytes) -> str:
 
 
 def observed(data: bytes, shard_bytes: int | None = None) -> Observed:
-    pieces = [data[i : i + shard_bytes] for i in range(0, len(data), shard_bytes)] if shard_bytes else []
-    return Observed(
-        digest=Digest.of(data), size_bytes=len(data), shard_digests=tuple(Digest.of(piece) for piece in pieces)
-    )
+    pieces = [data[i : i + shard_bytes] for i in range(0, len(data), shard_bytes)] if shard_bytes else [data]
+    hashes = {form: tuple(Digest.of(piece).hex for piece in pieces) for form in (Form("sha256", shard_bytes),)}
+    return Observed(digest=Digest.of(data), size_bytes=len(data), hashes={WHOLE: (Digest.of(data).hex,)} | hashes)
 
 
 def facts(file_bytes: int) -> GgufFacts:
@@ -83,7 +84,7 @@ def test_listed_file_is_verified() -> None:
 
 
 def test_own_statement_is_verified() -> None:
-    statement = decode_statement(encode_statement("model.gguf", Digest.of(DATA)))
+    statement = decode_statement(encode_statement("model.gguf", observed(DATA)))
     verify(statement, observed(DATA))
 
 

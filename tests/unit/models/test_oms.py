@@ -62,7 +62,7 @@ def test_own_signature_is_accepted(curve: ec.EllipticCurve) -> None:
     result = verify_bundle(bundle, TrustedKeys({"acme": public_pem(key.public_key())}))
     assert (result.signer.name, result.signer.fingerprint) == ("acme", key_fingerprint(key.public_key()))
     assert result.bundle_digest == Digest.of(bundle)
-    assert [(item.path, item.digest) for item in result.statement.resources] == [("model.gguf", Digest.of(DATA))]
+    assert [(item.path, item.hash) for item in result.statement.resources] == [("model.gguf", Digest.of(DATA).hex)]
 
 
 def test_unsigned_is_refused() -> None:
@@ -135,7 +135,9 @@ ATTACKS: list[tuple[str, bytes, str]] = [
     ("empty hint", material(lambda m: m["publicKey"].update(hint="")), "key-hint-missing"),
     ("null hint", material(lambda m: m["publicKey"].update(hint=None)), "key-hint-missing"),
     ("key in the bundle", material(lambda m: m["publicKey"].update(rawBytes="AA==")), "bundle-malformed"),
-    ("certificate mode", material(lambda m: m.update(x509CertificateChain={"certificates": []})), "mode-unsupported"),
+    ("a key and a chain", material(lambda m: m.update(x509CertificateChain={"certificates": [{"rawBytes": "AA=="}]})),
+     "bundle-malformed"),
+    ("empty chain", material(lambda m: m.update(x509CertificateChain={"certificates": []})), "bundle-malformed"),
     ("Sigstore mode", material(lambda m: m.update(certificate={"rawBytes": "AA=="})), "mode-unsupported"),
     ("log entries in key mode", material(lambda m: m.update(tlogEntries=[{}])), "bundle-malformed"),
     ("timestamps in key mode", material(lambda m: m.update(timestampVerificationData={"a": 1})), "bundle-malformed"),
@@ -322,7 +324,7 @@ def test_signing_key_is_kept_and_read_back() -> None:
 
 OMS_VERDICTS = {
     "valid/key": "signer-unknown",  # well formed, and the specification does not publish its key
-    "valid/certificate": "mode-unsupported",
+    "valid/certificate": "signer-unknown",
     "valid/sigstore": "mode-unsupported",
     "invalid/empty": "unsigned",
     "invalid/missing-envelope": "bundle-malformed",

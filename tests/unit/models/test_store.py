@@ -19,6 +19,7 @@ from appliance.models import descriptor
 from appliance.models import store as store_module
 from appliance.models.oms import TrustedKeys
 from appliance.models.store import ModelStore, check_name
+from appliance.models.trust import Trust
 from appliance.validator.reading import read_facts
 from tests.support.gguf_files import small_model_bytes
 from tests.support.signed_models import (
@@ -616,11 +617,11 @@ def test_refusals_name_no_path(root: Path, store: ModelStore) -> None:
 
 def test_reference_says_what_the_verified_model_says_without_its_bytes(root: Path, store: ModelStore) -> None:
     put(store)
-    assert store.reference("demo", TRUSTED) == reference(store.verify("demo", TRUSTED))
+    assert store.reference("demo", TRUSTED)[0] == reference(store.verify("demo", TRUSTED))
     blob = blob_of(root)
     blob.chmod(0o600)
     blob.write_bytes(b"")
-    assert store.reference("demo", TRUSTED).digest == DIGEST  # of its bytes it says nothing
+    assert store.reference("demo", TRUSTED)[0].digest == DIGEST  # of its bytes it says nothing
 
 
 def test_reference_does_not_outlive_the_trust_in_its_signer(store: ModelStore) -> None:
@@ -649,14 +650,14 @@ def test_stamp_stays_while_nothing_changes_and_differs_when_anything_does(root: 
 
 
 def test_stamp_of_the_trusted_keys_changes_with_them(tmp_path: Path) -> None:
-    stamps = [TrustedKeys.stamp(tmp_path)]
+    stamps = [Trust.stamp(tmp_path)]
     (tmp_path / "a.pem").write_text("x")
-    stamps.append(TrustedKeys.stamp(tmp_path))
-    assert TrustedKeys.stamp(tmp_path) == stamps[-1]
+    stamps.append(Trust.stamp(tmp_path))
+    assert Trust.stamp(tmp_path) == stamps[-1]
     os.utime(tmp_path / "a.pem", ns=(1, 1))
-    stamps.append(TrustedKeys.stamp(tmp_path))
+    stamps.append(Trust.stamp(tmp_path))
     (tmp_path / "a.pem").unlink()
-    stamps.append(TrustedKeys.stamp(tmp_path))
+    stamps.append(Trust.stamp(tmp_path))
     assert len(set(stamps)) == len(stamps)
     with pytest.raises(Fault):
-        TrustedKeys.stamp(tmp_path / "absent")
+        Trust.stamp(tmp_path / "absent")
