@@ -48,10 +48,12 @@ async def serve(
     def welcome(sock: socket.socket) -> None:
         peers.add(_Peer(sock, pool, peers, may_lease=peer_uid(sock) in gateway_uids))
 
+    async def accept() -> None:
+        await notary.connected()  # a lease needs its record: whoever asks before the log is there waits
+        await accept_forever(listening, allowed_uids=gateway_uids | operator_uids, welcome=welcome)
+
     notary_task = asyncio.create_task(notary.run())
-    accepting = asyncio.create_task(
-        accept_forever(listening, allowed_uids=gateway_uids | operator_uids, welcome=welcome)
-    )
+    accepting = asyncio.create_task(accept())
     looking = asyncio.create_task(pool.run())
     stopping = asyncio.create_task(stop.wait())
     try:

@@ -68,7 +68,7 @@ def test_read_only_log_serves_nobody(server: TestAppliance) -> None:
         server.request("GET", "/healthz")
     _run("mount", "-o", "remount,rw", str(server.config.notary_dir))
     server.wait_until(server.ready, "service once the log can be written")
-    assert server.chat(server.token()).status == 200
+    server.wait_until(lambda: server.chat(server.token()).status == 200, "an answer")
 
 
 def _fill(path: Path) -> None:
