@@ -20,10 +20,11 @@ from appliance.cli.progress import Bar
 from appliance.core.manifest import WHOLE, SignatureRefused, SignedStatement
 from appliance.core.refusals import Fault
 from appliance.core.values import Digest
+from appliance.model_store import open_store
 from appliance.models.descriptor import copy_and_observe
 from appliance.models.files import not_verified, write_all
 from appliance.models.oms import TrustedKeys, verify_bundle
-from appliance.models.store import ModelStore, check_name
+from appliance.models.store import check_name
 from appliance.models.transfer import jobs
 from appliance.models.transfer.origin import Origin, parse_url
 from appliance.models.transfer.partial import Partial
@@ -59,7 +60,7 @@ def pull(config: Settings, text: str, name: str, how: jobs.Access) -> str:
     if not isinstance(found, jobs.Found):
         raise Fault("the transfer process answered another question")
     bundle = acceptable_bundle(found.unverified_bundles, found.model_digest, trusted)
-    with ModelStore.open(config.models_dir) as store, Partial(config.models_dir, found.model_digest) as partial:
+    with open_store(config) as store, Partial(config.models_dir, found.model_digest) as partial:
         partial.require_room(found.model_bytes)
         fetch = jobs.Fetch(
             place=place, access=how, digest=found.model_digest, size_bytes=found.model_bytes, fd=partial.fd
@@ -77,7 +78,7 @@ def push(config: Settings, name: str, text: str, how: jobs.Access) -> str:
     if isinstance(reference.target, Digest):
         raise Fault("a push needs a tag")
     trusted = trust_now(config)
-    with ModelStore.open(config.models_dir) as store, store.open_verified(name, trusted) as opened:
+    with open_store(config) as store, store.open_verified(name, trusted) as opened:
         job = jobs.Push(
             place=jobs.Place.of(reference),
             access=how,
@@ -102,7 +103,7 @@ def export(config: Settings, name: str, directory: Path) -> str:
         raise Fault(f"{directory} is not empty")
     aside = directory.with_name(f".{directory.name}-{secrets.token_hex(8)}")
     with (
-        ModelStore.open(config.models_dir) as store,
+        open_store(config) as store,
         store.open_verified(name, trusted, seal_mode="ro-store") as opened,
     ):
         aside.mkdir(mode=0o755)
