@@ -84,6 +84,9 @@ class FakeNotary:
     async def run(self) -> None:
         await asyncio.Event().wait()
 
+    async def connected(self) -> None:
+        """It is always there."""
+
     async def drained(self) -> None:
         """Nothing is ever undelivered."""
 
