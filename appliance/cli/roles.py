@@ -20,6 +20,7 @@ from appliance.settings import SettingsInvalid
 
 EXIT_UNAVAILABLE = 69
 EXIT_CONFIG = 78
+"""sysexits.h EX_CONFIG: the role cannot work as configured; the supervisor then ends everything."""
 
 
 def run(role: str, config_file: Path | None, parent: int | None) -> int:

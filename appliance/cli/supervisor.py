@@ -23,13 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from appliance.cli.roles import EXIT_CONFIG
 from appliance.core.refusals import Fault
 from appliance.settings import child_environment
 
 ROLES: Final = ("notary", "warden", "gateway")
-EXIT_CONFIG: Final = 78
-"""sysexits.h EX_CONFIG: the role said that it cannot work as configured."""
-
 STOP_SECONDS: Final = 30.0
 _REAP_SECONDS: Final = 5.0
 _RESTART_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
