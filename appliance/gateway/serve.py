@@ -128,11 +128,30 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def _background(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Runs ``work`` beside the body and cancels it after."""
+    """Runs ``work`` beside the body and cancels it after. Work that ends by itself ends the body too: a gateway that
+    has lost its notary's or its warden's connection keeper would look alive and answer nothing.
+
+    Raises what ended the work, or ``Fault`` when it just returned.
+    """
+    body = asyncio.current_task()
     task = asyncio.create_task(work)
+    ended_body = False
+
+    def end_body(ended: asyncio.Task[None]) -> None:
+        nonlocal ended_body
+        if body is not None and not ended.cancelled():
+            ended_body = body.cancel()
+
+    task.add_done_callback(end_body)
     try:
         yield
+    except asyncio.CancelledError:
+        if not ended_body or body is None or body.uncancel():
+            raise
+        task.result()  # raises what ended it
+        raise Fault("a part of the gateway ended by itself") from None
     finally:
+        task.remove_done_callback(end_body)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
