@@ -72,6 +72,7 @@ async def gateway(config: Settings) -> None:
         config.warden_socket,
         load_timeout_seconds=config.models.load_timeout_seconds,
         silence_seconds=config.gateway.runner_silence_seconds,
+        server_uids=frozenset({0, _uid(config.users.warden)}),
     )
     pipeline = Pipeline(
         Ports(

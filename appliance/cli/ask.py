@@ -25,7 +25,7 @@ async def _ask(path: Path, question: Any, answers: Any, who: str) -> Any:
     caller: Caller[Any] = Caller()
     decoder: FrameDecoder[Any] = FrameDecoder(answers)
     try:
-        sock = await connect(path)
+        sock = await connect(path, None)
     except OSError as error:
         raise Fault(f"the {who} does not answer at {path}: is 'paddock serve' running?") from error
     connection: Connection[Any] = Connection(sock, decoder, on_message=caller.answered, on_closed=caller.disconnected)

@@ -1,6 +1,6 @@
 """The gateway's view of the warden: the catalogue, refreshed off the request path, and one lease per model.
 
-Trusts: whoever owns the warden's socket path.
+Trusts: the users who may be the warden, by the kernel's word.
 Promises: while the warden is away, models whose runners are alive go on being served and nothing new is loaded; a
     complaint about a runner is repeated until the warden has heard it, and no runner is leased anew before. When all
     places are taken, the runner that has been idle longest makes room.
@@ -19,7 +19,7 @@ from appliance.core.records import ModelRef, reference
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import VerifiedModel
 from appliance.gateway.runner_link import RunnerLink
-from appliance.ipc.connection import Caller, CallFailed, Connection, connect
+from appliance.ipc.connection import Caller, CallFailed, Connection, connect, own_or_root
 from appliance.ipc.frames import FrameDecoder
 from appliance.ipc.messages import (
     NO_PLACE,
@@ -47,8 +47,17 @@ log = logging.getLogger(__name__)
 class WardenClient:
     """Implements ``core.ports.Models``. ``run`` must be running."""
 
-    def __init__(self, path: Path, *, load_timeout_seconds: float, silence_seconds: float) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        load_timeout_seconds: float,
+        silence_seconds: float,
+        server_uids: frozenset[int] | None = None,
+    ) -> None:
+        """``server_uids``: who may be the warden; None means this process's own uid and root (socket activation)."""
         self._path = path
+        self._server_uids = own_or_root() if server_uids is None else server_uids
         self._load_timeout_seconds = load_timeout_seconds
         self._silence_seconds = silence_seconds
         self._decoder: FrameDecoder[FromWarden] = FrameDecoder(FromWarden)
@@ -94,7 +103,7 @@ class WardenClient:
     async def _stay_connected(self) -> None:
         while True:
             try:
-                sock = await connect(self._path)
+                sock = await connect(self._path, self._server_uids)
             except OSError:
                 await asyncio.sleep(RECONNECT_SECONDS)
                 continue

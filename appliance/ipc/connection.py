@@ -8,6 +8,7 @@ Not here: what a peer may ask (each server's own rules); the runner's side of it
 
 import array
 import asyncio
+import logging
 import os
 import socket
 import struct
@@ -20,6 +21,8 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder, FrameError, encode
+
+log = logging.getLogger(__name__)
 
 MessageT = TypeVar("MessageT")
 
@@ -301,12 +304,23 @@ async def accept_forever(
             sock.close()
 
 
-async def connect(path: Path) -> socket.socket:
-    """A socket connected to ``path``. Raises ``OSError`` when nobody listens there."""
+def own_or_root() -> frozenset[int]:
+    """Who may stand behind a path in an appliance of one user, or one whose sockets an init system makes."""
+    return frozenset({0, os.getuid()})
+
+
+async def connect(path: Path, server_uids: frozenset[int] | None) -> socket.socket:
+    """A socket connected to ``path``; None where whoever owns the path is believed.
+
+    Raises ``OSError`` when nobody listens there, and ``PermissionError`` when none of ``server_uids`` does.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     prepare(sock)
     try:
         await asyncio.get_running_loop().sock_connect(sock, str(path))
+        if server_uids is not None and (uid := peer_uid(sock)) not in server_uids:
+            log.error("the socket %s is a stranger's, uid %d", path, uid)
+            raise PermissionError(f"the socket {path} is a stranger's")
     except OSError:
         sock.close()
         raise

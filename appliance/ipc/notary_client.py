@@ -9,8 +9,6 @@ Not here: what the records say (``core.records``), who may write which (the nota
 import asyncio
 import itertools
 import logging
-import os
-import socket
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Final, Literal
 from appliance.core.records import Closed, Opened, Record
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Receipt
-from appliance.ipc.connection import Caller, CallFailed, Connection, connect, peer_uid
+from appliance.ipc.connection import Caller, CallFailed, Connection, connect, own_or_root
 from appliance.ipc.frames import FrameDecoder, FrameError
 from appliance.ipc.messages import Append, Appended, AppendFailed, FromNotary, Hello
 
@@ -41,7 +39,7 @@ class NotaryClient:
         """``server_uids``: who may be the notary; None means this process's own uid and root (socket activation)."""
         self._path = path
         self._role = role
-        self._server_uids = frozenset({0, os.getuid()}) if server_uids is None else server_uids
+        self._server_uids = own_or_root() if server_uids is None else server_uids
         self._decoder: FrameDecoder[FromNotary] = FrameDecoder(FromNotary)
         self._connection: Connection[FromNotary] | None = None
         self._caller: Caller[FromNotary] = Caller()
@@ -91,7 +89,7 @@ class NotaryClient:
         while True:
             closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
             try:
-                sock = await self._connect()
+                sock = await connect(self._path, self._server_uids)
             except OSError:
                 await asyncio.sleep(_RECONNECT_SECONDS[min(attempt, len(_RECONNECT_SECONDS) - 1)])
                 attempt += 1
@@ -107,15 +105,6 @@ class NotaryClient:
             finally:
                 self._drop_connection("this side is stopping")
             await asyncio.sleep(_RECONNECT_SECONDS[0])
-
-    async def _connect(self) -> socket.socket:
-        """Raises ``OSError`` when nobody is there, or somebody who could acknowledge records and write none."""
-        sock = await connect(self._path)
-        if peer_uid(sock) not in self._server_uids:
-            log.error("the socket %s is a stranger's, uid %d", self._path, peer_uid(sock))
-            sock.close()
-            raise PermissionError("not the notary")
-        return sock
 
     async def connected(self) -> None:
         """Waits until the notary is there."""

@@ -30,6 +30,7 @@ class FakeStore:
         self.hashed: list[str] = []
         self.verified: list[str] = []
         self.opened: list[int] = []
+        self.opening = threading.Event()
         self.let_open = threading.Event()
         self.let_open.set()
         self.let_verify = threading.Event()
@@ -59,6 +60,7 @@ class FakeStore:
         return self.models[name]
 
     def open_verified(self, name: str) -> FakeOpened:
+        self.opening.set()
         assert self.let_open.wait(10)
         self.hashed.append(name)
         if name in self.fail:

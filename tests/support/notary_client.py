@@ -29,7 +29,7 @@ class NotaryClient:
     @classmethod
     async def open(cls, path: Path, union: Any = FromNotary) -> "NotaryClient":
         client = cls()
-        sock = await connect(path)
+        sock = await connect(path, None)
         client.connection = Connection(
             sock, FrameDecoder(union), on_message=client._caller.answered, on_closed=client._gone
         )

@@ -164,7 +164,7 @@ def test_uid_speaks_only_in_its_own_role(tmp_path: Path) -> None:
         async with running_notary(config):
             warden = await NotaryClient.hello(config.socket_path, "warden")
             assert "peer" in await warden.closed
-            sock = await connect(config.admin_socket_path)
+            sock = await connect(config.admin_socket_path, None)
             assert await asyncio.get_running_loop().sock_recv(sock, 1) == b""
             sock.close()
             await introduce_gateway_only(config)

@@ -114,6 +114,26 @@ async def both(path: Path, *, silence_seconds: float = 60.0) -> AsyncIterator[tu
             runner.leave()
 
 
+def test_strangers_socket_is_not_the_warden(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        warden = Warden(tmp_path / "warden.sock")
+        strangers = frozenset({os.getuid() + 1})
+        client = WardenClient(
+            tmp_path / "warden.sock", load_timeout_seconds=1.0, silence_seconds=60.0, server_uids=strangers
+        )
+        running = asyncio.create_task(client.run())
+        peer = await warden.server.accept()
+        await peer.gone.wait()
+        assert peer.heard.empty()
+        with pytest.raises(Fault):
+            await client.lease(DEMO)
+        running.cancel()
+        await asyncio.wait([running])
+        warden.server.stop()
+
+    run(scenario)
+
+
 def test_nothing_is_known_before_the_warden_has_answered(tmp_path: Path) -> None:
     async def scenario() -> None:
         client = WardenClient(tmp_path / "absent.sock", load_timeout_seconds=1.0, silence_seconds=60.0)

@@ -158,7 +158,7 @@ def test_foreign_uid_is_turned_away(tmp_path: Path) -> None:
         task = asyncio.create_task(
             ipc.accept_forever(listening, allowed_uids=frozenset({os.getuid() + 1}), welcome=welcomed.append)
         )
-        sock = await ipc.connect(path)
+        sock = await ipc.connect(path, None)
         assert await asyncio.get_running_loop().sock_recv(sock, 1) == b""
         assert welcomed == []
         task.cancel()

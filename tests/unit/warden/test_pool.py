@@ -423,7 +423,7 @@ def test_model_that_is_replaced_while_it_is_opened_is_not_started() -> None:
             new = model("a", digest=Digest.of(b"new bytes"))
             one.store.let_open.clear()
             leasing = one.lease(REF_A)
-            await turns()
+            assert await asyncio.to_thread(one.store.opening.wait, 10)
             one.store.models["a"] = new
             one.store.let_open.set()
             assert (await one.refusal(leasing)).reason is Reason.MODEL_NOT_VERIFIED

@@ -110,7 +110,7 @@ class Process:
         )
 
     async def peer(self) -> ScriptedPeer:
-        return ScriptedPeer(await connect(self.path), FromWarden)
+        return ScriptedPeer(await connect(self.path, None), FromWarden)
 
 
 @contextlib.asynccontextmanager
