@@ -2,7 +2,7 @@
 
 The guest has no disk, no network and no other program: its root is an archive in memory of this virtual environment's
 interpreter, the standard library, the packages that were asked for and this repository's code, all under the paths that
-they have here. ``/proc``, ``/sys``, ``/dev``, ``/tmp`` and cgroup v2 are mounted; each of ``disks`` is a block device
+they have here. ``/proc``, ``/sys``, ``/dev`` and cgroup v2 are mounted; each of ``disks`` is a block device
 (``/dev/vda``, ``/dev/vdb``, ...) that the guest may write. Needs qemu and one of Debian's kernels, and no privilege;
 the processor is emulated, which is slow and works everywhere.
 """
@@ -107,9 +107,12 @@ def run(
     command += ["-serial", f"file:{console}", "-serial", f"file:{output}"]
     for disk in disks:
         command += ["-drive", f"file={disk},format=raw,if=virtio"]
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_seconds, check=False
-    )
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_seconds, check=False
+        )
+    finally:
+        archive.unlink()  # a hundred megabytes that the test runner would keep
     said = output.read_text(errors="replace") if output.exists() else ""
     text, found, status = said.rpartition(f"\n{_STATUS}")
     if not found:
