@@ -21,4 +21,8 @@ def open_store(config: Settings) -> ModelStore:
     allow_degraded: frozenset[str] = frozenset(config.sandbox.allow_degraded)
     if config.sandbox.launcher == "systemd":
         allow_degraded |= _IN_A_UNIT
-    return ModelStore.open(config.models_dir, facts_of=SandboxedValidator(allow_degraded=allow_degraded))
+    return ModelStore.open(
+        config.models_dir,
+        facts_of=SandboxedValidator(allow_degraded=allow_degraded),
+        with_verity=config.models.seal_mode == "verity",
+    )

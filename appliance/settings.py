@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from appliance.core.codec import canonical_json
-from appliance.core.values import Digest, Value
+from appliance.core.values import Digest, SealMode, Value
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -60,13 +60,15 @@ class ModelSettings(Value, frozen=True, kw_only=True):
 
     Without a ``seal_mode``, models of up to 4 GiB are copied into sealed memory before they are hashed. ``ro-store``
     maps the stored file: no memory for a copy, and sound only while nobody else can act as the warden's user.
+    ``verity`` maps it too, and the kernel checks each block that is read against what was verified; it needs fs-verity
+    in the kernel and in the store's file system, and models that were imported under this setting.
     """
 
     context_tokens: Annotated[int, Meta(ge=64, le=262144)] = 4096
     slots: Annotated[int, Meta(ge=1, le=64)] = 4
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
     default_max_tokens: Annotated[int, Meta(ge=1, le=262144)] = 512
-    seal_mode: Literal["sealed-memfd", "ro-store"] | None = None
+    seal_mode: SealMode | None = None
     max_loaded: Annotated[int, Meta(ge=1, le=64)] = 2
     load_timeout_seconds: Annotated[int, Meta(ge=1, le=3600)] = 120
 

@@ -37,7 +37,7 @@ from appliance.core.records import (
     decode_entry,
     encode_entry,
 )
-from appliance.core.values import Decision, Digest
+from appliance.core.values import Decision, Digest, seals_at_least
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -132,6 +132,9 @@ class Rules:
             yield f"runner {record.runner.runner_id} was not recorded as loaded"
         elif (loaded.model, loaded.runner.seal_mode) != (record.model, record.runner.seal_mode):
             yield f"runner {record.runner.runner_id} was loaded with another model, signer or seal"
+        minimum = record.decision.obligations.minimum_seal
+        if minimum is not None and not seals_at_least(record.runner.seal_mode, minimum):
+            yield f"opened with {record.runner.seal_mode} although policy demanded {minimum}"
         if record.runner.model_digest != record.model.digest:
             yield "the runner's model is not the request's"
 

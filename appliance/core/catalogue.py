@@ -20,13 +20,11 @@ from msgspec import Meta
 from appliance.core import strict_json
 from appliance.core.codec import canonical_json, dec_hook
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import Digest, SealMode, Value, VerifiedModel
+from appliance.core.values import Digest, SealMode, Value, VerifiedModel, seals_at_least
 
 CATALOGUE_TYPE: Final = "application/vnd.paddock.catalogue.v1+json"
 MAX_MODELS: Final = 1000
 MAX_VERSION: Final = 2**53 - 1
-
-_STRENGTH: Final[dict[SealMode, int]] = {"ro-store": 0, "verity": 1, "sealed-memfd": 2}
 
 _Version = Annotated[int, Meta(ge=1, le=MAX_VERSION)]
 _Seconds = Annotated[int, Meta(ge=1, le=MAX_VERSION)]
@@ -55,7 +53,7 @@ class Catalogue(Value, frozen=True, kw_only=True):
         """As ``lists``, and sealed well enough."""
         signers = frozenset(signer.name for signer in (model.signer, *model.cosigners))
         entry = self.lists(model.name, model.digest, signers, now_seconds=now_seconds)
-        if _STRENGTH[seal_mode] < _STRENGTH[entry.minimum_seal]:
+        if not seals_at_least(seal_mode, entry.minimum_seal):
             raise catalogue_refused("seal-too-weak", f"{model.name} needs {entry.minimum_seal}, not {seal_mode}")
 
     def lists(self, name: str, digest: Digest, signers: frozenset[str], *, now_seconds: int) -> CatalogueEntry:

@@ -5,11 +5,21 @@ that says exactly ``true``, gives reasons from the closed list and contradicts i
 else, an undefined answer included, is a ``Decision`` that denies; nothing here raises because of what policy said.
 """
 
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from appliance.core.codec import canonical_json
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import Admission, Decision, Digest, Obligations, Peer, Principal, VerifiedModel
+from appliance.core.values import (
+    Admission,
+    Decision,
+    Digest,
+    Obligations,
+    Peer,
+    Principal,
+    SealMode,
+    VerifiedModel,
+    seals_at_least,
+)
 
 # The closed list of reasons. Those marked * are not used by the default policy: they are there for an operator's own.
 ALLOW_REASONS: Final = frozenset(
@@ -96,7 +106,8 @@ def judge(raw_answer: Any, *, policy_digest: Digest, input_digest: Digest) -> De
 
     A well-formed answer is an object of exactly ``allow`` (a boolean), ``reasons`` (one or more words, each once, all
     from the list that fits ``allow``) and ``obligations`` (an object of at most ``max_tokens``, an integer of 1 to
-    2**31 - 1; a refusal obliges to nothing). Anything else denies with the one reason ``policy-answer-malformed``.
+    2**31 - 1, and ``minimum_seal``, a seal mode; a refusal obliges to nothing). Anything else denies with the one
+    reason ``policy-answer-malformed``.
     """
     match raw_answer:
         case {"allow": bool(allow), "reasons": list(reasons), "obligations": dict(duties), **unknown} if not unknown:
@@ -128,17 +139,24 @@ def _reasons_fit(reasons: list[Any], known: frozenset[str]) -> bool:
 
 def _obligations(duties: dict[Any, Any]) -> Obligations | None:
     """The obligations, or None when they are not exactly what we know how to keep: an unkept duty is no allow."""
-    match duties:
-        case {"max_tokens": int(tokens), **unknown} if (
-            not unknown and type(tokens) is int and 1 <= tokens <= _MAX_TOKENS
-        ):
-            return Obligations(max_tokens=tokens)
-        case {**unknown} if not unknown:
-            return Obligations()
-    return None
+    if not duties.keys() <= {"max_tokens", "minimum_seal"}:
+        return None
+    tokens, seal = duties.get("max_tokens"), duties.get("minimum_seal")
+    if "max_tokens" in duties and not (type(tokens) is int and 1 <= tokens <= _MAX_TOKENS):
+        return None
+    if "minimum_seal" in duties and seal not in get_args(SealMode):
+        return None
+    return Obligations(max_tokens=tokens, minimum_seal=seal)
 
 
 def require_allowed(decision: Decision) -> None:
     """Raises ``Refused(POLICY_DENIED)`` unless the decision allows. Its reasons are for the operator only."""
     if decision.allow is not True:
         raise Refused(Reason.POLICY_DENIED, ", ".join(decision.reasons))
+
+
+def require_sealed(obligations: Obligations, seal_mode: SealMode) -> None:
+    """Raises ``Refused(POLICY_DENIED)`` unless the runner's model is sealed at least as well as policy demands."""
+    minimum = obligations.minimum_seal
+    if minimum is not None and not seals_at_least(seal_mode, minimum):
+        raise Refused(Reason.POLICY_DENIED, f"the model is loaded as {seal_mode} and policy demands {minimum}")

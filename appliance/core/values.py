@@ -21,7 +21,7 @@ Units are part of the names: ``_seconds``, ``_bytes``, ``_tokens``, ``_ms``.
 import re
 from functools import total_ordering
 from hashlib import sha256
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
@@ -164,6 +164,15 @@ class Principal(Value, frozen=True, kw_only=True):
 # --- models ---------------------------------------------------------------------------------------------------------
 
 SealMode = Literal["sealed-memfd", "verity", "ro-store"]
+_SEAL_STRENGTH: Final[dict[SealMode, int]] = {"ro-store": 0, "verity": 1, "sealed-memfd": 2}
+
+
+def seals_at_least(seal: SealMode, minimum: SealMode) -> bool:
+    """Whether what was verified is kept as well as ``minimum`` keeps it.
+
+    Sealed memory never changes; a file with fs-verity may, below the file system, and then ends its reader.
+    """
+    return _SEAL_STRENGTH[seal] >= _SEAL_STRENGTH[minimum]
 
 
 class GgufFacts(Value, frozen=True, kw_only=True):
@@ -224,6 +233,7 @@ class Obligations(Value, frozen=True, kw_only=True):
     """What an allowing policy still demands. None means that the policy says nothing about it."""
 
     max_tokens: int | None = None
+    minimum_seal: SealMode | None = None
 
 
 class Decision(Value, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@
 3     admit                    does it fit the model, and what may it cost at worst?
 4     decide                   policy
 5     reserve                  tokens set aside
-\\     lease                    a live runner of a verified model, so that the record can name it
+\\     lease                    a live runner of a verified model, sealed as policy demands; the record names it
 6     record *opened*          durable before the first byte of the answer
 7, 8  stream, meter            the runner's events, counted as they pass
 9     settle, record *closed*  whatever happens
@@ -200,6 +200,7 @@ class Pipeline:
         )
         try:
             lease = await ports.models.lease(admission.model)
+            decide.require_sealed(decision.obligations, lease.facts.seal_mode)
             await ports.audit.open(_opened(exchange, admission, lease, reservation))  # 6
         except BaseException:  # nothing was answered, so nothing was spent, also when the task was cancelled
             await ports.budget.settle(reservation, 0)

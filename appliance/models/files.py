@@ -130,6 +130,13 @@ class Incoming(AbstractContextManager["Incoming"]):
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         return os.open(self._temporary, flags, 0o400, dir_fd=self._directory)
 
+    def stop_writing(self) -> None:
+        """From now on ``fd`` is read-only and nobody can write but who opens the file anew: what fs-verity demands."""
+        os.fchmod(self.fd, 0o600)
+        reading = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        os.close(self.fd)
+        self.fd = reading
+
     def make_durable(self) -> None:
         """Nobody can write it under its final name, and its bytes survive a crash."""
         os.fchmod(self.fd, 0o444)

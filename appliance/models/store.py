@@ -38,6 +38,7 @@ from appliance.core.manifest import SignatureRefused, SignedStatement, enough_si
 from appliance.core.records import ModelRef
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import Digest, GgufFacts, SealMode, Signer, Value, VerifiedModel
+from appliance.models import verity
 from appliance.models.descriptor import Wholes, copy_and_observe, observe, observe_signed, sealed_copy
 from appliance.models.files import (
     Incoming,
@@ -53,6 +54,7 @@ from appliance.models.files import (
 from appliance.models.keys import TrustedKeys
 from appliance.models.oms import MAX_BUNDLE_BYTES, verify_bundle
 from appliance.models.trust import Trust, trust_of
+from appliance.models.verity import Receipts
 from appliance.validator.reading import read_facts
 
 DEFAULT_SEALED_MAX_BYTES: Final = 4 * 1024**3
@@ -114,24 +116,33 @@ def check_name(name: str) -> str:
 class ModelStore(AbstractContextManager["ModelStore"]):
     """Safe to use from several threads and processes. Made by ``open``."""
 
-    def __init__(self, directories: dict[str, int], sealed_max_bytes: int, facts_of: FactsOf) -> None:
+    def __init__(
+        self, directories: dict[str, int], sealed_max_bytes: int, facts_of: FactsOf, with_verity: bool
+    ) -> None:
         self._directories = directories
         self._blobs = directories["blobs/sha256"]
         self._bundles = directories["bundles/sha256"]
         self._index = directories["models"]
         self._sealed_max_bytes = sealed_max_bytes
         self._facts_of = facts_of
+        self._with_verity = with_verity
         self._wholes = Wholes()
+        self._receipts = Receipts()
 
     @classmethod
     def open(
-        cls, root: Path, *, sealed_max_bytes: int = DEFAULT_SEALED_MAX_BYTES, facts_of: FactsOf = read_facts
+        cls,
+        root: Path,
+        *,
+        sealed_max_bytes: int = DEFAULT_SEALED_MAX_BYTES,
+        facts_of: FactsOf = read_facts,
+        with_verity: bool = False,
     ) -> "ModelStore":
         """Opens a store, making its directories where they are missing; a complete one may be on a read-only mount.
 
         Models up to ``sealed_max_bytes`` are loaded from sealed memory, larger ones from the store itself. ``facts_of``
         judges headers: in this process by default, as suits tests; an appliance gives the one that does it in a sandbox
-        (``appliance.model_store``).
+        (``appliance.model_store``). ``with_verity`` gives each imported model fs-verity, as the seal mode needs.
 
         Raises ``Fault`` when a directory is a link, belongs to another user or is writable by others.
         """
@@ -148,7 +159,7 @@ class ModelStore(AbstractContextManager["ModelStore"]):
             if isinstance(error, OSError):
                 raise Fault(f"the model store cannot be opened: {_errno_name(error)}") from error
             raise
-        return cls(directories, sealed_max_bytes, facts_of)
+        return cls(directories, sealed_max_bytes, facts_of, with_verity)
 
     def close(self) -> None:
         _close_all(self._directories)
@@ -212,7 +223,7 @@ class ModelStore(AbstractContextManager["ModelStore"]):
             try:
                 mode = seal_mode or self._mode_for(os.fstat(fd).st_size)
                 fd = _sealed(fd, mode)
-                return OpenedModel(self._verify(fd, entry, signed, trust), fd, mode)
+                return OpenedModel(self._verify(fd, mode, entry, signed, trust), fd, mode)
             except BaseException:
                 os.close(fd)
                 raise
@@ -277,9 +288,12 @@ class ModelStore(AbstractContextManager["ModelStore"]):
         sound = {f"{entry.name}.json" for entry in self._readable_entries()}
         return sorted(set(os.listdir(self._index)) - sound)  # noqa: PTH208 - by descriptor
 
-    def _verify(self, fd: int, entry: IndexEntry, signed: tuple[SignedStatement, ...], trust: Trust) -> VerifiedModel:
+    def _verify(
+        self, fd: int, mode: SealMode, entry: IndexEntry, signed: tuple[SignedStatement, ...], trust: Trust
+    ) -> VerifiedModel:
         """Everything that is said of a model comes from this one descriptor."""
-        observed = observe_signed(fd, (one.statement for one in signed), self._wholes)
+        look = self._receipts.observe if mode == "verity" else observe_signed
+        observed = look(fd, (one.statement for one in signed), self._wholes)
         if observed.digest != entry.blob:
             raise not_verified("digest-mismatch", f"the bytes are {observed.digest}, not {entry.blob}")
         facts = self._facts_of(fd)
@@ -325,13 +339,19 @@ class ModelStore(AbstractContextManager["ModelStore"]):
                 raise SignatureRefused("bundles-invalid", f"more than {MAX_BUNDLES} bundles, or one of them twice")
             trust = trust_of(trusted)
             signed = tuple(verify_bundle(bundle, trust) for bundle in bundles)
-            with Incoming(self._blobs) as incoming:
+            if self._with_verity:
+                verity.check_supported(self._blobs)
+            # fs-verity makes a nameless file one that a crash would leak: it gets a temporary name instead.
+            with Incoming(self._blobs, named=self._with_verity) as incoming:
                 observed = copy_and_observe(source_fd, incoming.fd, {one.statement.form for one in signed})
                 facts = self._facts_of(incoming.fd)
                 model = verified_model(*signed, name=name, observed=observed, facts=facts, policy=trust.policy)
+                if self._with_verity:
+                    incoming.stop_writing()
+                    verity.enable(incoming.fd)
                 incoming.make_durable()
                 with self._lock():
-                    self._publish(incoming, self._blobs, model.digest)
+                    self._publish(incoming, self._blobs, model.digest, with_verity=self._with_verity)
                     for bundle, one in zip(bundles, signed, strict=True):
                         self._put_bundle(bundle, one.bundle_digest)
                     cosigned = tuple(one.bundle_digest for one in signed[1:])
@@ -370,9 +390,9 @@ class ModelStore(AbstractContextManager["ModelStore"]):
             if bundle not in shared:
                 unlink_if_present(self._bundles, bundle.hex)
 
-    def _publish(self, incoming: "Incoming", directory: int, digest: Digest) -> None:
-        """Puts a durable file under its digest. One that is there already stays, if its bytes are right."""
-        if not _holds(directory, digest):
+    def _publish(self, incoming: "Incoming", directory: int, digest: Digest, *, with_verity: bool = False) -> None:
+        """Puts a durable file under its digest. One that is there already stays, if it is as good."""
+        if not _holds(directory, digest, with_verity=with_verity):
             unlink_if_present(directory, digest.hex)
             incoming.link(digest.hex)
         os.fsync(directory)
@@ -409,10 +429,8 @@ class ModelStore(AbstractContextManager["ModelStore"]):
 
 def _sealed(fd: int, mode: SealMode) -> int:
     """The descriptor to verify and hand out. On success ``fd`` is closed or is the answer; otherwise it stays open."""
-    if mode == "ro-store":
+    if mode in {"ro-store", "verity"}:
         return fd
-    if mode == "verity":
-        raise not_verified("seal-mode-unsupported", "fs-verity is not supported yet")
     sealed = sealed_copy(fd)
     os.close(fd)
     return sealed
@@ -439,14 +457,18 @@ def _close_all(directories: dict[str, int]) -> None:
         os.close(fd)
 
 
-def _holds(directory: int, digest: Digest) -> bool:
+def _holds(directory: int, digest: Digest, *, with_verity: bool) -> bool:
     """Whether a sound file with these bytes is there. One that is not sound is replaced, which heals the store."""
     try:
         fd = open_file(directory, digest.hex)
     except (FileNotFoundError, Refused):
         return False
     try:
-        return observe(fd).digest == digest
+        return observe(fd).digest == digest and (not with_verity or verity.is_enabled(fd))
+    except OSError as error:
+        if error.errno != errno.EIO:  # a block that the disk or fs-verity gives up
+            raise
+        return False
     finally:
         os.close(fd)
 

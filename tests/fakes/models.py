@@ -3,7 +3,7 @@
 import asyncio
 
 from appliance.core.refusals import Refused
-from appliance.core.values import Admission, AnswerEvent, Delta, End, RunnerFacts, Started, VerifiedModel
+from appliance.core.values import Admission, AnswerEvent, Delta, End, RunnerFacts, SealMode, Started, VerifiedModel
 from tests.fakes.steps import Steps
 from tests.support import made_values
 
@@ -54,7 +54,7 @@ class FakeLease:
 
     def __init__(self, models: "FakeModels", of: VerifiedModel) -> None:
         self._models = models
-        self._facts = made_values.runner_facts(of)
+        self._facts = made_values.runner_facts(of, seal_mode=models.seal_mode)
 
     @property
     def facts(self) -> RunnerFacts:
@@ -79,6 +79,7 @@ class FakeModels:
         self.script: list[list[AnswerEvent] | Refused | None] = [[event] for event in WHOLE]
         self.submitted: list[tuple[str, Admission, str]] = []
         self.answers: list[FakeAnswer] = []
+        self.seal_mode: SealMode = "sealed-memfd"
 
     async def catalogue(self) -> tuple[VerifiedModel, ...]:
         await self.steps.reach("catalogue")

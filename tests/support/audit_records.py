@@ -72,8 +72,8 @@ def policy_loaded() -> PolicyLoaded:
     return PolicyLoaded(policy_digest=POLICY, data_digest=Digest.of(b"data"))
 
 
-def model_loaded() -> ModelLoaded:
-    return ModelLoaded(model=MODEL, runner=RUNNER, load_ms=12)
+def model_loaded(runner: RunnerFacts = RUNNER) -> ModelLoaded:
+    return ModelLoaded(model=MODEL, runner=runner, load_ms=12)
 
 
 def small(number: int) -> Record:

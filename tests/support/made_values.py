@@ -14,6 +14,7 @@ from appliance.core.values import (
     Message,
     Peer,
     RunnerFacts,
+    SealMode,
     Signer,
     VerifiedClaims,
     VerifiedModel,
@@ -59,11 +60,11 @@ def model(name: str = "demo", *, context_tokens: int = 2048, digest: Digest | No
     )
 
 
-def runner_facts(of: VerifiedModel, runner_id: str = "runner-1") -> RunnerFacts:
+def runner_facts(of: VerifiedModel, runner_id: str = "runner-1", seal_mode: SealMode = "sealed-memfd") -> RunnerFacts:
     return RunnerFacts(
         runner_id=runner_id,
         model_digest=of.digest,
-        seal_mode="sealed-memfd",
+        seal_mode=seal_mode,
         layers=("landlock",),
         degraded=(),
         filter_digest=Digest.of(b"filter"),

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -13,6 +14,7 @@ from appliance.audit.query import Query, query
 from appliance.core.note import Checkpoint, Signature, format_note
 from appliance.core.records import Entry, LogClosed, Record, decode_entry, encode_entry
 from appliance.core.tree import TileTree, bundle_path, decode_bundle, encode_bundle, leaf_hash
+from appliance.core.values import Obligations
 from appliance.notary.checkpoint import verifier_key
 from tests.support.audit_log import (
     KEY,
@@ -28,6 +30,8 @@ from tests.support.audit_log import (
 )
 from tests.support.audit_records import RUNNER, FakeClock, closed, model_loaded, opened, policy_loaded, small
 
+ON_DISK = msgspec.structs.replace(RUNNER, seal_mode="ro-store")
+STRICT = msgspec.structs.replace(opened("r").decision, obligations=Obligations(minimum_seal="verity"))
 STORY: list[Record] = [
     policy_loaded(),
     model_loaded(),
@@ -206,15 +210,15 @@ def test_empty_directory_is_not_intact(tmp_path: Path) -> None:
             [
                 LOG_OPENED,
                 *STORY[:2],
-                opened(
-                    "r",
-                    runner=type(RUNNER)(
-                        **{**{f: getattr(RUNNER, f) for f in RUNNER.__struct_fields__}, "seal_mode": "ro-store"}
-                    ),
-                ),
+                opened("r", runner=ON_DISK),
             ],
             3,
             "loaded with another model, signer or seal",
+        ),
+        (
+            [LOG_OPENED, policy_loaded(), model_loaded(runner=ON_DISK), opened("r", runner=ON_DISK, decision=STRICT)],
+            3,
+            "opened with ro-store although policy demanded verity",
         ),
     ],
 )

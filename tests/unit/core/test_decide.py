@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.core import decide
-from appliance.core.decide import ALLOW_REASONS, DENY_REASONS, MALFORMED, input_digest, judge, policy_input
+from appliance.core.decide import (
+    ALLOW_REASONS,
+    DENY_REASONS,
+    MALFORMED,
+    input_digest,
+    judge,
+    policy_input,
+    require_sealed,
+)
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import (
     Admission,
@@ -16,6 +24,7 @@ from appliance.core.values import (
     Obligations,
     Peer,
     Principal,
+    SealMode,
     Signer,
     VerifiedModel,
 )
@@ -130,6 +139,26 @@ def test_an_exact_allow_allows():
     assert (decision.policy_digest, decision.input_digest) == (POLICY, INPUT)
 
 
+@pytest.mark.parametrize("seal", ["ro-store", "verity", "sealed-memfd"])
+def test_an_allow_may_demand_a_seal(seal: SealMode):
+    assert judged({**ALLOW, "obligations": {"minimum_seal": seal}}).obligations == Obligations(minimum_seal=seal)
+    both = judged({**ALLOW, "obligations": {"minimum_seal": seal, "max_tokens": 5}})
+    assert both.obligations == Obligations(minimum_seal=seal, max_tokens=5)
+
+
+def test_a_seal_weaker_than_demanded_is_refused():
+    seals: tuple[SealMode, ...] = ("ro-store", "verity", "sealed-memfd")  # weakest first
+    for demanded, minimum in enumerate(seals):
+        for had, seal in enumerate(seals):
+            if had >= demanded:
+                require_sealed(Obligations(minimum_seal=minimum), seal)
+                continue
+            with pytest.raises(Refused, match=f"loaded as {seal} and policy demands {minimum}") as caught:
+                require_sealed(Obligations(minimum_seal=minimum), seal)
+            assert caught.value.reason is Reason.POLICY_DENIED
+    require_sealed(Obligations(), "ro-store")
+
+
 def test_an_allow_without_obligations_allows():
     assert judged({**ALLOW, "obligations": {}}).obligations == Obligations()
 
@@ -184,6 +213,11 @@ MALFORMED_ANSWERS = {
     "tokens-text": {**ALLOW, "obligations": {"max_tokens": "512"}},
     "tokens-float": {**ALLOW, "obligations": {"max_tokens": 512.0}},
     "tokens-true": {**ALLOW, "obligations": {"max_tokens": True}},
+    "seal-unknown": {**ALLOW, "obligations": {"minimum_seal": "wax"}},
+    "seal-null": {**ALLOW, "obligations": {"minimum_seal": None}},
+    "seal-list": {**ALLOW, "obligations": {"minimum_seal": ["verity"]}},
+    "seal-with-bad-tokens": {**ALLOW, "obligations": {"minimum_seal": "verity", "max_tokens": 0}},
+    "deny-with-seal": {**DENY, "obligations": {"minimum_seal": "verity"}},
     "tokens-null": {**ALLOW, "obligations": {"max_tokens": None}},
 }
 

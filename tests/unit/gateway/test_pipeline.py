@@ -168,6 +168,22 @@ def test_obligation_caps_what_is_reserved_and_what_the_runner_may_say() -> None:
     run(scenario)
 
 
+def test_model_that_is_sealed_worse_than_policy_demands_says_nothing() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.policy.raw_answer = ALLOWED | {"obligations": {"minimum_seal": "sealed-memfd"}}
+        await answered(world)
+        weak = World()
+        weak.policy.raw_answer = world.policy.raw_answer
+        weak.models.seal_mode = "verity"
+        refused = await refusal(weak)
+        assert refused.reason is Reason.POLICY_DENIED
+        assert "policy demands sealed-memfd" in refused.detail
+        assert_nothing_is_left(weak, opened=False)
+
+    run(scenario)
+
+
 # --- the list of models ---------------------------------------------------------------------------------------------
 
 

@@ -482,11 +482,6 @@ def test_sealed_model_cannot_be_changed_any_more(root: Path, store: ModelStore) 
         assert bytes_of(opened.file) == MODEL
 
 
-def test_verity_is_refused_until_it_exists(store: ModelStore) -> None:
-    put(store)
-    assert code_of(lambda: store.open_verified("demo", TRUSTED, seal_mode="verity")) == "seal-mode-unsupported"
-
-
 # --- replacing and removing -------------------------------------------------------------------------------------------
 
 

@@ -134,6 +134,15 @@ def test_model_that_was_replaced_is_found_out(desk: Desk) -> None:
             store.reference("demo")
 
 
+def test_configured_verity_is_never_replaced_by_a_weaker_seal(desk: Desk) -> None:
+    """On a host or for a model without fs-verity; one that has it is in ``tests/integration/models``."""
+    desk.load("acme")
+    config = parse({"state_dir": str(desk.config.state_dir), "models": {"seal_mode": "verity"}})
+    store = TrustingStore(config)
+    assert store.reference("demo").name == "demo"
+    assert code_of(lambda: store.open_verified("demo")) in {"seal-mode-unsupported", "verity-missing"}
+
+
 def test_catalogue_that_lists_the_model_lets_it_load(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     desk.load("acme")
     desk.publish(minimum_seal="sealed-memfd")
