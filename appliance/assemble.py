@@ -238,7 +238,7 @@ async def warden(config: Settings, stop: asyncio.Event) -> None:
 
 def _launcher(config: Settings) -> Launcher:
     if config.sandbox.launcher == "systemd":
-        return SystemdLauncher(config.runner_socket)
+        return SystemdLauncher(config.runner_socket, allow_degraded=frozenset(config.sandbox.allow_degraded))
     return SpawnLauncher(allow_degraded=frozenset(config.sandbox.allow_degraded))
 
 

@@ -1,8 +1,9 @@
 """Is the fence up? Asked before a runner gets a model, and looked at again before anybody gets the runner.
 
 A runner's word counts as long as nothing of a stranger's has reached it: ``Fenced`` comes before ``Load``. Afterwards
-the kernel is asked, where this process can see the other (the *spawn* launcher). What it shows is that two filters were
-installed on every thread; that the first is ours rests on code that had not yet met the model.
+the kernel is asked: about our child (*spawn*), or about the process that the kernel named as the sender of ``Fenced``
+(*systemd*). What it shows is that two filters were installed on every thread; that the first is ours rests on code that
+had not yet met the model.
 
 Trusts: the installed runner until it takes a model, the kernel's ``/proc`` afterwards.
 Promises: a model goes only to a runner that accounts for every layer of the closed list, lacks none but those that may
@@ -11,6 +12,9 @@ Not here: putting the layers on (``sandbox``); starting processes (the launchers
 """
 
 import functools
+import os
+import select
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -67,10 +71,79 @@ def inspect(pid: int, named: frozenset[str]) -> None:
     try:
         inherited = int(_status(Path("/proc/self/status")).get("Seccomp_filters", "0"))
         runner = _only_child(pid) if layers.PID_NAMESPACE in named else pid
+    except (OSError, ValueError) as error:
+        raise Fault(f"the runner's process cannot be looked at: {error}") from error
+    _inspect(runner, inherited)
+
+
+def _inspect(runner: int, inherited: int) -> None:
+    try:
         for thread in Path(f"/proc/{runner}/task").iterdir():
             _require_fenced(_status(thread / "status"), inherited + len(FILTERS))
     except (OSError, ValueError) as error:
         raise Fault(f"the runner's process cannot be looked at: {error}") from error
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Who sent a message, by the kernel's word (``SCM_CREDENTIALS``, unix(7)). ``pid`` is 0 for a process that this one
+    cannot see."""
+
+    pid: int
+    uid: int
+
+
+class Witness:
+    """Another user's process, held by a descriptor so that its number cannot come to mean another one, and how many
+    filters it had before it met a model: those of its unit."""
+
+    def __init__(self, sender: Sender) -> None:
+        """To be called while the sender waits for its ``Load``. Raises ``Fault`` when it is not to be seen, is root,
+        this process's user, or has company of its own user that is not its parent."""
+        if sender.pid <= 0:
+            raise Fault("the runner's process cannot be seen from here")
+        if sender.uid in (0, os.getuid()):
+            raise Fault(f"the runner is the user {sender.uid}, not one of its own")
+        try:
+            self._process = os.pidfd_open(sender.pid)
+        except OSError as error:
+            raise Fault(f"the runner's process cannot be held: {error}") from error
+        self._pid = sender.pid
+        try:
+            _require_alone(sender)
+            seen = _status(Path(f"/proc/{self._pid}/status"))
+            self._inherited = int(seen.get("Seccomp_filters", "0"))
+        except (OSError, ValueError) as error:
+            self.close()
+            raise Fault(f"the runner's process cannot be looked at: {error}") from error
+        except Fault:
+            self.close()
+            raise
+        if not self._inherited:
+            self.close()
+            raise Fault("the runner's unit put no filter on it")
+
+    def require_fenced(self) -> None:
+        """As ``inspect``, of the process that was held all the time. Raises ``Fault``."""
+        _inspect(self._pid, self._inherited)
+        if select.select([self._process], [], [], 0)[0]:  # readable: it has ended, and what was read was another's
+            raise Fault("the runner's process has ended")
+
+    def close(self) -> None:
+        os.close(self._process)
+
+
+def _require_alone(sender: Sender) -> None:
+    """Every process of a user may signal every other: a runner's user is no other's, but its guardian's."""
+    guardian = _status(Path(f"/proc/{sender.pid}/status"))["PPid"]
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and process.name not in (str(sender.pid), guardian):
+            try:
+                users = _status(process / "status")["Uid"].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has just ended
+            if str(sender.uid) in users:
+                raise Fault(f"the runner's user {sender.uid} has another process, {process.name}")
 
 
 def _only_child(pid: int) -> int:

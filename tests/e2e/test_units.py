@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from appliance.sandbox import given, layers
 from tests.support import image_build, nspawn
 from tests.support.image_build import REPOSITORY
+from tests.support.unit_checks import WEAKENED
 
 UNITS = REPOSITORY / "systemd"
 SERVICES = ("paddock-gateway", "paddock-notary", "paddock-warden", "paddock-runner@")
@@ -72,7 +74,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict:
         journal, stderr = folder / "check" / "journal", folder / "check" / "stderr"
         said = "\n".join(path.read_text() for path in (stderr, journal) if path.exists())
         pytest.fail(f"the check did not end as it should:\n{said[-6000:]}")
-    return json.loads(printed)
+    return json.loads(printed) | {"journal": (folder / "check" / "journal").read_text()}
 
 
 def booted(test):
@@ -102,6 +104,48 @@ def test_no_runner_shares_a_user_or_keeps_a_privilege(seen: dict) -> None:
         assert {status[name].strip("0") for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {""}
         assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
         assert int(status["Uid"].split()[0]) >= 61184  # systemd's range of dynamic users
+
+
+@booted
+def test_no_layer_is_claimed_that_was_not_seen(seen: dict) -> None:
+    [loaded] = seen["status"]["loaded"]
+    assert set(loaded["runner"]["degraded"]) == given.NOT_GIVEN
+    assert set(loaded["runner"]["layers"]) == set(layers.LAYERS) - given.NOT_GIVEN
+
+
+@booted
+@pytest.mark.parametrize("name", WEAKENED)
+def test_weakened_unit_does_not_go_unnoticed(seen: dict, name: str) -> None:
+    said = seen["weakened"][name]
+    assert said.startswith("LoadFailed(reason='layer-missing'"), said
+    assert f"{WEAKENED[name][1]}: " in said
+
+
+@booted
+def test_the_unit_as_it_is_does_not_seem_weakened(seen: dict) -> None:
+    assert seen["not weakened"].startswith("Fenced("), seen["not weakened"]
+
+
+@booted
+def test_a_runner_that_ignores_its_channel_does_not_live_on(seen: dict) -> None:
+    assert seen["a runner that ignored its channel"] == {}
+
+
+@booted
+def test_no_model_goes_to_a_runner_that_the_warden_could_be_signalled_by(seen: dict) -> None:
+    statuses = seen["a runner of the warden's user"]
+    assert statuses[-1] == 503
+    assert 200 not in statuses
+    assert "the runner is the user" in seen["journal"]
+
+
+@booted
+def test_no_runner_is_leased_on_its_own_word(seen: dict) -> None:
+    """A warden to which the kernel shows no process refuses every runner."""
+    statuses = seen["a warden that sees no process"]
+    assert statuses[-1] == 503
+    assert 200 not in statuses
+    assert "cannot be looked at" in seen["journal"]
 
 
 @booted

@@ -16,6 +16,24 @@ PADDOCK = ["/usr/lib/paddock/bin/python3", "-I", "-B", "-m", "appliance"]
 CONFIG = ["--config", "/etc/paddock/paddock.toml"]
 PACKAGES = Path("/usr/lib/paddock/lib/python3.11/site-packages")
 
+WEAKENED = {
+    "network shared": ("PrivateNetwork=no", "network-namespace"),
+    "sockets allowed": ("RestrictAddressFamilies=AF_INET", "network-namespace"),
+    "root of the host": ("RootDirectory=", "empty-root"),
+    "root of the host, writable": ("RootDirectory=\nProtectSystem=no\nProtectHome=no", "mount-namespace"),
+    "a folder of the host": ("BindReadOnlyPaths=/etc", "empty-root"),
+    "a folder of the host, writable": ("BindPaths=/var/lib/paddock/models:/srv", "mount-namespace"),
+    "devices of the host": ("PrivateDevices=no", "empty-root"),
+    "nothing made inaccessible": ("InaccessiblePaths=", "empty-root"),
+    "processes of others in sight": ("ProtectProc=default", "empty-root"),
+    "the kernel's settings in sight": ("ProcSubset=all", "empty-root"),
+    "users of the host": ("PrivateUsers=no", "user-namespace"),
+    "as root": ("DynamicUser=no\nUser=root", "user-namespace"),
+    "message queues of the host": ("PrivateIPC=no", "ipc-namespace"),
+    "a capability that could be gained": ("CapabilityBoundingSet=CAP_NET_RAW", "no-capabilities"),
+}
+"""Lines that take something away from the runner's unit, and the layer that the runner must then miss."""
+
 
 def run(*command: str, user: str | None = None) -> str:
     if user:
@@ -68,7 +86,12 @@ def chat_once_verified(token: str) -> tuple[int, str]:
 
 
 def runners() -> dict[int, dict[str, str]]:
-    """Process status by pid of every live runner."""
+    """Process status by pid of every live runner, without the guardians that stand beside them."""
+    found = runners_and_guardians()
+    return {pid: status for pid, status in found.items() if int(status["PPid"]) in found}
+
+
+def runners_and_guardians() -> dict[int, dict[str, str]]:
     found = {}
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -94,6 +117,59 @@ def connects(path: str, user: str) -> str:
     return "refused" if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1 else "connected"
 
 
+DROP_INS = Path("/run/systemd/system")
+
+
+def weaken(unit: str, lines: str) -> None:
+    """From now on, for what is started then; instead of what was said of this unit before."""
+    folder = DROP_INS / f"{unit}.d"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "weaker.conf").write_text(f"[Service]\n{lines}\n")
+    run("systemctl", "daemon-reload")
+
+
+def first_word() -> str:
+    """What a runner says that is started now, by root instead of the warden, and gets no model."""
+    from appliance.ipc.frames import FrameDecoder
+    from appliance.ipc.messages import FromRunner
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as channel:
+        channel.settimeout(20)
+        channel.connect("/run/paddock/runner.sock")
+        said = channel.recv(10000)
+    return str(FrameDecoder(FromRunner).decode(said)) if said else "nothing"
+
+
+def weakened() -> dict[str, str]:
+    answers = {}
+    for name, (lines, _layer) in WEAKENED.items():
+        weaken("paddock-runner@.service", lines)
+        answers[name] = first_word()
+    weaken("paddock-runner@.service", "")
+    return answers
+
+
+def refused(token: str) -> list[int]:
+    """Statuses of chats for which the warden must not hand out a runner; the first may come before it knows a model."""
+    statuses = []
+    for _ in range(8):
+        statuses.append(chat(token)[0])
+        if statuses[-1] == 200 or statuses.count(503) == 2:
+            break
+        time.sleep(0.3)
+    return statuses
+
+
+def end_a_runner_that_ignores_its_channel(pid: int) -> dict[int, dict[str, str]]:
+    """One that is stopped hears nothing, as one that is busy or hostile. The warden may not signal it."""
+    os.kill(pid, 19)
+    run("systemctl", "stop", "paddock-warden.service")
+    deadline = time.monotonic() + 10
+    while runners_and_guardians() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return runners_and_guardians()
+
+
 def main() -> dict:
     seen: dict = {}
     set_up()
@@ -106,11 +182,23 @@ def main() -> dict:
         os.kill(pid, 9)
     seen["chat after the runner was killed"] = chat_once_verified(token)
     seen["runners afterwards"] = runners()
+    seen["status"] = json.loads(paddock("status", "--json", *CONFIG))
     seen["sockets"] = {
         f"{name} as {user}": connects(f"/run/paddock/{name}.sock", user)
         for name in ("notary", "admin", "warden", "runner")
         for user in ("nobody", "paddock-gateway")
     }
+    seen["weakened"] = weakened()
+    seen["not weakened"] = first_word()
+    seen["a runner that ignored its channel"] = end_a_runner_that_ignores_its_channel(*seen["runners afterwards"])
+    weaken("paddock-runner@.service", "DynamicUser=no\nUser=paddock-warden")
+    run("systemctl", "start", "paddock-warden.service")
+    seen["a runner of the warden's user"] = refused(token)
+    run("systemctl", "stop", "paddock-warden.service")
+    weaken("paddock-runner@.service", "")
+    weaken("paddock-warden.service", "ProtectProc=invisible")
+    run("systemctl", "start", "paddock-warden.service")
+    seen["a warden that sees no process"] = refused(token)
     run("systemctl", "stop", "paddock.target", "paddock-*")  # the pattern, so as to wait for each of them
     seen["runners at the end"] = runners()
     seen["audit"] = json.loads(paddock("audit", "verify", "/var/lib/paddock/notary/log", "--json"))

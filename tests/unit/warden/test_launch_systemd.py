@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from appliance.core.refusals import Fault
-from appliance.warden.launch_systemd import GIVEN_BY_THE_UNIT, SystemdLauncher
+from appliance.core.refusals import Fault, Reason, Refused
+from appliance.ipc.frames import encode
+from appliance.ipc.messages import Load, LoadFailed
+from appliance.sandbox import layers
+from appliance.warden import fence, handshake
+from appliance.warden.launch_systemd import SystemdLauncher
+from tests.fakes.launcher import FENCED
 
 
 def in_loop(test):
@@ -91,10 +96,102 @@ async def test_killed_runner_that_lives_on_is_not_taken_for_dead(listening: sock
     runner.channel.close()
 
 
-def test_unit_and_launcher_agree_on_what_the_unit_gives() -> None:
+def test_only_what_systemd_does_not_give_may_be_missing_unless_the_operator_says_so() -> None:
+    assert SystemdLauncher(Path("s")).allow_degraded == {layers.PID_NAMESPACE, layers.CGROUP_NAMESPACE}
+    allowed = SystemdLauncher(Path("s"), allow_degraded=frozenset({layers.MDWE})).allow_degraded
+    assert allowed == {layers.PID_NAMESPACE, layers.CGROUP_NAMESPACE, layers.MDWE}
+
+
+def test_units_command_line_allows_nothing_to_be_missing() -> None:
     unit = (Path(__file__).parents[3] / "systemd" / "paddock-runner@.service").read_text(encoding="utf-8")
     [command] = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
-    assert frozenset(command.rpartition("--degraded ")[2].split(",")) == GIVEN_BY_THE_UNIT
+    assert command.endswith("-m appliance.runner --channel-fd 0 --launcher systemd")
+
+
+# --- who speaks -----------------------------------------------------------------------------------------------------
+
+LOAD = Load(runner_id="r", context_tokens=64, slots=1, threads=1)
+
+
+@in_loop
+async def test_kernel_names_the_sender_and_the_word_is_not_lost(listening: socket.socket) -> None:
+    runner = launcher(listening).launch("r")
+    theirs, _ = listening.accept()
+    theirs.send(b"a word")
+    assert await handshake._first_sender(runner.channel) == fence.Sender(pid=os.getpid(), uid=os.getuid())
+    assert runner.channel.recvmsg(100, 100)[:2] == (b"a word", [])
+    theirs.close()
+    await ended(runner)
+    runner.channel.close()
+
+
+@in_loop
+async def test_gateway_is_not_told_the_senders(listening: socket.socket) -> None:
+    """It would take the credentials for a frame that was cut short."""
+    runner = launcher(listening).launch("r")
+    theirs, _ = listening.accept()
+    theirs.send(b"before")
+    theirs.send(b"between")
+    await handshake._first_sender(runner.channel)
+    theirs.send(b"after")
+    for word in (b"before", b"between", b"after"):
+        assert runner.channel.recvmsg(100, 100)[:2] == (word, [])
+    theirs.close()
+    await ended(runner)
+    runner.channel.close()
+
+
+@in_loop
+async def test_runner_of_the_wardens_own_user_gets_no_model(listening: socket.socket) -> None:
+    runner = launcher(listening).launch("r")
+    theirs, _ = listening.accept()
+    theirs.send(encode(FENCED))
+    with pytest.raises(Fault, match="not one of its own"):
+        async with asyncio.timeout(5):
+            await handshake.handshake(runner.channel, LOAD, 0, frozenset())
+    theirs.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        theirs.recv(100)
+    assert runner.channel.fileno() == -1
+    theirs.close()
+    await ended(runner)
+
+
+@in_loop
+async def test_runner_that_refuses_is_heard_before_it_is_looked_at(listening: socket.socket) -> None:
+    runner = launcher(listening).launch("r")
+    theirs, _ = listening.accept()
+    theirs.send(encode(LoadFailed(reason="layer-missing", detail="network-namespace: there is eth0")))
+    theirs.close()
+    with pytest.raises(Refused, match="there is eth0") as refusal:
+        async with asyncio.timeout(5):
+            await handshake.handshake(runner.channel, LOAD, 0, frozenset())
+    assert refusal.value.reason is Reason.RUNNER_UNAVAILABLE
+    await ended(runner)
+
+
+@in_loop
+async def test_runner_that_ends_without_a_word_is_refused(listening: socket.socket) -> None:
+    runner = launcher(listening).launch("r")
+    listening.accept()[0].close()
+    with pytest.raises(Refused, match="before it said anything") as refusal:
+        async with asyncio.timeout(5):
+            await handshake.handshake(runner.channel, LOAD, 0, frozenset())
+    assert refusal.value.reason is Reason.RUNNER_UNAVAILABLE
+    assert runner.channel.fileno() == -1
+    await ended(runner)
+
+
+@in_loop
+async def test_waiting_for_a_word_can_be_given_up(listening: socket.socket) -> None:
+    runner = launcher(listening).launch("r")
+    theirs, _ = listening.accept()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await handshake.handshake(runner.channel, LOAD, 0, frozenset())
+    assert runner.channel.fileno() == -1
+    theirs.close()
+    await ended(runner)
 
 
 @in_loop
