@@ -13,7 +13,8 @@ Not here: putting the layers on (``sandbox``); starting processes (the launchers
 
 import functools
 import os
-import select
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -71,13 +72,6 @@ def inspect(pid: int, named: frozenset[str]) -> None:
     try:
         inherited = int(_status(Path("/proc/self/status")).get("Seccomp_filters", "0"))
         runner = _only_child(pid) if layers.PID_NAMESPACE in named else pid
-    except (OSError, ValueError) as error:
-        raise Fault(f"the runner's process cannot be looked at: {error}") from error
-    _inspect(runner, inherited)
-
-
-def _inspect(runner: int, inherited: int) -> None:
-    try:
         for thread in Path(f"/proc/{runner}/task").iterdir():
             _require_fenced(_status(thread / "status"), inherited + len(FILTERS))
     except (OSError, ValueError) as error:
@@ -94,8 +88,8 @@ class Sender:
 
 
 class Witness:
-    """Another user's process, held by a descriptor so that its number cannot come to mean another one, and how many
-    filters it had before it met a model: those of its unit."""
+    """Another user's process, held by its open folder in ``/proc``: what is read there later is read of this process or
+    fails, whoever has its number then. And how many filters it had before it met a model: those of its unit."""
 
     def __init__(self, sender: Sender) -> None:
         """To be called while the sender waits for its ``Load``. Raises ``Fault`` when it is not to be seen, is root,
@@ -104,38 +98,48 @@ class Witness:
             raise Fault("the runner's process cannot be seen from here")
         if sender.uid in (0, os.getuid()):
             raise Fault(f"the runner is the user {sender.uid}, not one of its own")
-        try:
-            self._process = os.pidfd_open(sender.pid)
-        except OSError as error:
-            raise Fault(f"the runner's process cannot be held: {error}") from error
-        self._pid = sender.pid
-        try:
-            _require_alone(sender)
-            seen = _status(Path(f"/proc/{self._pid}/status"))
-            self._inherited = int(seen.get("Seccomp_filters", "0"))
-        except (OSError, ValueError) as error:
-            self.close()
-            raise Fault(f"the runner's process cannot be looked at: {error}") from error
-        except Fault:
-            self.close()
-            raise
-        if not self._inherited:
-            self.close()
-            raise Fault("the runner's unit put no filter on it")
+        with ExitStack() as on_failure, _looking():
+            self._folder = os.open(f"/proc/{sender.pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            on_failure.callback(self.close)
+            seen = _status_in(self._folder)
+            _require_alone(sender, guardian=seen["PPid"])
+            self._inherited = int(seen["Seccomp_filters"])
+            if not self._inherited:
+                raise Fault("the runner's unit put no filter on it")
+            on_failure.pop_all()
 
     def require_fenced(self) -> None:
-        """As ``inspect``, of the process that was held all the time. Raises ``Fault``."""
-        _inspect(self._pid, self._inherited)
-        if select.select([self._process], [], [], 0)[0]:  # readable: it has ended, and what was read was another's
-            raise Fault("the runner's process has ended")
+        """As ``inspect``. Raises ``Fault``, also when the process has ended."""
+        with _looking():
+            tasks = os.open("task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)
+            try:
+                for thread in os.listdir(tasks):  # noqa: PTH208 - of a descriptor
+                    _require_fenced(_status_in(tasks, thread), self._inherited + len(FILTERS))
+            finally:
+                os.close(tasks)
+            if _status_in(self._folder)["State"].startswith(("Z", "X")):  # ended, and not waited for yet
+                raise Fault("the runner's process has ended")
 
     def close(self) -> None:
-        os.close(self._process)
+        os.close(self._folder)
 
 
-def _require_alone(sender: Sender) -> None:
+@contextmanager
+def _looking() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        raise Fault(f"the runner's process cannot be looked at: {error}") from error
+
+
+def _status_in(folder: int, thread: str = ".") -> dict[str, str]:
+    status = os.open(f"{thread}/status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    with os.fdopen(status, encoding="utf-8", errors="replace") as file:
+        return _fields(file.read())
+
+
+def _require_alone(sender: Sender, *, guardian: str) -> None:
     """Every process of a user may signal every other: a runner's user is no other's, but its guardian's."""
-    guardian = _status(Path(f"/proc/{sender.pid}/status"))["PPid"]
     for process in Path("/proc").iterdir():
         if process.name.isdigit() and process.name not in (str(sender.pid), guardian):
             try:
@@ -152,8 +156,11 @@ def _only_child(pid: int) -> int:
 
 
 def _status(path: Path) -> dict[str, str]:
-    lines = path.read_text("utf-8", "replace").splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return _fields(path.read_text("utf-8", "replace"))
+
+
+def _fields(status: str) -> dict[str, str]:
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in status.splitlines())}
 
 
 def _require_fenced(seen: dict[str, str], filters: int) -> None:

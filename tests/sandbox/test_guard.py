@@ -104,3 +104,14 @@ def test_runner_outside_of_any_unit_does_not_believe_that_it_is_in_one(degraded:
     assert answer.reason == "layer-missing"
     assert layers.NO_NEW_PRIVS in answer.detail
     assert (layers.EMPTY_ROOT in answer.detail) is not bool(degraded)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--launcher", "none"], ["--launch", "systemd"]]
+    + [["--launcher", "systemd", "--degraded", name] for name in sorted(layers.INDISPENSABLE)],
+)
+def test_unit_cannot_be_told_to_do_without(arguments: list[str]) -> None:
+    command = [sys.executable, "-I", "-B", "-m", "appliance.runner", "--channel-fd", "3", *arguments]
+    done = subprocess.run(command, stderr=subprocess.DEVNULL, timeout=30, check=False)
+    assert done.returncode == runner_main.EXIT_USAGE
