@@ -44,6 +44,8 @@ from appliance.models.store import OpenedModel
 from appliance.models.trust import Trust
 from appliance.notary.main import NotaryConfig, run_notary
 from appliance.policy.reload import ReloadingPolicy
+from appliance.sandbox.confine import confine
+from appliance.sandbox.seccomp import Role
 from appliance.settings import Settings
 from appliance.warden import main as warden_process
 from appliance.warden.launch_spawn import SpawnLauncher
@@ -56,6 +58,18 @@ RESERVATION_SLACK_SECONDS: Final = 300
 REQUEST_SLACK_SECONDS: Final = 60
 
 log = logging.getLogger(__name__)
+
+
+def fence(role: Role, config: Settings) -> None:
+    """Leaves this process what its role still opens while it serves. Raises ``Misconfigured`` as ``confine`` does."""
+    readable: dict[Role, Path] = {"gateway": config.policy_dir}  # read again when its files change
+    writable: dict[Role, Path] = {"notary": config.notary_dir}
+    confine(
+        role,
+        allow_degraded=config.sandbox.allow_degraded,
+        readable=[path for owner, path in readable.items() if owner == role],
+        writable=[path for owner, path in writable.items() if owner == role],
+    )
 
 
 def _now_seconds() -> int:
@@ -110,7 +124,7 @@ async def gateway(config: Settings) -> None:
         warden=warden,
         policy=policy,
         limits=WireLimits(request_seconds=_longest_request_seconds(config)),
-        listeners=lambda: _gateway_sockets(config),
+        listeners=lambda: _fenced_gateway_sockets(config),
     )
 
 
@@ -142,6 +156,13 @@ def _budget(config: Settings) -> Budget:
         window_seconds=config.limits.budget_window_seconds,
         hold_seconds=config.gateway.request_timeout_seconds + RESERVATION_SLACK_SECONDS,
     )
+
+
+def _fenced_gateway_sockets(config: Settings) -> list[socket.socket]:
+    """The last thing before the first client: afterwards this process can make no other listener."""
+    sockets = _gateway_sockets(config)
+    fence("gateway", config)
+    return sockets
 
 
 def _gateway_sockets(config: Settings) -> list[socket.socket]:
@@ -291,4 +312,5 @@ async def notary(config: Settings, stop: asyncio.Event) -> None:
         stop=stop,
         listening=_inherited("notary"),
         admin_listening=_inherited("admin"),
+        before_peers=lambda: fence("notary", config),
     )

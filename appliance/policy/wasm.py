@@ -210,8 +210,8 @@ _SMALLEST_FUNCTION: Final = bytes.fromhex("0061736d 01000000 010401600000 030201
 def _engine() -> wasmtime.Engine:
     """Machine code where the process may make memory executable, wasmtime's interpreter where it may not.
 
-    A unit with ``MemoryDenyWriteExecute=yes`` is such a place. The limits and the answers are the same, the
-    interpreter takes about six times as long (0.6 ms for the default policy).
+    A unit with ``MemoryDenyWriteExecute=yes`` is such a place, and a gateway that has fenced itself in. The limits and
+    the answers are the same, the interpreter takes about six times as long (0.6 ms for the default policy).
     """
     native = wasmtime.Engine(_config())
     try:
