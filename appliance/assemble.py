@@ -38,7 +38,7 @@ from appliance.ipc.notary_client import NotaryClient
 from appliance.limits.budget import MemoryTokenBudget
 from appliance.limits.gate import AddressGate
 from appliance.limits.rates import RequestRates
-from appliance.model_store import open_store
+from appliance.model_store import begin_starter, store_with
 from appliance.models.catalogue import CatalogueKeeper
 from appliance.models.store import OpenedModel
 from appliance.models.trust import Trust
@@ -52,6 +52,8 @@ from appliance.warden.launch_spawn import SpawnLauncher
 from appliance.warden.launch_systemd import SystemdLauncher
 from appliance.warden.pool import Pool, PoolSettings
 from appliance.warden.ports import Launcher
+from appliance.warden.starter_client import Starter
+from appliance.warden.validate import SandboxedValidator
 
 KEYS_WAIT_SECONDS: Final = 30.0
 RESERVATION_SLACK_SECONDS: Final = 300
@@ -185,8 +187,8 @@ async def _file_exists(path: Path) -> None:
 class TrustingStore:
     """The model store under the operator's trust and catalogue, read anew each time: what the warden sees."""
 
-    def __init__(self, config: Settings) -> None:
-        self._store = open_store(config)
+    def __init__(self, config: Settings, starter: Starter) -> None:
+        self._store = store_with(config, SandboxedValidator(starter))
         self._catalogue = CatalogueKeeper(config.trust_dir, config.models_dir)
         self._trust_dir = config.trust_dir
         self._seal_mode = config.models.seal_mode
@@ -233,11 +235,19 @@ class TrustingStore:
 
 
 async def warden(config: Settings, stop: asyncio.Event) -> None:
-    """The process that verifies models and starts runners. Raises ``Fault`` when it cannot start."""
+    """The process that verifies models and has runners started. Raises ``Fault`` when it cannot start.
+
+    Its starter is begun before there is a thread, and before a byte of the store or of any peer is read.
+    """
+    with begin_starter(config) as starter:
+        await _warden(config, starter, stop)
+
+
+async def _warden(config: Settings, starter: Starter, stop: asyncio.Event) -> None:
     notary = _notary_client(config, "warden")
     pool = Pool(
-        TrustingStore(config),
-        _launcher(config),
+        TrustingStore(config, starter),
+        _launcher(config, starter),
         notary,
         PoolSettings(
             context_tokens=config.models.context_tokens,
@@ -250,6 +260,7 @@ async def warden(config: Settings, stop: asyncio.Event) -> None:
     await warden_process.serve(
         pool,
         notary=notary,
+        starter=starter,
         listening=_unix_listener("warden", config.warden_socket, 0o660),
         gateway_uids=frozenset({_uid(config.users.gateway)}),
         operator_uids=_operator_uids(config),
@@ -257,10 +268,10 @@ async def warden(config: Settings, stop: asyncio.Event) -> None:
     )
 
 
-def _launcher(config: Settings) -> Launcher:
+def _launcher(config: Settings, starter: Starter) -> Launcher:
     if config.sandbox.launcher == "systemd":
         return SystemdLauncher(config.runner_socket)
-    return SpawnLauncher(allow_degraded=frozenset(config.sandbox.allow_degraded))
+    return SpawnLauncher(starter)
 
 
 def _inherited(name: str) -> socket.socket | None:

@@ -58,7 +58,7 @@ class ActivatedRunner:
         so, and we are not told."""
         await self._ended.wait()
 
-    def inspect(self, named: frozenset[str]) -> None:
+    async def inspect(self, named: frozenset[str]) -> None:
         """There is nothing to look at: another user's process, in a unit that shows this one no other."""
 
     def kill(self) -> None:
@@ -83,7 +83,7 @@ class SystemdLauncher:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def launch(self, runner_id: str) -> ActivatedRunner:
+    async def launch(self, runner_id: str) -> ActivatedRunner:
         """Connects; the runner then waits for its ``Load``.
 
         Raises ``Fault`` when nobody listens, the queue of connections is full, or we may not connect.

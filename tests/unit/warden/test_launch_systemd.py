@@ -40,7 +40,7 @@ async def ended(runner) -> None:
 
 @in_loop
 async def test_a_runner_that_ends_is_not_waited_for(listening: socket.socket) -> None:
-    runner = launcher(listening).launch("r")
+    runner = await launcher(listening).launch("r")
     theirs, _ = listening.accept()
     theirs.close()
     assert await ended(runner) is None
@@ -49,7 +49,7 @@ async def test_a_runner_that_ends_is_not_waited_for(listening: socket.socket) ->
 
 @in_loop
 async def test_what_a_runner_says_is_not_taken_for_its_end(listening: socket.socket) -> None:
-    runner = launcher(listening).launch("r")
+    runner = await launcher(listening).launch("r")
     theirs, _ = listening.accept()
     theirs.send(b"an answer that nobody has read yet")
     with pytest.raises(TimeoutError):
@@ -63,7 +63,7 @@ async def test_what_a_runner_says_is_not_taken_for_its_end(listening: socket.soc
 
 @in_loop
 async def test_kill_does_not_leave_the_runner_a_peer_even_if_others_hold_the_channel(listening: socket.socket) -> None:
-    runner = launcher(listening).launch("r")
+    runner = await launcher(listening).launch("r")
     theirs, _ = listening.accept()
     gateways = runner.channel.dup()
     runner.channel.close()
@@ -79,7 +79,7 @@ async def test_kill_does_not_leave_the_runner_a_peer_even_if_others_hold_the_cha
 
 @in_loop
 async def test_killed_runner_that_lives_on_is_not_taken_for_dead(listening: socket.socket) -> None:
-    runner = launcher(listening).launch("r")
+    runner = await launcher(listening).launch("r")
     theirs, _ = listening.accept()
     runner.kill()
     runner.kill()
@@ -100,7 +100,7 @@ def test_unit_and_launcher_agree_on_what_the_unit_gives() -> None:
 @in_loop
 async def test_no_descriptor_is_left_behind(listening: socket.socket) -> None:
     async def one() -> None:
-        runner = launcher(listening).launch("r")
+        runner = await launcher(listening).launch("r")
         theirs, _ = listening.accept()
         theirs.close()
         await ended(runner)
@@ -115,7 +115,7 @@ async def test_no_descriptor_is_left_behind(listening: socket.socket) -> None:
 @in_loop
 async def test_an_absent_socket_is_a_fault(tmp_path: Path) -> None:
     with pytest.raises(Fault, match="No such file"):
-        SystemdLauncher(tmp_path / "nobody.sock").launch("r")
+        await SystemdLauncher(tmp_path / "nobody.sock").launch("r")
 
 
 @in_loop
@@ -126,7 +126,7 @@ async def test_a_full_queue_does_not_stop_the_event_loop(tmp_path: Path) -> None
         runners = []
         with pytest.raises(Fault, match="unavailable"):
             for _ in range(8):
-                runners.append(SystemdLauncher(tmp_path / "runner.sock").launch("r"))
+                runners.append(await SystemdLauncher(tmp_path / "runner.sock").launch("r"))
     for runner in runners:
         await ended(runner)
         runner.channel.close()
