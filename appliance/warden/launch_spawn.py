@@ -91,7 +91,7 @@ class LaunchedRunner:
     def _heard(self, word: FromLine, _fds: list[int]) -> None:
         if isinstance(word, Ended):
             self._end(word.status)
-            self._answers.put_nowait(Failed(detail="the runner has ended"))
+            self._line.close("the runner has ended")
         else:
             self._answers.put_nowait(word)
 

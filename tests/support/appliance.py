@@ -126,11 +126,13 @@ class TestAppliance:
             raise
 
     def pid_of(self, role: str) -> int:
-        """The process of a role, or the runner's own process (the innermost one)."""
+        """The process of a role, the warden's starter, or the runner's own process (the innermost one)."""
         assert self._process is not None
         for pid in _descendants(self._process.pid):
             arguments = _arguments(pid)
             if role == "runner" and "appliance.runner" in arguments and not _children(pid):
+                return pid
+            if role == "starter" and "appliance.warden.starter" in arguments:
                 return pid
             if role != "runner" and role in arguments and "--parent" in arguments:
                 return pid
