@@ -39,7 +39,7 @@ from appliance.limits.budget import MemoryTokenBudget
 from appliance.limits.gate import AddressGate
 from appliance.limits.rates import RequestRates
 from appliance.model_store import begin_starter, store_with
-from appliance.models.catalogue import CatalogueKeeper
+from appliance.models.catalogue import MEMORY_DIRECTORY, CatalogueKeeper
 from appliance.models.store import OpenedModel
 from appliance.models.trust import Trust
 from appliance.notary.main import NotaryConfig, run_notary
@@ -64,13 +64,19 @@ log = logging.getLogger(__name__)
 
 def fence(role: Role, config: Settings) -> None:
     """Leaves this process what its role still opens while it serves. Raises ``Misconfigured`` as ``confine`` does."""
-    readable: dict[Role, Path] = {"gateway": config.policy_dir}  # read again when its files change
-    writable: dict[Role, Path] = {"notary": config.notary_dir}
+    readable: dict[Role, tuple[Path, ...]] = {
+        "gateway": (config.policy_dir,),  # again whenever its files change
+        "warden": (config.models_dir, config.trust_dir, Path("/proc")),  # where file systems and runners are looked at
+    }
+    writable: dict[Role, tuple[Path, ...]] = {
+        "notary": (config.notary_dir,),
+        "warden": (config.models_dir / MEMORY_DIRECTORY,),
+    }
     confine(
         role,
         allow_degraded=config.sandbox.allow_degraded,
-        readable=[path for owner, path in readable.items() if owner == role],
-        writable=[path for owner, path in writable.items() if owner == role],
+        readable=readable.get(role, ()),
+        writable=writable.get(role, ()),
     )
 
 
@@ -190,6 +196,7 @@ class TrustingStore:
     def __init__(self, config: Settings, starter: Starter) -> None:
         self._store = store_with(config, SandboxedValidator(starter))
         self._catalogue = CatalogueKeeper(config.trust_dir, config.models_dir)
+        self._catalogue.prepare()
         self._trust_dir = config.trust_dir
         self._seal_mode = config.models.seal_mode
 
@@ -257,13 +264,16 @@ async def _warden(config: Settings, starter: Starter, stop: asyncio.Event) -> No
             load_timeout_seconds=config.models.load_timeout_seconds,
         ),
     )
+    listening = _unix_listener("warden", config.warden_socket, 0o660)
+    gateway_uids, operator_uids = frozenset({_uid(config.users.gateway)}), _operator_uids(config)
+    fence("warden", config)
     await warden_process.serve(
         pool,
         notary=notary,
         starter=starter,
-        listening=_unix_listener("warden", config.warden_socket, 0o660),
-        gateway_uids=frozenset({_uid(config.users.gateway)}),
-        operator_uids=_operator_uids(config),
+        listening=listening,
+        gateway_uids=gateway_uids,
+        operator_uids=operator_uids,
         stop=stop,
     )
 

@@ -76,7 +76,7 @@ class Policy(Value, frozen=True, kw_only=True):
     """One stage of the filter. Several rules for one call are alternatives, tried in their order; the last may be
     without conditions, to answer what fits none of the others with an error instead of the process's end.
 
-    ``extends`` names a policy whose rules come before these (``seccomp.load_policy`` joins them).
+    ``extends`` names a policy whose rules hold for the calls that these do not name (``seccomp.load_policy``).
     """
 
     architecture: Literal["x86_64"]

@@ -1,8 +1,8 @@
 """The filters of the runner, the validator and the three services: read, compiled, named by a digest, installed.
 
 The runner's stage 1 is installed before the first byte of a model is parsed, stage 2 once the model is loaded and every
-thread is started. Filters stack: a call must pass both, and none can be removed again. A service has one, its own rules
-on top of those that all services share (``filters/service.json``).
+thread is started. Filters stack: a call must pass both, and none can be removed again. A service has one: its own
+rules, and those that all services share (``filters/service.json``) for the calls that its own do not name.
 
 Trusts: the policy files beside this module.
 Promises: ``install`` returns with the filter on every thread of the process, or raises.
@@ -40,19 +40,20 @@ class Filters:
 
 
 def load_policy(stage: Stage) -> bpf.Policy:
-    """A policy with the rules of the one that it extends before its own. Raises ``bpf.PolicyError`` when a file is
-    absent or not a policy: then nothing may start."""
+    """A policy with those of the rules that it extends which are for calls that it does not name itself.
+
+    Raises ``bpf.PolicyError`` when a file is absent or not a policy: then nothing may start.
+    """
     try:
         policy = msgspec.json.decode((_FOLDER / f"{stage}.json").read_bytes(), type=bpf.Policy)
     except (OSError, msgspec.MsgspecError) as error:
         raise bpf.PolicyError(f"{stage}: {error}") from None
     if policy.extends is None:
         return policy
+    own = {rule.syscall for rule in policy.rules}
+    shared = tuple(rule for rule in load_policy(policy.extends).rules if rule.syscall not in own)
     return bpf.Policy(
-        architecture=policy.architecture,
-        default=policy.default,
-        about=policy.about,
-        rules=load_policy(policy.extends).rules + policy.rules,
+        architecture=policy.architecture, default=policy.default, about=policy.about, rules=shared + policy.rules
     )
 
 

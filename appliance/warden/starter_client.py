@@ -10,6 +10,7 @@ import asyncio
 import socket
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Never, Self
 
@@ -93,8 +94,9 @@ class Starter:
         try:
             self._process.wait(ENDING_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            with suppress(PermissionError):  # a warden behind its fence signals nobody; its starter ends with it
+                self._process.kill()
+                self._process.wait()
 
     def __enter__(self) -> Self:
         return self

@@ -4,18 +4,22 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from appliance.cli.main import main
 from appliance.core.records import PolicyLoaded
 from appliance.core.refusals import Misconfigured
+from appliance.core.values import Digest
+from appliance.models.keys import generate_signing_key, private_pem, public_pem
 from appliance.sandbox import confine, layers
 from tests.support.appliance import GROUP, TestAppliance, appliance
 from tests.support.chain_model import chain_model
 
-ROLES = ("gateway", "notary")
+ROLES = ("gateway", "notary", "warden")
 CHILD = Path(__file__).parents[1] / "support" / "confined_child.py"
 NO_CAPABILITY = "0" * 16
 
@@ -63,6 +67,17 @@ DONE = {
 DONE_BY = {
     "gateway": DONE | {"read the policy", "list the policy", "socket of Unix messages", "connect to a peer"},
     "notary": DONE | {"read a signing key", "read the log", "write the log", "make a directory in the log"},
+    "warden": DONE
+    | {
+        "read a trusted key",
+        "read a model's entry",
+        "read a model",
+        "read its environment",  # of /proc it sees what is not protected as another process's memory is
+        "memfd_create",
+        "pass a descriptor",
+        "socket of Unix messages",
+        "connect to a peer",
+    },
 }
 SURVIVED = {
     "EPERM": {
@@ -75,8 +90,6 @@ SURVIVED = {
         "a device",
         "change a mode",
         "change the directory",
-        "pass a descriptor",
-        "a socket pair",
     },
     "EACCES": {
         "memory to write and execute",
@@ -89,21 +102,25 @@ SURVIVED = {
         "list the policy",
     },
 }
+FOR_A_READER = {
+    "remove the policy": "EPERM",
+    "rename the policy": "EPERM",
+    "make a directory in /tmp": "EPERM",
+    "make a directory in the log": "EPERM",
+    "connect to an abstract name": "EPERM",  # Landlock's scope; the call itself is needed
+    "connect a leaked TCP socket": "EACCES",
+}
 SURVIVED_BY = {
-    "gateway": {
-        "set-user-id afterwards": "EPERM",
-        "remove the policy": "EPERM",
-        "rename the policy": "EPERM",
-        "make a directory in /tmp": "EPERM",
-        "make a directory in the log": "EPERM",
-        "connect to an abstract name": "EPERM",  # Landlock's scope; the call itself is the gateway's business
-        "connect a leaked TCP socket": "EACCES",
-    },
+    "gateway": FOR_A_READER
+    | {"set-user-id afterwards": "EPERM", "pass a descriptor": "EPERM", "a socket pair": "EPERM"},
     "notary": {
         "remove the policy": "EACCES",
         "rename the policy": "EACCES",
         "make a directory in /tmp": "EACCES",
+        "pass a descriptor": "EPERM",
+        "a socket pair": "EPERM",
     },
+    "warden": FOR_A_READER | {"kill the host's process": "EPERM", "kill nobody": "EPERM"},
 }
 """Everything else that is tried ends the process, but for opening files, which fails with EACCES."""
 
@@ -221,6 +238,48 @@ def test_rules_that_change_behind_the_fence_are_followed(server: TestAppliance) 
     server.wait_until(lambda: not permitted(server), "the new rules' refusal")
     server.write_policy_data({"groups": {GROUP: {"models": ["*"], "max_tokens": 100_000}}})
     server.wait_until(lambda: permitted(server), "the rules' answer with the data of before")
+
+
+def publish(server: TestAppliance, version: int, *names: str) -> None:
+    """A catalogue that lists these models, in the operator's way."""
+    later = int(time.time()) + 1000
+    digest = str(Digest.of(chain_model().read_bytes()))
+    models = [
+        {"name": name, "version": 1, "digest": digest, "signer": "tester", "minimum_seal": "ro-store",
+         "expires_at_seconds": later}
+        for name in names
+    ]  # fmt: skip
+    key, document, envelope = (
+        server.directory / name for name in ("catalogue.key", "catalogue.in", "catalogue.signed")
+    )
+    document.write_text(json.dumps({"version": version, "expires_at_seconds": later, "models": models}))
+    keys = server.config.trust_dir / "catalogue-keys"
+    if not key.exists():
+        signer = generate_signing_key()
+        key.write_bytes(private_pem(signer))
+        key.chmod(0o600)
+        keys.mkdir(mode=0o700)
+        (keys / "tester.pem").write_bytes(public_pem(signer.public_key()))
+    envelope.unlink(missing_ok=True)
+    assert main(["models", "catalogue", "sign", str(document), str(envelope), "--key", str(key)]) == 0
+    envelope.rename(server.config.trust_dir / "catalogue.json")
+
+
+def listed(server: TestAppliance) -> list[str]:
+    answer = server.request("GET", "/v1/models", token=server.token("reader"))
+    return [model["id"] for model in answer.json()["data"]]
+
+
+def test_catalogue_is_followed_and_remembered_behind_the_fence(server: TestAppliance) -> None:
+    publish(server, 1, "chain")
+    memory = server.config.models_dir / "catalogue"
+    server.wait_until(lambda: any(memory.iterdir()), "what was seen of the catalogue")
+    first = [path.read_bytes() for path in memory.iterdir()]
+    publish(server, 2)
+    server.wait_until(lambda: listed(server) == [], "the model's disappearance")
+    assert [path.read_bytes() for path in memory.iterdir()] != first
+    publish(server, 3, "chain")
+    server.wait_until(lambda: permitted(server), "the model's return")
 
 
 def test_policy_directory_that_is_replaced_is_not_read(server: TestAppliance) -> None:

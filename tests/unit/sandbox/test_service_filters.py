@@ -19,7 +19,7 @@ from appliance.sandbox.syscalls import X86_64
 from tests.support.bpf_machine import ARCH_I386, run, seccomp_data
 from tests.support.filter_rules import PID, arguments_that_fit, fits_another, one_bit_away
 
-ROLES: tuple[seccomp.Role, ...] = ("gateway", "notary")
+ROLES: tuple[seccomp.Role, ...] = ("gateway", "notary", "warden")
 RULES = [(role, index) for role in ROLES for index in range(len(seccomp.load_policy(role).rules))]
 EPERM = RET_ERRNO | errno.EPERM
 
@@ -98,7 +98,7 @@ def test_memory_is_never_executable(role: seccomp.Role, call: str) -> None:
 
 
 NEVER = (
-    "execve", "execveat", "fork", "vfork", "ptrace", "process_vm_readv", "process_vm_writev", "kill", "tkill", "bpf",
+    "execve", "execveat", "fork", "vfork", "ptrace", "process_vm_readv", "process_vm_writev", "tkill", "bpf",
     "io_uring_setup", "io_uring_enter", "mount", "umount2", "pivot_root", "unshare", "setns", "keyctl", "add_key",
     "userfaultfd", "perf_event_open", "init_module", "pidfd_getfd", "open_by_handle_at", "setuid", "capset",
 )  # fmt: skip
@@ -120,6 +120,33 @@ def test_only_threads_are_started(role: seccomp.Role) -> None:
     assert run(code, seccomp_data(X86_64["clone3"])) == RET_ERRNO | errno.ENOSYS
 
 
+@pytest.mark.parametrize("call", ["kill", "memfd_create", "bind", "listen", "socketpair", "connect", "sendmsg"])
+def test_what_one_service_needs_is_not_there_for_the_others(call: str) -> None:
+    allowed = {role: call in seccomp.load_policy(role).allowed for role in ROLES}
+    needed = {
+        "kill": set(), "bind": set(), "memfd_create": {"warden"}, "socketpair": {"warden"}, "sendmsg": {"warden"},
+        "listen": {"gateway"}, "connect": {"gateway", "warden"},
+    }  # fmt: skip
+    assert {role for role in ROLES if allowed[role]} == needed[call]
+
+
+def test_own_rules_stand_instead_of_the_shared_ones_for_a_call() -> None:
+    own = {rule.syscall for rule in seccomp.load_policy("service").rules} & {"fcntl", "mmap", "ioctl", "kill"}
+    assert own == {"fcntl", "mmap", "ioctl", "kill"}
+    for call in own:
+        rules = [rule for rule in seccomp.load_policy("warden").rules if rule.syscall == call]
+        assert rules
+        assert len({rule.reason for rule in rules}) == len(rules)
+
+
+def test_memory_that_the_warden_makes_cannot_be_executed() -> None:
+    code = program("warden")
+    for flags in (1, 2, 3, 8, 11):
+        assert run(code, seccomp_data(X86_64["memfd_create"], (0, flags))) == RET_ALLOW
+    for flags in (0x10, 0x13, 4, 2**32):
+        assert run(code, seccomp_data(X86_64["memfd_create"], (0, flags))) == RET_KILL_PROCESS
+
+
 def test_gateway_makes_unix_sockets_only_and_the_notary_none() -> None:
     for kind in (5, 5 | 0x80000, 5 | 0x80800):
         assert run(program("gateway"), seccomp_data(X86_64["socket"], (1, kind, 0))) == RET_ALLOW
@@ -127,7 +154,7 @@ def test_gateway_makes_unix_sockets_only_and_the_notary_none() -> None:
     for family in (0, 2, 3, 10, 16, 17, 38, 40, 1 | 2**32):
         for kind in (1, 2, 3, 5):
             data = seccomp_data(X86_64["socket"], (family, kind, 0))
-            assert run(program("gateway"), data) == RET_KILL_PROCESS
+            assert {run(program(role), data) for role in ROLES} == {RET_KILL_PROCESS}
 
 
 @pytest.mark.parametrize("flags", [1, 2, 0x40, 0x200, 0x400, 0x410000 | 1, 0x200000, 0x241])
