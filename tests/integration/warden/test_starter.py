@@ -212,6 +212,8 @@ def test_launch_that_is_cancelled_leaves_no_process() -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
+            with sleeper(starter):  # orders are carried out in turn: the cancelled one was
+                pass
             assert await asyncio.to_thread(is_idle, starter)
 
     within_limit(scenario)
@@ -274,6 +276,8 @@ def test_stopped_starter_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
                         await SpawnLauncher(starter).launch("test")
                 finally:
                     os.kill(starter.pid, signal.SIGCONT)
+            with sleeper(starter):
+                pass
             assert await asyncio.to_thread(is_idle, starter), "what came too late was kept"
 
     within_limit(scenario)
