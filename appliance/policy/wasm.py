@@ -16,12 +16,15 @@ Promises: each call ends, with the answer's text or with ``Fault``; an instance 
 Not here: what the answer means (``core.decide``); signatures of policies (``policy.bundle``).
 """
 
+import logging
 from typing import Any, Final
 
 import wasmtime
 
 from appliance.core.refusals import Fault
 from appliance.policy.documents import strict_json
+
+log = logging.getLogger(__name__)
 
 MODULE_LIMIT_BYTES: Final = 4 * 1024 * 1024
 DATA_LIMIT_BYTES: Final = 1024 * 1024
@@ -219,6 +222,7 @@ def _engine() -> wasmtime.Engine:
     except wasmtime.WasmtimeError:
         interpreted = _config()
         interpreted.target = "pulley64"
+        log.info("these rules are interpreted, since this process may not make machine code")
         return wasmtime.Engine(interpreted)
     return native
 

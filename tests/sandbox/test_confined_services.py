@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance.cli.main import main
+from appliance.cli.roles import EXIT_CONFIG
 from appliance.core.records import PolicyLoaded
 from appliance.core.refusals import Misconfigured
 from appliance.core.values import Digest
@@ -153,10 +154,11 @@ def test_nothing_that_a_service_does_not_need_has_an_effect(server: TestApplianc
 
 # --- missing layers -------------------------------------------------------------------------------------------------
 
-POORER = """
-import errno, sys
+LACKING = """
+import errno
 from pathlib import Path
 from appliance import assemble, settings
+from appliance.cli import init, roles
 from appliance.core.refusals import Misconfigured
 from appliance.sandbox import libc
 lacking = {lacking!r}
@@ -166,6 +168,8 @@ def syscall(number, *arguments):
         raise OSError(errno.EINVAL, "Invalid argument")
     return real(number, *arguments)
 libc.syscall = syscall
+"""
+FENCE = """
 config = settings.parse({{"state_dir": "/nonexistent", "sandbox": {{"allow_degraded": {degraded!r}}}}})
 try:
     assemble.fence("gateway", config)
@@ -174,11 +178,15 @@ except Misconfigured as error:
 else:
     print("fenced in")
 """
+SERVE = """
+init.initialise(settings.load(Path({config!r})))
+raise SystemExit(roles.run({role!r}, Path({config!r}), None))
+"""
 CALLS = {layers.MDWE: (157, 65), layers.LANDLOCK: (444, None), confine.SECCOMP: (317, None)}
 
 
 def poorer(lacking: str, *degraded: str) -> str:
-    script = POORER.format(lacking=CALLS[lacking], degraded=degraded)
+    script = LACKING.format(lacking=CALLS[lacking]) + FENCE.format(degraded=degraded)
     command = [sys.executable, "-I", "-B", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -190,6 +198,17 @@ def test_missing_layer_is_refused(lacking: str) -> None:
     said = poorer(lacking)
     assert "cannot fence the gateway in" in said
     assert f"{lacking}: " in said
+
+
+@pytest.mark.parametrize("role", ["notary", "warden"])
+def test_service_does_not_serve_on_a_host_that_lacks_a_layer(tmp_path: Path, role: str) -> None:
+    config = tmp_path / "paddock.toml"
+    config.write_text(f'state_dir = "{tmp_path}/state"\nruntime_dir = "{tmp_path}/run"\n')
+    script = LACKING.format(lacking=CALLS[layers.LANDLOCK]) + SERVE.format(config=str(config), role=role)
+    command = [sys.executable, "-I", "-B", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == EXIT_CONFIG, done.stderr
+    assert f"paddock {role}: this host cannot fence the {role} in: landlock: " in done.stderr
 
 
 def test_named_layer_may_be_missing() -> None:
@@ -233,6 +252,7 @@ def test_rules_that_change_behind_the_fence_are_followed(server: TestAppliance) 
     fresh.write_bytes(rules.read_bytes() + b"\x00\x05\x04note")  # another custom section: the same rules, other bytes
     fresh.rename(rules)
     server.wait_until(lambda: len(digests(server)) > before, "the record of the new rules")
+    assert "these rules are interpreted" in server.log
     server.wait_until(lambda: permitted(server), "an answer under the new rules")
     server.write_policy_data({"groups": {GROUP: {"models": [], "max_tokens": 1}}})
     server.wait_until(lambda: not permitted(server), "the new rules' refusal")
