@@ -1,9 +1,9 @@
 """Is the fence up? Asked before a runner gets a model, and looked at again before anybody gets the runner.
 
 A runner's word counts as long as nothing of a stranger's has reached it: ``Fenced`` comes before ``Load``. Afterwards
-the kernel is asked: about our child (*spawn*), or about the process that the kernel named as the sender of ``Fenced``
-(*systemd*). What it shows is that two filters were installed on every thread; that the first is ours rests on code that
-had not yet met the model.
+the kernel is asked: by the starter about its child (*spawn*), or by the warden about the process that the kernel named
+as the sender of ``Fenced`` (*systemd*). What it shows is that two filters were installed on every thread; that the
+first is ours rests on code that had not yet met the model.
 
 Trusts: the installed runner until it takes a model, the kernel's ``/proc`` afterwards.
 Promises: a model goes only to a runner that accounts for every layer of the closed list, lacks none but those that may

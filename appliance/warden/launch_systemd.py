@@ -48,7 +48,7 @@ class ActivatedRunner:
         so, and we are not told."""
         await self._ended.wait()
 
-    def inspect(self, named: frozenset[str]) -> None:
+    async def inspect(self, named: frozenset[str]) -> None:
         """The handshake has looked: it knows the process, by what the kernel says of its messages."""
 
     def kill(self) -> None:
@@ -72,7 +72,7 @@ class SystemdLauncher:
         self.allow_degraded: Final = given.NOT_GIVEN | allow_degraded
         self._path = path
 
-    def launch(self, runner_id: str) -> ActivatedRunner:
+    async def launch(self, runner_id: str) -> ActivatedRunner:
         """Connects; the runner then waits for its ``Load``.
 
         Raises ``Fault`` when nobody listens, the queue of connections is full, or we may not connect.

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from appliance.sandbox import given, layers
+from appliance.sandbox.confine import SERVICE_LAYERS
 from tests.support import image_build, nspawn
 from tests.support.image_build import REPOSITORY
 from tests.support.unit_checks import WEAKENED
@@ -93,6 +94,12 @@ def test_an_answer_does_not_need_more_than_the_units_allow(seen: dict) -> None:
     status, text = seen["chat"]
     assert status == 200, text
     assert text.endswith("data: [DONE]\n\n")
+
+
+@booted
+def test_no_unit_keeps_a_service_from_its_own_fence(seen: dict) -> None:
+    whole = f"{', '.join(SERVICE_LAYERS)}; missing: none"
+    assert seen["fences"] == dict.fromkeys(("gateway", "notary", "warden"), whole)
 
 
 @booted

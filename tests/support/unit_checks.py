@@ -105,6 +105,12 @@ def status_of(folder: Path) -> dict[str, str]:
     return {name: value.strip() for name, value in lines}
 
 
+def fence_of(service: str) -> str:
+    """What the service said of its own fence."""
+    journal = run("journalctl", "--unit", f"paddock-{service}", "--output", "cat")
+    return " ".join({line.partition("fenced in by ")[2] for line in journal.splitlines()} - {""})
+
+
 def connects(path: str, user: str) -> str:
     """What happens when ``user``, in no group of ours, connects to a socket."""
     child = os.fork()
@@ -197,6 +203,7 @@ def main() -> dict:
     seen["without token"] = request("GET", "/v1/models")[0]
     token = paddock("token", "issue", "--sub", "alice", "--group", "staff", "--model", "*", *CONFIG)
     seen["chat"] = chat_once_verified(token)
+    seen["fences"] = {service: fence_of(service) for service in ("gateway", "notary", "warden")}
     seen["runners"] = runners()
     for pid in seen["runners"]:
         os.kill(pid, 9)

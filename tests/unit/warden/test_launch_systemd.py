@@ -45,7 +45,7 @@ async def ended(runner) -> None:
 
 @in_loop
 async def test_a_runner_that_ends_is_not_waited_for(listening: socket.socket) -> None:
-    runner = launcher(listening).launch("r")
+    runner = await launcher(listening).launch("r")
     theirs, _ = listening.accept()
     theirs.close()
     assert await ended(runner) is None
@@ -54,7 +54,7 @@ async def test_a_runner_that_ends_is_not_waited_for(listening: socket.socket) ->
 
 @in_loop
 async def test_what_a_runner_says_is_not_taken_for_its_end(listening: socket.socket) -> None:
-    runner = launcher(listening).launch("r")
+    runner = await launcher(listening).launch("r")
     theirs, _ = listening.accept()
     theirs.send(b"an answer that nobody has read yet")
     with pytest.raises(TimeoutError):
@@ -68,7 +68,7 @@ async def test_what_a_runner_says_is_not_taken_for_its_end(listening: socket.soc
 
 @in_loop
 async def test_kill_does_not_leave_the_runner_a_peer_even_if_others_hold_the_channel(listening: socket.socket) -> None:
-    runner = launcher(listening).launch("r")
+    runner = await launcher(listening).launch("r")
     theirs, _ = listening.accept()
     gateways = runner.channel.dup()
     runner.channel.close()
@@ -84,7 +84,7 @@ async def test_kill_does_not_leave_the_runner_a_peer_even_if_others_hold_the_cha
 
 @in_loop
 async def test_killed_runner_that_lives_on_is_not_taken_for_dead(listening: socket.socket) -> None:
-    runner = launcher(listening).launch("r")
+    runner = await launcher(listening).launch("r")
     theirs, _ = listening.accept()
     runner.kill()
     runner.kill()
@@ -115,7 +115,7 @@ LOAD = Load(runner_id="r", context_tokens=64, slots=1, threads=1)
 
 @in_loop
 async def test_kernel_names_the_sender_and_the_word_is_not_lost(listening: socket.socket) -> None:
-    runner = launcher(listening).launch("r")
+    runner = await launcher(listening).launch("r")
     theirs, _ = listening.accept()
     theirs.send(b"a word")
     assert await handshake._first_sender(runner.channel) == fence.Sender(pid=os.getpid(), uid=os.getuid())
@@ -128,7 +128,7 @@ async def test_kernel_names_the_sender_and_the_word_is_not_lost(listening: socke
 @in_loop
 async def test_gateway_is_not_told_the_senders(listening: socket.socket) -> None:
     """It would take the credentials for a frame that was cut short."""
-    runner = launcher(listening).launch("r")
+    runner = await launcher(listening).launch("r")
     theirs, _ = listening.accept()
     theirs.send(b"before")
     theirs.send(b"between")
@@ -143,7 +143,7 @@ async def test_gateway_is_not_told_the_senders(listening: socket.socket) -> None
 
 @in_loop
 async def test_runner_of_the_wardens_own_user_gets_no_model(listening: socket.socket) -> None:
-    runner = launcher(listening).launch("r")
+    runner = await launcher(listening).launch("r")
     theirs, _ = listening.accept()
     theirs.send(encode(FENCED))
     with pytest.raises(Fault, match="not one of its own"):
@@ -159,7 +159,7 @@ async def test_runner_of_the_wardens_own_user_gets_no_model(listening: socket.so
 
 @in_loop
 async def test_runner_that_refuses_is_heard_before_it_is_looked_at(listening: socket.socket) -> None:
-    runner = launcher(listening).launch("r")
+    runner = await launcher(listening).launch("r")
     theirs, _ = listening.accept()
     theirs.send(encode(LoadFailed(reason="layer-missing", detail="network-namespace: there is eth0")))
     theirs.close()
@@ -172,7 +172,7 @@ async def test_runner_that_refuses_is_heard_before_it_is_looked_at(listening: so
 
 @in_loop
 async def test_runner_that_ends_without_a_word_is_refused(listening: socket.socket) -> None:
-    runner = launcher(listening).launch("r")
+    runner = await launcher(listening).launch("r")
     listening.accept()[0].close()
     with pytest.raises(Refused, match="before it said anything") as refusal:
         async with asyncio.timeout(5):
@@ -184,7 +184,7 @@ async def test_runner_that_ends_without_a_word_is_refused(listening: socket.sock
 
 @in_loop
 async def test_waiting_for_a_word_can_be_given_up(listening: socket.socket) -> None:
-    runner = launcher(listening).launch("r")
+    runner = await launcher(listening).launch("r")
     theirs, _ = listening.accept()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
@@ -197,7 +197,7 @@ async def test_waiting_for_a_word_can_be_given_up(listening: socket.socket) -> N
 @in_loop
 async def test_no_descriptor_is_left_behind(listening: socket.socket) -> None:
     async def one() -> None:
-        runner = launcher(listening).launch("r")
+        runner = await launcher(listening).launch("r")
         theirs, _ = listening.accept()
         theirs.close()
         await ended(runner)
@@ -212,7 +212,7 @@ async def test_no_descriptor_is_left_behind(listening: socket.socket) -> None:
 @in_loop
 async def test_an_absent_socket_is_a_fault(tmp_path: Path) -> None:
     with pytest.raises(Fault, match="No such file"):
-        SystemdLauncher(tmp_path / "nobody.sock").launch("r")
+        await SystemdLauncher(tmp_path / "nobody.sock").launch("r")
 
 
 @in_loop
@@ -223,7 +223,7 @@ async def test_a_full_queue_does_not_stop_the_event_loop(tmp_path: Path) -> None
         runners = []
         with pytest.raises(Fault, match="unavailable"):
             for _ in range(8):
-                runners.append(SystemdLauncher(tmp_path / "runner.sock").launch("r"))
+                runners.append(await SystemdLauncher(tmp_path / "runner.sock").launch("r"))
     for runner in runners:
         await ended(runner)
         runner.channel.close()
