@@ -38,24 +38,46 @@ from appliance.ipc.notary_client import NotaryClient
 from appliance.limits.budget import MemoryTokenBudget
 from appliance.limits.gate import AddressGate
 from appliance.limits.rates import RequestRates
-from appliance.model_store import open_store
-from appliance.models.catalogue import CatalogueKeeper
+from appliance.model_store import begin_starter, store_with
+from appliance.models.catalogue import MEMORY_DIRECTORY, CatalogueKeeper
 from appliance.models.store import OpenedModel
 from appliance.models.trust import Trust
 from appliance.notary.main import NotaryConfig, run_notary
 from appliance.policy.reload import ReloadingPolicy
+from appliance.sandbox.confine import confine
+from appliance.sandbox.seccomp import Role
 from appliance.settings import Settings
 from appliance.warden import main as warden_process
 from appliance.warden.launch_spawn import SpawnLauncher
 from appliance.warden.launch_systemd import SystemdLauncher
 from appliance.warden.pool import Pool, PoolSettings
 from appliance.warden.ports import Launcher
+from appliance.warden.starter_client import Starter
+from appliance.warden.validate import SandboxedValidator
 
 KEYS_WAIT_SECONDS: Final = 30.0
 RESERVATION_SLACK_SECONDS: Final = 300
 REQUEST_SLACK_SECONDS: Final = 60
 
 log = logging.getLogger(__name__)
+
+
+def fence(role: Role, config: Settings) -> None:
+    """Leaves this process what its role still opens while it serves. Raises ``Misconfigured`` as ``confine`` does."""
+    readable: dict[Role, tuple[Path, ...]] = {
+        "gateway": (config.policy_dir,),  # again whenever its files change
+        "warden": (config.models_dir, config.trust_dir, Path("/proc")),  # where file systems and runners are looked at
+    }
+    writable: dict[Role, tuple[Path, ...]] = {
+        "notary": (config.notary_dir,),
+        "warden": (config.models_dir / MEMORY_DIRECTORY,),
+    }
+    confine(
+        role,
+        allow_degraded=config.sandbox.allow_degraded,
+        readable=readable.get(role, ()),
+        writable=writable.get(role, ()),
+    )
 
 
 def _now_seconds() -> int:
@@ -111,7 +133,7 @@ async def gateway(config: Settings) -> None:
         warden=warden,
         policy=policy,
         limits=WireLimits(request_seconds=_longest_request_seconds(config)),
-        listeners=lambda: _gateway_sockets(config),
+        listeners=lambda: _fenced_gateway_sockets(config),
     )
 
 
@@ -145,6 +167,13 @@ def _budget(config: Settings) -> Budget:
     )
 
 
+def _fenced_gateway_sockets(config: Settings) -> list[socket.socket]:
+    """The last thing before the first client: afterwards this process can make no other listener."""
+    sockets = _gateway_sockets(config)
+    fence("gateway", config)
+    return sockets
+
+
 def _gateway_sockets(config: Settings) -> list[socket.socket]:
     inherited = settings.inherited_listeners()
     if inherited:
@@ -165,9 +194,10 @@ async def _file_exists(path: Path) -> None:
 class TrustingStore:
     """The model store under the operator's trust and catalogue, read anew each time: what the warden sees."""
 
-    def __init__(self, config: Settings) -> None:
-        self._store = open_store(config)
+    def __init__(self, config: Settings, starter: Starter) -> None:
+        self._store = store_with(config, SandboxedValidator(starter))
         self._catalogue = CatalogueKeeper(config.trust_dir, config.models_dir)
+        self._catalogue.prepare()
         self._trust_dir = config.trust_dir
         self._seal_mode = config.models.seal_mode
 
@@ -213,11 +243,19 @@ class TrustingStore:
 
 
 async def warden(config: Settings, stop: asyncio.Event) -> None:
-    """The process that verifies models and starts runners. Raises ``Fault`` when it cannot start."""
+    """The process that verifies models and has runners started. Raises ``Fault`` when it cannot start.
+
+    Its starter is begun before there is a thread, and before a byte of the store or of any peer is read.
+    """
+    with begin_starter(config) as starter:
+        await _warden(config, starter, stop)
+
+
+async def _warden(config: Settings, starter: Starter, stop: asyncio.Event) -> None:
     notary = _notary_client(config, "warden")
     pool = Pool(
-        TrustingStore(config),
-        _launcher(config),
+        TrustingStore(config, starter),
+        _launcher(config, starter),
         notary,
         PoolSettings(
             context_tokens=config.models.context_tokens,
@@ -227,20 +265,24 @@ async def warden(config: Settings, stop: asyncio.Event) -> None:
             load_timeout_seconds=config.models.load_timeout_seconds,
         ),
     )
+    listening = _unix_listener("warden", config.warden_socket, 0o660)
+    gateway_uids, operator_uids = frozenset({_uid(config.users.gateway)}), _operator_uids(config)
+    fence("warden", config)
     await warden_process.serve(
         pool,
         notary=notary,
-        listening=_unix_listener("warden", config.warden_socket, 0o660),
-        gateway_uids=frozenset({_uid(config.users.gateway)}),
-        operator_uids=_operator_uids(config),
+        starter=starter,
+        listening=listening,
+        gateway_uids=gateway_uids,
+        operator_uids=operator_uids,
         stop=stop,
     )
 
 
-def _launcher(config: Settings) -> Launcher:
+def _launcher(config: Settings, starter: Starter) -> Launcher:
     if config.sandbox.launcher == "systemd":
-        return SystemdLauncher(config.runner_socket)
-    return SpawnLauncher(allow_degraded=frozenset(config.sandbox.allow_degraded))
+        return SystemdLauncher(config.runner_socket, allow_degraded=frozenset(config.sandbox.allow_degraded))
+    return SpawnLauncher(starter)
 
 
 def _inherited(name: str) -> socket.socket | None:
@@ -292,4 +334,5 @@ async def notary(config: Settings, stop: asyncio.Event) -> None:
         stop=stop,
         listening=_inherited("notary"),
         admin_listening=_inherited("admin"),
+        before_peers=lambda: fence("notary", config),
     )

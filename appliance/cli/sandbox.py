@@ -13,12 +13,13 @@ import msgspec
 from appliance.cli.sandbox_probe import ProbeOutcome, run_probe, run_without_filters
 from appliance.settings import Settings
 from appliance.warden.launch_spawn import SpawnLauncher
+from appliance.warden.starter_client import Starter
 
 
 def probe(config: Settings, *, as_json: bool) -> int:
     """Tries every attempt in live runners on this host, then those of the other layers with the filters left out."""
-    launcher = SpawnLauncher(allow_degraded=frozenset(config.sandbox.allow_degraded))
-    inside = asyncio.run(run_probe(launcher))
+    with Starter(allow_degraded=frozenset(config.sandbox.allow_degraded)) as starter:
+        inside = asyncio.run(run_probe(SpawnLauncher(starter)))
     beneath = run_without_filters()
     outcomes = [*inside, *beneath]
     good = bool(inside) and all(outcome.ok for outcome in outcomes)

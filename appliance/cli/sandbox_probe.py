@@ -61,7 +61,7 @@ class Launched(Protocol):
 
 
 class Launcher(Protocol):
-    def launch(self, runner_id: str) -> Launched: ...
+    async def launch(self, runner_id: str) -> Launched: ...
 
 
 async def run_probe(launcher: Launcher, names: Iterable[str] = tuple(ATTEMPTS)) -> list[ProbeOutcome]:
@@ -85,7 +85,7 @@ async def run_probe(launcher: Launcher, names: Iterable[str] = tuple(ATTEMPTS)) 
 
 
 async def _attempt(launcher: Launcher, name: str) -> ProbeOutcome:
-    runner = launcher.launch(f"probe-{name.replace(' ', '-')}")
+    runner = await launcher.launch(f"probe-{name.replace(' ', '-')}")
     try:
         with closing(runner.channel) as channel:
             channel.setblocking(False)

@@ -48,6 +48,9 @@ from appliance.models.keys import TrustedKeys, key_hint, read_pems, read_trust_f
 from appliance.models.trust import load_deny_list, load_policy_file
 
 CATALOGUE_FILE: Final = "catalogue.json"
+MEMORY_DIRECTORY: Final = "catalogue"
+"""In the store: what was seen of catalogues, so that none is rolled back."""
+
 KEYS_DIRECTORY: Final = "catalogue-keys"
 MAX_CATALOGUE_BYTES: Final = 1024 * 1024
 MAX_SIGNATURES: Final = 16
@@ -151,6 +154,11 @@ class CatalogueKeeper:
         self._trust = trust_directory
         self._store = store_directory
 
+    def prepare(self) -> None:
+        """Makes the directory of its memory, for a process that can make none later. Raises ``Fault``."""
+        with self._locked():
+            pass
+
     def current(self, *, now_seconds: int) -> Catalogue | None:
         """Reads, judges and remembers. Raises ``Refused(MODEL_NOT_VERIFIED)``: no model may be loaded; or ``Fault``."""
         with self._locked() as directory:
@@ -180,7 +188,7 @@ class CatalogueKeeper:
         try:
             opened.append(os.open(self._store, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
             check_directory(opened[0])
-            opened.append(open_directory(opened[0], "catalogue"))
+            opened.append(open_directory(opened[0], MEMORY_DIRECTORY))
             fcntl.flock(opened[1], fcntl.LOCK_EX)
             yield opened[1]
         except OSError as error:

@@ -1,6 +1,7 @@
 """The notary's process: two sockets, the log, the keys.
 
-Start: keys, log (recovered, locked), ``log-opened`` durable, a checkpoint, public parts, then the sockets.
+Start: keys, log (recovered, locked), public parts, the sockets; then the caller fences the process in, while it has one
+thread; ``log-opened`` durable, a checkpoint, then the first peer.
 Stop: no more peers; requests of a gateway that is gone are closed, those of one that is still connected are left for
 its next ``Hello``; ``log-closed``, the last checkpoint.
 
@@ -14,8 +15,8 @@ Not here: signal handling (the caller sets ``stop``); reading the log (``audit``
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -98,11 +99,13 @@ async def run_notary(
     stop: asyncio.Event,
     listening: socket.socket | None = None,
     admin_listening: socket.socket | None = None,
+    before_peers: Callable[[], object] = lambda: None,
     on_ready: Callable[[], None] = lambda: None,
     files: Files | None = None,
     clock: Clock | None = None,
 ) -> None:
     """Serves until ``stop`` is set. Sockets that are handed in (socket activation) are used instead of the paths.
+    ``before_peers`` is called once everything is open that the start needs, and nothing was heard from anybody yet.
 
     Raises ``Fault`` or ``OSError`` when the log or the keys cannot be used, at the start or later: the process should
     then end, and its supervisor start another, which recovers.
@@ -110,34 +113,28 @@ async def run_notary(
     files, clock = files or Files(), clock or SystemClock()
     lock_fd = lock_directory(files, config.state_dir)  # before the keys: two first starts must not make two sets
     try:
-        await _run_locked(config, files, clock, stop, (listening, admin_listening), on_ready)
+        journal, desk, signer = _open_log(config, files, clock)
+        try:
+            with _sockets(config, listening, admin_listening) as sockets:
+                before_peers()
+                await _put_opening_on_record(config, journal)
+                await _Server(config, journal, desk, signer, clock).serve(stop, sockets, on_ready)
+            await journal.append(LogClosed())
+        finally:
+            await journal.close()
     finally:
         files.close(lock_fd)
 
 
-async def _run_locked(
-    config: NotaryConfig,
-    files: Files,
-    clock: Clock,
-    stop: asyncio.Event,
-    given: tuple[socket.socket | None, socket.socket | None],
-    on_ready: Callable[[], None],
-) -> None:
-    journal, desk, signer = _open_log(config, files, clock)
-    try:
-        await journal.append(
-            LogOpened(
-                version=config.version,
-                settings_digest=config.settings_digest,
-                recovered_bytes=journal.recovered.torn_bytes,
-            )
+async def _put_opening_on_record(config: NotaryConfig, journal: Journal) -> None:
+    await journal.append(
+        LogOpened(
+            version=config.version,
+            settings_digest=config.settings_digest,
+            recovered_bytes=journal.recovered.torn_bytes,
         )
-        await journal.publish()
-        server = _Server(config, journal, desk, signer, clock)
-        await server.serve(stop, given, on_ready)
-        await journal.append(LogClosed())
-    finally:
-        await journal.close()
+    )
+    await journal.publish()
 
 
 def _open_log(config: NotaryConfig, files: Files, clock: Clock) -> tuple[Journal, Desk, TokenSigner]:
@@ -222,10 +219,20 @@ class _Operator:
             self.connection.send(answer)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Sockets:
     notary: socket.socket
     admin: socket.socket
+
+
+@contextmanager
+def _sockets(config: NotaryConfig, notary: socket.socket | None, admin: socket.socket | None) -> Iterator[_Sockets]:
+    """Those that were handed in, or fresh ones; closed at the end. Who connects now waits for the first accept."""
+    with (
+        notary or listen(config.socket_path, mode=config.socket_mode) as for_peers,
+        admin or listen(config.admin_socket_path, mode=config.admin_socket_mode) as for_operators,
+    ):
+        yield _Sockets(for_peers, for_operators)
 
 
 class _Server:
@@ -239,18 +246,9 @@ class _Server:
         self.operators: set[_Operator] = set()
         self._gateway_seen = False
 
-    async def serve(
-        self,
-        stop: asyncio.Event,
-        given: tuple[socket.socket | None, socket.socket | None],
-        on_ready: Callable[[], None],
-    ) -> None:
+    async def serve(self, stop: asyncio.Event, sockets: _Sockets, on_ready: Callable[[], None]) -> None:
         """Until ``stop`` is set, or the log contradicts what was signed (``Fault``)."""
         config = self._config
-        sockets = _Sockets(
-            notary=given[0] or listen(config.socket_path, mode=config.socket_mode),
-            admin=given[1] or listen(config.admin_socket_path, mode=config.admin_socket_mode),
-        )
         orphans = asyncio.get_running_loop().call_later(config.orphan_grace_seconds, self._nobody_came)
         tasks = (
             asyncio.create_task(stop.wait()),
@@ -280,17 +278,15 @@ class _Server:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._part(sockets)
+            self._part()
 
-    def _part(self, sockets: _Sockets) -> None:
+    def _part(self) -> None:
         if not any(peer.role == "gateway" for peer in self._peers):
             self.desk.close_lost(frozenset(), "no gateway was connected when the notary stopped")
         for peer in tuple(self._peers):
             peer.connection.close("the notary stops")
         for operator in tuple(self.operators):
             operator.connection.close("the notary stops")
-        sockets.notary.close()
-        sockets.admin.close()
 
     # --- gateways and wardens ---------------------------------------------------------------------------------------
 

@@ -30,17 +30,21 @@ _RULES_PACKAGE: Final = "paddock"
 class EmbeddedPolicy:
     """``core.ports.PolicyEngine`` over one module and one data document. Make one with ``load``."""
 
-    def __init__(self, module: PolicyModule, data: bytes, digest: Digest) -> None:
+    def __init__(self, module: PolicyModule, data: bytes, *, wasm: bytes) -> None:
         self._module = module
+        self._wasm = wasm
         self._data = data
-        self._digest = digest
+        self._digest = policy_digest(wasm, data)
         self._data_digest = Digest.of(data)
         self._lock = threading.Lock()
         self._instance = module.instantiate(data)
 
     @classmethod
-    def load(cls, wasm: bytes, data: bytes) -> "EmbeddedPolicy":
+    def load(cls, wasm: bytes, data: bytes, known: "EmbeddedPolicy | None" = None) -> "EmbeddedPolicy":
         """Module bytes and data bytes (a JSON object) -> a policy that is ready to decide.
+
+        When ``known`` has the same rules, its compiled module serves again: a process that may no longer make machine
+        code keeps what it has for a change of the data, which is the common one.
 
         Raises ``Fault`` when either cannot be used completely; the gateway then does not start.
         """
@@ -49,16 +53,19 @@ class EmbeddedPolicy:
             raise Fault("the policy data is not a JSON object")
         if _RULES_PACKAGE in document:
             raise Fault(f"the policy data must not define {_RULES_PACKAGE}, where the rules are")
-        return cls(PolicyModule(wasm, ENTRYPOINT), data, policy_digest(wasm, data))
+        module = known._module if known and known._wasm == wasm else PolicyModule(wasm, ENTRYPOINT)
+        return cls(module, data, wasm=wasm)
 
     @classmethod
-    def load_files(cls, wasm_path: Path = DEFAULT_POLICY, data_path: Path = DEFAULT_DATA) -> "EmbeddedPolicy":
+    def load_files(
+        cls, wasm_path: Path = DEFAULT_POLICY, data_path: Path = DEFAULT_DATA, known: "EmbeddedPolicy | None" = None
+    ) -> "EmbeddedPolicy":
         """``load`` from files. Raises ``Fault`` when one cannot be read."""
         try:
             wasm, data = wasm_path.read_bytes(), data_path.read_bytes()
         except OSError as problem:
             raise Fault(f"the policy cannot be read: {problem}") from None
-        return cls.load(wasm, data)
+        return cls.load(wasm, data, known)
 
     @property
     def data(self) -> bytes:

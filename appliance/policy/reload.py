@@ -62,7 +62,7 @@ class ReloadingPolicy:
                     log.warning("the changed policy waits for the log: %s", refusal)
 
     async def _replace(self, put_on_record: Callable[[PolicyLoaded], Awaitable[object]]) -> None:
-        fresh = await asyncio.to_thread(_load, *self._paths)
+        fresh = await asyncio.to_thread(_load, *self._paths, self._current)
         if fresh.policy_digest == self._current.policy_digest:
             return
         await put_on_record(_record(fresh))
@@ -78,8 +78,8 @@ class ReloadingPolicy:
         return tuple((status.st_ino, status.st_size, status.st_mtime_ns) for status in stats)
 
 
-def _load(wasm_path: Path, data_path: Path) -> EmbeddedPolicy:
-    policy = EmbeddedPolicy.load_files(wasm_path, data_path)
+def _load(wasm_path: Path, data_path: Path, known: EmbeddedPolicy | None = None) -> EmbeddedPolicy:
+    policy = EmbeddedPolicy.load_files(wasm_path, data_path, known)
     check_data(policy.data)
     return policy
 

@@ -1,4 +1,4 @@
-"""``python -I -B -m appliance.runner --channel-fd N [--degraded a,b]`` is one runner."""
+"""``python -I -B -m appliance.runner --channel-fd N [--launcher systemd] [--degraded a,b]`` is one runner."""
 
 import sys
 

@@ -12,6 +12,7 @@ Not here: whether the model is the signed one (the warden hashed it); whether a 
 
 import argparse
 import os
+import select
 import signal
 import socket
 import stat
@@ -24,7 +25,7 @@ from typing import Final, Never
 
 from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder, FrameError, encode
 from appliance.ipc.messages import Fenced, Load, LoadFailed, Ready, ToRunner
-from appliance.sandbox import layers, probe, seccomp
+from appliance.sandbox import given, layers, probe, seccomp
 from appliance.sandbox.bpf import PolicyError
 
 EXIT_CHANNEL_CLOSED: Final = 0
@@ -50,6 +51,8 @@ ENVIRONMENT: Final = {
 """The whole environment of a runner, whoever starts it."""
 
 _CHANNEL_FD: Final = 3
+_GRACE_MS: Final = 1000
+"""Between the end of the channel and the end of a runner that does not heed it, in a unit."""
 
 
 def main(arguments: list[str]) -> Never:
@@ -65,11 +68,12 @@ def main(arguments: list[str]) -> Never:
 
 
 def _run(arguments: list[str]) -> int:
-    # 1. Arguments: the channel's number and the names of layers that may be missing. Nothing secret is ever in them.
+    # 1. Arguments: the channel's number, who starts us, and the names of layers that may be missing. Nothing secret is
+    # ever in them.
     options = _parse(arguments)
     if options is None:
         return EXIT_USAGE
-    channel_fd, stack = options
+    channel_fd, in_a_unit, stack = options
 
     # 2. The environment is exactly ours, in memory too: /proc/self/environ is what a compromised runner could read.
     if not _environment_is_ours():
@@ -78,12 +82,25 @@ def _run(arguments: list[str]) -> int:
     # 3. Descriptors: nothing to read, stderr twice, the channel; all others are closed.
     channel = _keep_only(channel_fd)
 
-    # 4. Privileges and namespaces, while this process still has one thread.
-    layers.leave_host(stack)
+    # 4. Privileges and namespaces, while this process still has one thread. A unit has made them, or has not.
+    if in_a_unit:
+        given.account(stack)
+        try:
+            stack.require()
+        except layers.LayerMissing as error:
+            return _refuse(channel, "layer-missing", str(error), EXIT_LAYER_MISSING)
+    else:
+        layers.leave_host(stack)
     layers.die_with_parent()  # after the user namespace, which would clear it
 
-    # 5. Into the new pid namespace. The process outside only waits, and ends as its child ends.
-    if layers.PID_NAMESPACE in stack.on:
+    # 5. Into the new pid namespace. The process outside only waits, and ends as its child ends; in a unit it also ends
+    # its child, which nobody else may signal there.
+    if in_a_unit:
+        child = os.fork()
+        if child:
+            _stand_guard(child, channel)
+        layers.die_with_parent()
+    elif layers.PID_NAMESPACE in stack.on:
         child = os.fork()
         if child:
             _wait_for(child)
@@ -141,13 +158,16 @@ def _run(arguments: list[str]) -> int:
 # --- steps 1 to 3: from nothing -------------------------------------------------------------------------------------
 
 
-def _parse(arguments: list[str]) -> tuple[int, layers.Stack] | None:
+def _parse(arguments: list[str]) -> tuple[int, bool, layers.Stack] | None:
     parser = argparse.ArgumentParser(prog="appliance.runner", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--channel-fd", type=int, required=True)
+    parser.add_argument("--launcher", choices=("spawn", "systemd"), default="spawn")
     parser.add_argument("--degraded", default="")
     try:
         options = parser.parse_args(arguments)
-        return options.channel_fd, layers.Stack(frozenset(filter(None, options.degraded.split(","))))
+        in_a_unit = options.launcher == "systemd"
+        allowed = frozenset(filter(None, options.degraded.split(",")))
+        return options.channel_fd, in_a_unit, layers.Stack(allowed | given.NOT_GIVEN if in_a_unit else allowed)
     except (argparse.ArgumentError, SystemExit, ValueError) as error:
         _say(f"wrong arguments: {error}")
         return None
@@ -190,6 +210,34 @@ def _wait_for(child: int) -> Never:
     layers.no_capabilities()
     os.closerange(0, runner)
     os.closerange(runner + 1, os.sysconf("SC_OPEN_MAX"))
+    _end_as(child)
+
+
+def _stand_guard(child: int, channel: socket.socket) -> Never:
+    """Waits for the runner proper, and for the end of the channel, and ends the way the runner ended.
+
+    Under systemd the warden may signal nobody: it shuts the channel, for all who hold it. A runner that hears that ends
+    itself; one that does not, busy or hostile, is killed. It can do nothing about this process, which holds its user's
+    rights, has met no model, and keeps its own copy of the channel, so that the channel ends only when the runner did.
+    A SIGTERM is for both, since systemd sends it to all of a unit: this process ends after the other.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    layers.non_dumpable()
+    os.closerange(0, channel.fileno())
+    os.closerange(channel.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+    runner = os.pidfd_open(child)
+    either = select.poll()
+    either.register(channel, select.POLLRDHUP)
+    either.register(runner, select.POLLIN)
+    if (runner, select.POLLIN) not in either.poll():
+        either.unregister(channel)
+        either.poll(_GRACE_MS)
+        signal.pidfd_send_signal(runner, signal.SIGKILL)  # no effect on one that has ended: it is not waited for yet
+    _end_as(child)
+
+
+def _end_as(child: int) -> Never:
+    """The child's exit status, or death by the signal that it died of."""
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     if code < 0:

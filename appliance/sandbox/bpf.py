@@ -1,8 +1,9 @@
 """A syscall policy (data) -> a classic BPF program (bytes) for seccomp. Pure: no I/O, no system call.
 
-A policy lists rules. A rule allows one system call, perhaps only with certain arguments, or answers it with an error;
-whatever no rule allows ends the whole process (``SECCOMP_RET_KILL_PROCESS``). Another architecture's calls and x32
-calls end it too. See seccomp(2) and Linux ``Documentation/networking/filter.rst`` for the instruction set.
+A policy lists rules. A rule allows one system call, perhaps only with certain arguments, or answers it with an error,
+or says that it ends the process. A call that rules name and none of them fits ends the whole process
+(``SECCOMP_RET_KILL_PROCESS``); so does another architecture's or an x32 call. A call that no rule names gets the
+policy's default. See seccomp(2) and Linux ``Documentation/networking/filter.rst`` for the instruction set.
 
 Trusts: the policy, which ships with the package.
 Promises: the program allows what the rules say and nothing else; a condition is over all 64 bits of its argument.
@@ -61,26 +62,33 @@ class Condition(Value, frozen=True, kw_only=True):
 
 
 class Rule(Value, frozen=True, kw_only=True):
-    """One system call and why it is needed. It is allowed if every condition holds, or answered with ``errno``."""
+    """One system call and why it is needed. It is allowed if every condition holds, or answered with ``errno``; with
+    ``kill`` it ends the process, which only differs from silence where the policy's default is an error."""
 
     syscall: Text
     reason: Annotated[str, Meta(min_length=10)]
     when: tuple[Condition, ...] = ()
     errno: Text | None = None
+    kill: bool = False
 
 
 class Policy(Value, frozen=True, kw_only=True):
-    """One stage of the filter. Several rules for one call are alternatives."""
+    """One stage of the filter. Several rules for one call are alternatives, tried in their order; the last may be
+    without conditions, to answer what fits none of the others with an error instead of the process's end.
+
+    ``extends`` names a policy whose rules hold for the calls that these do not name (``seccomp.load_policy``).
+    """
 
     architecture: Literal["x86_64"]
-    default: Literal["kill-process"]
+    default: Literal["kill-process", "errno EPERM"]
     about: Text
+    extends: Literal["service"] | None = None
     rules: Annotated[tuple[Rule, ...], Meta(min_length=1)]
 
     @property
     def allowed(self) -> tuple[str, ...]:
         """Names of the calls that some rule lets through, sorted."""
-        return tuple(sorted({rule.syscall for rule in self.rules if rule.errno is None}))
+        return tuple(sorted({rule.syscall for rule in self.rules if rule.errno is None and not rule.kill}))
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,8 @@ def compile_policy(policy: Policy, parameters: dict[str, int]) -> bytes:
     ]
     for name, rules in _by_syscall(policy).items():
         program += _call(name, rules, parameters)
+    if policy.default == "errno EPERM":
+        program.append(_Instruction(_RETURN, RET_ERRNO | errno.EPERM))
     program += ["kill", _Instruction(_RETURN, RET_KILL_PROCESS), "allow", _Instruction(_RETURN, RET_ALLOW)]
     return _assemble(program)
 
@@ -118,9 +128,14 @@ def _by_syscall(policy: Policy) -> dict[str, list[Rule]]:
     for rule in policy.rules:
         grouped.setdefault(rule.syscall, []).append(rule)
     for name, rules in grouped.items():
-        if len(rules) > 1 and not all(rule.when and rule.errno is None for rule in rules):
+        *first, last = rules
+        if not all(map(_allows_some, first)) or (first and not last.when and last.errno is None):
             raise PolicyError(f"{name}: only rules with conditions can be alternatives of each other")
     return grouped
+
+
+def _allows_some(rule: Rule) -> bool:
+    return bool(rule.when) and rule.errno is None and not rule.kill
 
 
 def _call(name: str, rules: list[Rule], parameters: dict[str, int]) -> list[_Item]:
@@ -134,12 +149,16 @@ def _call(name: str, rules: list[Rule], parameters: dict[str, int]) -> list[_Ite
         for condition in rule.when:
             block += _condition(condition, parameters, alternative)
         block += [_Instruction(_RETURN, _verdict(rule)), alternative]
-    if any(rule.when for rule in rules):
+    if rules[-1].when:
         block.append(_Instruction(_RETURN, RET_KILL_PROCESS))
     return [*block, after]
 
 
 def _verdict(rule: Rule) -> int:
+    if rule.kill:
+        if rule.errno is not None or rule.when:
+            raise PolicyError(f"{rule.syscall}: a rule that kills has no conditions and no error")
+        return RET_KILL_PROCESS
     if rule.errno is None:
         return RET_ALLOW
     number = getattr(errno, rule.errno, None)

@@ -84,7 +84,9 @@ class Stack:
 
     def apply(self, name: str, action: Callable[[], None]) -> None:
         """Puts one layer on. If the host refuses it, that is noted; ``require`` judges, so that an operator reads all
-        of what is missing at once."""
+        of what is missing at once. A layer that is accounted for already (``given``) stays as it is."""
+        if name in self._on or name in self._missing:
+            return
         try:
             action()
         except OSError as error:

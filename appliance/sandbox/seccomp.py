@@ -1,7 +1,8 @@
-"""The two filters of the runner, and the validator's: read, compiled, named by a digest, installed.
+"""The filters of the runner, the validator and the three services: read, compiled, named by a digest, installed.
 
-Stage 1 is installed before the first byte of a model is parsed, stage 2 once the model is loaded and every thread is
-started. Filters stack: a call must pass both, and none can be removed again.
+The runner's stage 1 is installed before the first byte of a model is parsed, stage 2 once the model is loaded and every
+thread is started. Filters stack: a call must pass both, and none can be removed again. A service has one: its own
+rules, and those that all services share (``filters/service.json``) for the calls that its own do not name.
 
 Trusts: the policy files beside this module.
 Promises: ``install`` returns with the filter on every thread of the process, or raises.
@@ -21,7 +22,8 @@ from appliance.core.values import Digest
 from appliance.sandbox import bpf, libc
 from appliance.sandbox.syscalls import X86_64
 
-Stage = Literal["stage1", "stage2", "validate"]
+Role = Literal["gateway", "notary", "warden"]
+Stage = Literal["stage1", "stage2", "validate", "service"] | Role
 
 _SET_MODE_FILTER: Final = 1
 _FLAG_TSYNC: Final = 1
@@ -38,11 +40,21 @@ class Filters:
 
 
 def load_policy(stage: Stage) -> bpf.Policy:
-    """Raises ``bpf.PolicyError`` when the file is absent or not a policy: then nothing may start."""
+    """A policy with those of the rules that it extends which are for calls that it does not name itself.
+
+    Raises ``bpf.PolicyError`` when a file is absent or not a policy: then nothing may start.
+    """
     try:
-        return msgspec.json.decode((_FOLDER / f"{stage}.json").read_bytes(), type=bpf.Policy)
+        policy = msgspec.json.decode((_FOLDER / f"{stage}.json").read_bytes(), type=bpf.Policy)
     except (OSError, msgspec.MsgspecError) as error:
         raise bpf.PolicyError(f"{stage}: {error}") from None
+    if policy.extends is None:
+        return policy
+    own = {rule.syscall for rule in policy.rules}
+    shared = tuple(rule for rule in load_policy(policy.extends).rules if rule.syscall not in own)
+    return bpf.Policy(
+        architecture=policy.architecture, default=policy.default, about=policy.about, rules=shared + policy.rules
+    )
 
 
 def prepare(pid: int) -> Filters:
@@ -64,6 +76,13 @@ def prepare_validator() -> bytes:
     if platform.machine() != "x86_64":
         raise bpf.PolicyError(f"there is no filter for {platform.machine()}")
     return bpf.compile_policy(load_policy("validate"), {})
+
+
+def prepare_service(role: Role, pid: int) -> bytes:
+    """The filter of a service whose process has this pid, compiled. Raises ``bpf.PolicyError``."""
+    if platform.machine() != "x86_64":
+        raise bpf.PolicyError(f"there is no filter for {platform.machine()}")
+    return bpf.compile_policy(load_policy(role), {"pid": pid})
 
 
 class _Program(ctypes.Structure):

@@ -1,8 +1,9 @@
 """Is the fence up? Asked before a runner gets a model, and looked at again before anybody gets the runner.
 
 A runner's word counts as long as nothing of a stranger's has reached it: ``Fenced`` comes before ``Load``. Afterwards
-the kernel is asked, where this process can see the other (the *spawn* launcher). What it shows is that two filters were
-installed on every thread; that the first is ours rests on code that had not yet met the model.
+the kernel is asked: by the starter about its child (*spawn*), or by the warden about the process that the kernel named
+as the sender of ``Fenced`` (*systemd*). What it shows is that two filters were installed on every thread; that the
+first is ours rests on code that had not yet met the model.
 
 Trusts: the installed runner until it takes a model, the kernel's ``/proc`` afterwards.
 Promises: a model goes only to a runner that accounts for every layer of the closed list, lacks none but those that may
@@ -11,6 +12,10 @@ Not here: putting the layers on (``sandbox``); starting processes (the launchers
 """
 
 import functools
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -73,14 +78,89 @@ def inspect(pid: int, named: frozenset[str]) -> None:
         raise Fault(f"the runner's process cannot be looked at: {error}") from error
 
 
+@dataclass(frozen=True)
+class Sender:
+    """Who sent a message, by the kernel's word (``SCM_CREDENTIALS``, unix(7)). ``pid`` is 0 for a process that this one
+    cannot see."""
+
+    pid: int
+    uid: int
+
+
+class Witness:
+    """Another user's process, held by its open folder in ``/proc``: what is read there later is read of this process or
+    fails, whoever has its number then. And how many filters it had before it met a model: those of its unit."""
+
+    def __init__(self, sender: Sender) -> None:
+        """To be called while the sender waits for its ``Load``. Raises ``Fault`` when it is not to be seen, is root,
+        this process's user, or has company of its own user that is not its parent."""
+        if sender.pid <= 0:
+            raise Fault("the runner's process cannot be seen from here")
+        if sender.uid in (0, os.getuid()):
+            raise Fault(f"the runner is the user {sender.uid}, not one of its own")
+        with ExitStack() as on_failure, _looking():
+            self._folder = os.open(f"/proc/{sender.pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            on_failure.callback(self.close)
+            seen = _status_in(self._folder)
+            _require_alone(sender, guardian=seen["PPid"])
+            self._inherited = int(seen["Seccomp_filters"])
+            if not self._inherited:
+                raise Fault("the runner's unit put no filter on it")
+            on_failure.pop_all()
+
+    def require_fenced(self) -> None:
+        """As ``inspect``. Raises ``Fault``, also when the process has ended."""
+        with _looking():
+            tasks = os.open("task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)
+            try:
+                for thread in os.listdir(tasks):  # noqa: PTH208 - of a descriptor
+                    _require_fenced(_status_in(tasks, thread), self._inherited + len(FILTERS))
+            finally:
+                os.close(tasks)
+            if _status_in(self._folder)["State"].startswith(("Z", "X")):  # ended, and not waited for yet
+                raise Fault("the runner's process has ended")
+
+    def close(self) -> None:
+        os.close(self._folder)
+
+
+@contextmanager
+def _looking() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        raise Fault(f"the runner's process cannot be looked at: {error}") from error
+
+
+def _status_in(folder: int, thread: str = ".") -> dict[str, str]:
+    status = os.open(f"{thread}/status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    with os.fdopen(status, encoding="utf-8", errors="replace") as file:
+        return _fields(file.read())
+
+
+def _require_alone(sender: Sender, *, guardian: str) -> None:
+    """Every process of a user may signal every other: a runner's user is no other's, but its guardian's."""
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and process.name not in (str(sender.pid), guardian):
+            try:
+                users = _status(process / "status")["Uid"].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has just ended
+            if str(sender.uid) in users:
+                raise Fault(f"the runner's user {sender.uid} has another process, {process.name}")
+
+
 def _only_child(pid: int) -> int:
     (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
     return int(child)
 
 
 def _status(path: Path) -> dict[str, str]:
-    lines = path.read_text("utf-8", "replace").splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return _fields(path.read_text("utf-8", "replace"))
+
+
+def _fields(status: str) -> dict[str, str]:
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in status.splitlines())}
 
 
 def _require_fenced(seen: dict[str, str], filters: int) -> None:

@@ -1,10 +1,11 @@
-"""The *spawn* launcher: a runner as a child process that builds its sandbox around itself.
+"""The *spawn* launcher: a runner as a child of the starter, which builds its sandbox around itself.
 
-The child starts from nothing: a fixed environment, no descriptor but its end of a fresh socket pair and a pipe for its
+The runner starts from nothing: a fixed environment, no descriptor but its end of a fresh socket pair and a pipe for its
 stderr. What it writes there is a stranger's text from the moment a model is loaded, so it is capped and escaped.
 
-Trusts: the installed ``appliance.runner`` package and this interpreter.
-Promises: nothing of the warden's environment, descriptors or arguments reaches a runner; a runner ends with the warden.
+Trusts: the starter, to start what it is there to start and to tell how that ended.
+Promises: nothing of the warden's environment, descriptors or arguments reaches a runner; a runner ends with the starter
+    and with the warden.
 Not here: the sandbox (``sandbox.layers``, by the runner itself), whether it is up (``warden.fence``), when to start or
     end one (``warden.pool``).
 """
@@ -14,114 +15,126 @@ import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
+from contextlib import suppress
 from typing import Final
 
 from appliance.core.refusals import Fault
-from appliance.ipc.frames import MAX_FRAME_BYTES
-from appliance.warden import fence
+from appliance.ipc.connection import Connection
+from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder
+from appliance.ipc.starting import End, Ended, Failed, FencedIn, FromLine, Inspect, NotFencedIn, Started, StartRunner
+from appliance.warden.starter_client import Starter
 from appliance.warden.stderr_tap import StderrTap
 
-RUNNER_ENVIRONMENT: Final = {
-    "GGML_NO_BACKTRACE": "1",
-    "LC_ALL": "C.UTF-8",
-    "MALLOC_ARENA_MAX": "1",
-    "OMP_WAIT_POLICY": "passive",
-    "OPENBLAS_NUM_THREADS": "1",
-}
-"""The reasons stand in ``runner.main``, which starts itself again if it finds any other environment."""
+ANSWER_SECONDS: Final = 10.0
+"""The starter answers in milliseconds. One that does not is stopped or starved, and nobody may wait for it for ever."""
 
-RUNNER_COMMAND: Final = (sys.executable, "-I", "-B", "-m", "appliance.runner")
-
-_KILL_AFTER_SECONDS: Final = 2.0
 _DATAGRAM_OVERHEAD_BYTES: Final = 1024
+_DECODER: Final = FrameDecoder[FromLine](FromLine)
 
 _LOG: Final = logging.getLogger("paddock.runner")
 
+_Answer = Started | Failed | FencedIn | NotFencedIn
+
 
 class LaunchedRunner:
-    """One runner process and the warden's end of its channel. The caller closes ``channel`` when it is done with it."""
+    """One runner process and the warden's end of its channel. The caller closes ``channel`` when it is done with it.
 
-    def __init__(self, runner_id: str, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
+    ``pid`` is the starter's child: the guardian, or without a pid namespace the runner itself.
+    """
+
+    def __init__(self, runner_id: str, channel: socket.socket, line: socket.socket, stderr: int) -> None:
         self.channel: Final = channel
-        self.pid: Final = process.pid
-        self._process = process
-        self._ended = asyncio.Event()
-        self._pidfd = os.pidfd_open(process.pid)
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._pidfd, self._on_end)
-        self.stderr: Final = self._loop.create_task(_drain(runner_id, process), name=f"stderr of {runner_id}")
+        self.pid = 0
+        self._runner_id = runner_id
+        self._answers: asyncio.Queue[_Answer] = asyncio.Queue()
+        self._status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._line: Connection[FromLine] = Connection(line, _DECODER, on_message=self._heard, on_closed=self._lost)
+        self.stderr: Final = asyncio.get_running_loop().create_task(
+            _drain(runner_id, stderr), name=f"stderr of {runner_id}"
+        )
+
+    async def started(self) -> None:
+        """To be awaited first, once. Raises ``Fault`` when there is no process."""
+        answer = await self._answer()
+        if not isinstance(answer, Started):
+            raise self._fault("cannot be started", answer)
+        self.pid = answer.pid
 
     async def wait(self) -> int:
         """Returns when the process has ended: its exit status (``runner.main`` lists them), or minus the signal."""
-        await self._ended.wait()
-        return self._process.wait()
+        return await asyncio.shield(self._status)
 
-    def inspect(self, named: frozenset[str]) -> None:
-        """Asks the kernel whether both filters are on. Raises ``Fault`` if not."""
-        fence.inspect(self.pid, named)
+    async def inspect(self, named: frozenset[str]) -> None:
+        """Has the starter ask the kernel whether both filters are on. Raises ``Fault`` if not."""
+        with suppress(ConnectionError):  # then the answer says why
+            self._line.send(Inspect(named=tuple(sorted(named))))
+        answer = await self._answer()
+        if not isinstance(answer, FencedIn):
+            raise self._fault("does not show its fence", answer)
 
     def kill(self) -> None:
-        """Ends the runner at once; no effect on one that has ended.
+        """Ends the runner at once, or 2 s later if it ignores the first signal; no effect on one that has ended."""
+        with suppress(ConnectionError):  # it has ended, or the starter has, and the runner with it
+            self._line.send(End())
 
-        SIGTERM, because the child itself is only the runner's guardian: it kills the runner and ends after it. Where
-        there is no guardian (no pid namespace) a hostile runner could ignore that, so SIGKILL follows.
-        """
-        self._signal(signal.SIGTERM)
-        self._loop.call_later(_KILL_AFTER_SECONDS, self._signal, signal.SIGKILL)
+    async def _answer(self) -> _Answer:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await self._answers.get()
+        except TimeoutError:
+            return Failed(detail="the starter does not answer")
 
-    def _signal(self, number: signal.Signals) -> None:
-        if not self._ended.is_set():
-            signal.pidfd_send_signal(self._pidfd, number)
+    def _fault(self, what: str, answer: _Answer) -> Fault:
+        detail = answer.detail if isinstance(answer, Failed | NotFencedIn) else type(answer).__name__
+        return Fault(f"runner {self._runner_id} {what}: {detail}")
 
-    def _on_end(self) -> None:
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._process.wait()  # returns at once: a readable pidfd is an ended process
-        self._ended.set()
+    def _heard(self, word: FromLine, _fds: list[int]) -> None:
+        if isinstance(word, Ended):
+            self._end(word.status)
+            self._line.close("the runner has ended")
+        else:
+            self._answers.put_nowait(word)
+
+    def _lost(self, why: str) -> None:
+        """Without an ``Ended``, the starter has ended: then the kernel kills what it started."""
+        self._answers.put_nowait(Failed(detail=why))
+        self._end(-signal.SIGKILL)
+
+    def _end(self, status: int) -> None:
+        if not self._status.done():
+            self._status.set_result(status)
 
 
 class SpawnLauncher:
-    """Starts runners as children of this process.
+    """Has runners started by the starter. ``launch`` must be called on the event loop's thread."""
 
-    ``launch`` must be called on the thread of the event loop, and that thread must live as long as the process: the
-    kernel kills a runner when the *thread* that started it ends (PR_SET_PDEATHSIG).
-    """
+    def __init__(self, starter: Starter) -> None:
+        self.allow_degraded: Final = starter.allow_degraded
+        self._starter = starter
 
-    def __init__(
-        self, *, allow_degraded: frozenset[str] = frozenset(), command: tuple[str, ...] = RUNNER_COMMAND
-    ) -> None:
-        self.allow_degraded: Final = allow_degraded
-        self._command = command
-
-    def launch(self, runner_id: str) -> LaunchedRunner:
+    async def launch(self, runner_id: str) -> LaunchedRunner:
         """Starts one runner, which then waits for its ``Load``. Raises ``Fault`` when the process cannot be started."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        stderr, their_stderr = os.pipe()
         try:
             _make_room(ours)
             _make_room(theirs)
-            process = self._start(theirs.fileno())
-        except OSError as error:
+            line = self._starter.order(StartRunner(runner_id=runner_id), [theirs.fileno(), their_stderr])
+        except (OSError, Fault) as error:
             ours.close()
+            os.close(stderr)
             raise Fault(f"runner {runner_id} cannot be started: {error}") from error
         finally:
             theirs.close()
-        return LaunchedRunner(runner_id, process, ours)
-
-    def _start(self, channel_fd: int) -> subprocess.Popen[bytes]:
-        arguments = ["--channel-fd", str(channel_fd)]
-        if self.allow_degraded:
-            arguments += ["--degraded", ",".join(sorted(self.allow_degraded))]
-        return subprocess.Popen(
-            [*self._command, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            pass_fds=[channel_fd],
-            env=RUNNER_ENVIRONMENT,
-            cwd="/",
-        )
+            os.close(their_stderr)
+        runner = LaunchedRunner(runner_id, ours, line, stderr)
+        try:
+            await runner.started()
+        except BaseException:
+            runner.kill()
+            ours.close()
+            raise
+        return runner
 
 
 def _make_room(end: socket.socket) -> None:
@@ -131,12 +144,11 @@ def _make_room(end: socket.socket) -> None:
         raise OSError("net.core.wmem_max is too small for the largest frame")
 
 
-async def _drain(runner_id: str, process: subprocess.Popen[bytes]) -> None:
+async def _drain(runner_id: str, stderr: int) -> None:
     """Reads stderr to its end, whatever comes, so that a runner never blocks on it; logs what the tap lets through."""
-    assert process.stderr is not None  # noqa: S101 - for the type checker: Popen was given PIPE
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=64 * 1024)
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), process.stderr)
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(stderr, "rb"))
     tap = StderrTap()
     try:
         while data := await reader.read(16 * 1024):

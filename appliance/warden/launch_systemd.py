@@ -1,14 +1,18 @@
 """The *systemd* launcher: one ``paddock-runner@.service`` per connection to ``paddock-runner.socket``.
 
 The connection is the runner's channel. The warden needs no privilege for it, and gets no power over the process either:
-no pid, no signal, no exit status. Its one means is the channel. Limits of memory, processor and tasks are the unit's.
+no signal, no exit status. Its one means is the channel. Limits of memory, processor and tasks are the unit's.
 
-Trusts: whoever may create the socket's path, and the unit file behind it.
+Who is at the other end it learns from the kernel, which names the sender of a message if that was asked for before the
+message was sent; so ``launch`` asks before it connects.
+
+Trusts: whoever may create the socket's path, and the unit file behind it; the runner looks whether that gives what it
+    should (``sandbox.given``).
 Promises: ``wait`` returns when the runner's end is closed, which the kernel does when the process ends, and never for
-    what this side did; ``kill`` ends what can be said to it, for every holder of a copy, and a runner that hears the
-    end of its channel ends itself.
-Not here: the sandbox (``sandbox.layers`` and the unit); its stderr (the journal). Whether stage 2 of the filter is on
-    rests on the runner's word here, since this process sees no other; stage 1 and the unit's own filter do not.
+    what this side did; ``kill`` ends what can be said to it, for every holder of a copy: a runner that hears the end of
+    its channel ends itself, and its guardian ends one that does not (``runner.main``).
+Not here: the sandbox (``sandbox`` and the unit); looking at the process (``handshake``, ``fence``); its stderr (the
+    journal).
 """
 
 import asyncio
@@ -21,21 +25,7 @@ from typing import Final
 
 from appliance.core.refusals import Fault
 from appliance.ipc.connection import prepare
-from appliance.sandbox import layers
-
-GIVEN_BY_THE_UNIT: Final = frozenset(
-    {
-        layers.USER_NAMESPACE,
-        layers.PID_NAMESPACE,
-        layers.NETWORK_NAMESPACE,
-        layers.MOUNT_NAMESPACE,
-        layers.IPC_NAMESPACE,
-        layers.UTS_NAMESPACE,
-        layers.CGROUP_NAMESPACE,
-        layers.EMPTY_ROOT,
-    }
-)
-"""What ``paddock-runner@.service`` puts around a runner in another way, so that the runner reports it as missing."""
+from appliance.sandbox import given
 
 
 class ActivatedRunner:
@@ -58,8 +48,8 @@ class ActivatedRunner:
         so, and we are not told."""
         await self._ended.wait()
 
-    def inspect(self, named: frozenset[str]) -> None:
-        """There is nothing to look at: another user's process, in a unit that shows this one no other."""
+    async def inspect(self, named: frozenset[str]) -> None:
+        """The handshake has looked: it knows the process, by what the kernel says of its messages."""
 
     def kill(self) -> None:
         """Shuts the way to the runner, for all who hold this end: it hears that its channel has ended. No effect on one
@@ -78,18 +68,18 @@ class ActivatedRunner:
 class SystemdLauncher:
     """Starts runners by connecting. To be used on the thread of the event loop."""
 
-    allow_degraded: Final = GIVEN_BY_THE_UNIT
-
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, allow_degraded: frozenset[str] = frozenset()) -> None:
+        self.allow_degraded: Final = given.NOT_GIVEN | allow_degraded
         self._path = path
 
-    def launch(self, runner_id: str) -> ActivatedRunner:
+    async def launch(self, runner_id: str) -> ActivatedRunner:
         """Connects; the runner then waits for its ``Load``.
 
         Raises ``Fault`` when nobody listens, the queue of connections is full, or we may not connect.
         """
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
+            channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             prepare(channel)  # non-blocking: a full queue is an error at once, not a stopped event loop
             channel.connect(os.fspath(self._path))
         except OSError as error:

@@ -29,6 +29,7 @@ from appliance.ipc.messages import (
 )
 from appliance.ipc.notary_client import NotaryClient
 from appliance.warden.pool import NoPlace, Pool
+from appliance.warden.ports import Needed
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +38,16 @@ async def serve(
     pool: Pool,
     *,
     notary: NotaryClient,
+    starter: Needed,
     listening: socket.socket,
     gateway_uids: frozenset[int],
     operator_uids: frozenset[int],
     stop: asyncio.Event,
 ) -> None:
-    """Serves until ``stop`` is set, then ends all runners and hands over the last records."""
+    """Serves until ``stop`` is set, then ends all runners and hands over the last records.
+
+    Raises ``Fault`` when the starter has ended: without it, and without its runners, another warden must begin anew.
+    """
     peers: set[_Peer] = set()
 
     def welcome(sock: socket.socket) -> None:
@@ -55,14 +60,18 @@ async def serve(
     notary_task = asyncio.create_task(notary.run())
     accepting = asyncio.create_task(accept())
     looking = asyncio.create_task(pool.run())
+    leaning = asyncio.create_task(starter.run())
     stopping = asyncio.create_task(stop.wait())
     try:
-        done, _ = await asyncio.wait({notary_task, accepting, looking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(
+            {notary_task, accepting, looking, leaning, stopping}, return_when=asyncio.FIRST_COMPLETED
+        )
         for task in done:
             task.result()  # raises what ended it, so that this process ends as failed and is started again
     finally:
         accepting.cancel()
         looking.cancel()
+        leaning.cancel()
         stopping.cancel()
         for peer in list(peers):
             peer.connection.close()

@@ -204,7 +204,7 @@ class Pool:
         """Starts a process, hands it the model, and waits until it is ready. Leaves nothing behind on failure."""
         runner_id = secrets.token_hex(8)
         try:
-            launched = self._launcher.launch(runner_id)
+            launched = await self._launcher.launch(runner_id)
         except Fault as fault:
             raise Refused(Reason.RUNNER_UNAVAILABLE, fault.detail) from fault
         load = Load(
@@ -217,7 +217,7 @@ class Pool:
         try:
             async with asyncio.timeout(self._settings.load_timeout_seconds):
                 fenced, ready = await handshake(launched.channel, load, opened.file, self._launcher.allow_degraded)
-            launched.inspect(frozenset(fenced.layers))
+            await launched.inspect(frozenset(fenced.layers))
         except (Refused, Fault, TimeoutError) as error:
             status = await self._bury(launched)
             detail = f"{getattr(error, 'detail', '') or 'no answer in time'} (exit status {status})"

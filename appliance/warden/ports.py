@@ -62,7 +62,7 @@ class LaunchedRunner(Protocol):
         """Its exit status, once it has ended; negative for a signal, None where nobody tells."""
         ...
 
-    def inspect(self, named: frozenset[str]) -> None:
+    async def inspect(self, named: frozenset[str]) -> None:
         """Looks at the live process from outside: are the filters on that it says it has?
 
         ``named`` are the layers it had while it could be believed. Raises ``Fault`` if not, or if nothing can be seen.
@@ -74,12 +74,20 @@ class LaunchedRunner(Protocol):
         ...
 
 
+class Needed(Protocol):
+    """What this process cannot do without: the starter."""
+
+    async def run(self) -> None:
+        """Raises ``Fault`` when it has ended."""
+        ...
+
+
 class Launcher(Protocol):
     @property
     def allow_degraded(self) -> frozenset[str]:
         """The layers that its runners may report as missing."""
         ...
 
-    def launch(self, runner_id: str) -> LaunchedRunner:
+    async def launch(self, runner_id: str) -> LaunchedRunner:
         """Raises ``Fault`` when no process could be started."""
         ...

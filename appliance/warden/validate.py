@@ -1,8 +1,8 @@
 """Judging a GGUF's header in a process of its own: ``appliance.validator``, started for one file and ended after it.
 
-It stands here because the warden is the room that starts processes; the store is given the callable.
+It stands here because the warden's starter is what starts processes; the store is given the callable.
 
-Trusts: the installed ``appliance.validator`` package and this interpreter.
+Trusts: the installed ``appliance.validator`` package, and the starter that starts it.
 Promises: facts, or an exception, within ``WALL_SECONDS``; no process, descriptor or byte of its output is left over.
 Not here: the sandbox (``validator.main``, by the process itself); whether the bytes are the signed ones (the store).
 """
@@ -10,33 +10,29 @@ Not here: the sandbox (``validator.main``, by the process itself); whether the b
 import os
 import select
 import signal
-import subprocess
-import sys
+import socket
 import time
+from contextlib import suppress
 from typing import Final
 
 from appliance.core.gguf import GgufInvalid
 from appliance.core.refusals import Fault
 from appliance.core.values import GgufFacts
+from appliance.ipc.frames import FrameDecoder, encode
+from appliance.ipc.starting import MAX_WORD_BYTES, End, Ended, Failed, FromLine, Started, StartValidator
 from appliance.ipc.validation import MAX_ANSWER_BYTES, Facts, Invalid, decode_answer
+from appliance.warden.starter_client import Starter
 
 WALL_SECONDS: Final = 60.0
-VALIDATOR_COMMAND: Final = (sys.executable, "-I", "-B", "-m", "appliance.validator")
-
-_ENVIRONMENT: Final = {"LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "1"}
+_KILLED_SECONDS: Final = 5.0
+_DECODER: Final = FrameDecoder[FromLine](FromLine)
 
 
 class SandboxedValidator:
     """Callable with a descriptor; safe to use from several threads."""
 
-    def __init__(
-        self,
-        *,
-        allow_degraded: frozenset[str] = frozenset(),
-        command: tuple[str, ...] = VALIDATOR_COMMAND,
-        wall_seconds: float = WALL_SECONDS,
-    ) -> None:
-        self._command = (*command, "--degraded", ",".join(sorted(allow_degraded)))
+    def __init__(self, starter: Starter, *, wall_seconds: float = WALL_SECONDS) -> None:
+        self._starter = starter
         self._wall_seconds = wall_seconds
 
     def __call__(self, fd: int) -> GgufFacts:
@@ -45,29 +41,30 @@ class SandboxedValidator:
         Raises ``GgufInvalid`` when the header is unsound, or when it made the validator die, hang or babble; ``Fault``
         when this host cannot judge.
         """
+        deadline = time.monotonic() + self._wall_seconds
         try:
-            process = subprocess.Popen(
-                self._command,
-                stdin=fd,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=_ENVIRONMENT,
-                cwd="/",
-            )
+            answer, theirs = os.pipe()
         except OSError as error:
             raise Fault(f"the validator cannot be started: {error}") from error
-        with process:
+        try:
             try:
-                data = _read(process, time.monotonic() + self._wall_seconds)
+                line = self._starter.order(StartValidator(), [fd, theirs])
             finally:
-                process.kill()  # no effect on one that has ended by itself
-        return _judged(data, process.returncode)
+                os.close(theirs)
+            with line:
+                try:
+                    data = _read(answer, deadline)
+                    status = _status(line, deadline)
+                except GgufInvalid:
+                    _kill(line)
+                    raise
+        finally:
+            os.close(answer)
+        return _judged(data, status)
 
 
-def _read(process: "subprocess.Popen[bytes]", deadline: float) -> bytes:
-    """Its whole answer, once it has ended. Raises ``GgufInvalid``."""
-    assert process.stdout is not None  # noqa: S101 - for the type checker: Popen was given PIPE
-    pipe = process.stdout.fileno()
+def _read(pipe: int, deadline: float) -> bytes:
+    """Its whole answer, to the end of the pipe. Raises ``GgufInvalid``."""
     readable = select.poll()
     readable.register(pipe, select.POLLIN)
     data = b""
@@ -77,17 +74,40 @@ def _read(process: "subprocess.Popen[bytes]", deadline: float) -> bytes:
             raise GgufInvalid("gguf-validator-overrun", "judging the header took too long")
         piece = os.read(pipe, MAX_ANSWER_BYTES)
         if not piece:
-            _wait(process, deadline)
             return data
         data += piece
     raise GgufInvalid("gguf-validator-overrun", "the validator said too much")
 
 
-def _wait(process: "subprocess.Popen[bytes]", deadline: float) -> None:
-    try:
-        process.wait(max(0.1, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:  # it closed its pipe and stayed
-        raise GgufInvalid("gguf-validator-overrun", "the validator did not end") from None
+def _status(line: socket.socket, deadline: float) -> int:
+    """How the process ended, once it has. Raises ``GgufInvalid`` for one that closed its pipe and stayed, ``Fault``
+    when there was none."""
+    while True:
+        line.settimeout(max(0.1, deadline - time.monotonic()))
+        try:
+            data = line.recv(MAX_WORD_BYTES)
+        except TimeoutError:
+            raise GgufInvalid("gguf-validator-overrun", "the validator did not end") from None
+        except OSError:
+            data = b""
+        if not data:  # then the kernel ends what it started
+            raise Fault("the starter ended before the validator")
+        match word := _DECODER.decode(data):
+            case Ended():
+                return word.status
+            case Failed():
+                raise Fault(f"the validator cannot be started: {word.detail}")
+            case Started():
+                continue
+            case _:
+                raise Fault(f"the starter says {type(word).__name__} of a validator")
+
+
+def _kill(line: socket.socket) -> None:
+    """Ends the process and waits for that, as long as the kernel may reasonably take."""
+    with suppress(GgufInvalid, Fault, OSError):
+        line.send(encode(End()))
+        _status(line, time.monotonic() + _KILLED_SECONDS)
 
 
 def _judged(data: bytes, status: int) -> GgufFacts:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from appliance.sandbox import given, layers
+from appliance.sandbox.confine import SERVICE_LAYERS
 from tests.support import image_build, nspawn
 from tests.support.image_build import REPOSITORY
+from tests.support.unit_checks import WEAKENED
 
 UNITS = REPOSITORY / "systemd"
 SERVICES = ("paddock-gateway", "paddock-notary", "paddock-warden", "paddock-runner@")
@@ -94,6 +97,12 @@ def test_an_answer_does_not_need_more_than_the_units_allow(seen: dict) -> None:
 
 
 @booted
+def test_no_unit_keeps_a_service_from_its_own_fence(seen: dict) -> None:
+    whole = f"{', '.join(SERVICE_LAYERS)}; missing: none"
+    assert seen["fences"] == dict.fromkeys(("gateway", "notary", "warden"), whole)
+
+
+@booted
 def test_no_runner_shares_a_user_or_keeps_a_privilege(seen: dict) -> None:
     first, second = [*seen["runners"].values()], [*seen["runners afterwards"].values()]
     assert len(first) == len(second) == 1
@@ -102,6 +111,53 @@ def test_no_runner_shares_a_user_or_keeps_a_privilege(seen: dict) -> None:
         assert {status[name].strip("0") for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {""}
         assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
         assert int(status["Uid"].split()[0]) >= 61184  # systemd's range of dynamic users
+
+
+@booted
+def test_the_warden_needs_no_privilege_to_have_runners_and_root_needs_no_exception(seen: dict) -> None:
+    """Each runner is yet another user's, whoever asks for it."""
+    wardens = {int(uid) for uid in seen["warden"]["Uid"].split()}
+    assert len(wardens) == 1
+    assert 0 not in wardens
+    assert {seen["warden"][name].strip("0") for name in ("CapPrm", "CapEff", "CapBnd")} == {""}
+    assert all(int(status["Uid"].split()[0]) not in {0, *wardens} for status in seen["runners"].values())
+    assert seen["a runner for root"] == "Ready"
+
+
+@booted
+def test_no_layer_is_claimed_that_was_not_seen(seen: dict) -> None:
+    [loaded] = seen["status"]["loaded"]
+    assert set(loaded["runner"]["degraded"]) == given.NOT_GIVEN
+    assert set(loaded["runner"]["layers"]) == set(layers.LAYERS) - given.NOT_GIVEN
+
+
+@booted
+@pytest.mark.parametrize("name", WEAKENED)
+def test_weakened_unit_does_not_go_unnoticed(seen: dict, name: str) -> None:
+    said = seen["weakened"][name]
+    assert said.startswith("LoadFailed(reason='layer-missing'"), said
+    assert f"{WEAKENED[name][1]}: " in said
+
+
+@booted
+def test_the_unit_as_it_is_does_not_seem_weakened(seen: dict) -> None:
+    assert seen["not weakened"].startswith("Fenced("), seen["not weakened"]
+
+
+@booted
+def test_a_runner_that_ignores_its_channel_does_not_live_on(seen: dict) -> None:
+    assert seen["a runner that ignored its channel"] == {}
+
+
+@booted
+def test_no_model_goes_to_a_runner_that_the_warden_could_be_signalled_by(seen: dict) -> None:
+    assert seen["a runner of the warden's user"] is True
+
+
+@booted
+def test_no_runner_is_leased_on_its_own_word(seen: dict) -> None:
+    """A warden to which the kernel shows no process refuses every runner."""
+    assert seen["a warden that sees no process"] is True
 
 
 @booted

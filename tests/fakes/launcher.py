@@ -39,7 +39,7 @@ class FakeRunner:
     async def wait(self) -> int | None:
         return await asyncio.shield(self._status)
 
-    def inspect(self, named: frozenset[str]) -> None:
+    async def inspect(self, named: frozenset[str]) -> None:
         self.inspected.append(named)
         if self.looks_wrong:
             raise Fault("a thread of the runner has 1 filters, not 2")
@@ -78,7 +78,7 @@ class FakeLauncher:
         self.fenced: Fenced | None = FENCED
         self.allow_degraded: frozenset[str] = frozenset()
 
-    def launch(self, runner_id: str) -> FakeRunner:
+    async def launch(self, runner_id: str) -> FakeRunner:
         if self.fault is not None:
             raise self.fault
         runner = FakeRunner(runner_id, self.fenced)

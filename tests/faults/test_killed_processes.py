@@ -1,6 +1,8 @@
 """kill -9 of each process in the middle of a stream, and a caller who leaves: how each must end."""
 
 import json
+import os
+import select
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.client import HTTPException
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance.core.records import Closed, Opened, RunnerEnded
-from tests.support.appliance import TestAppliance, appliance, chat_body
+from tests.support.appliance import LIMIT_SECONDS, TestAppliance, appliance, chat_body
 from tests.support.chain_model import chain_model, long_script
 
 WORDS = 3000
@@ -109,10 +111,20 @@ def test_killed_gateway_leaves_a_closed_record(server: TestAppliance) -> None:
     assert_log_is_sound(server)
 
 
-def test_killed_warden_takes_its_runners_along_and_comes_back(server: TestAppliance) -> None:
-    request_id, events, _broken = stream_and(server, lambda: server.kill("warden"))
+@pytest.mark.parametrize("victim", ["warden", "starter"])
+def test_killed_warden_or_starter_takes_the_runners_along_and_comes_back(server: TestAppliance, victim: str) -> None:
+    family: list[int] = []
+
+    def kill() -> None:
+        family.extend(os.pidfd_open(server.pid_of(role)) for role in ("warden", "starter", "runner"))
+        server.kill(victim)
+
+    request_id, events, _broken = stream_and(server, kill)
     assert json.loads(events[-1])["error"]["code"] == "runner-lost"
     assert closed_record(server, request_id).outcome == "runner-lost"
+    for pidfd in family:
+        assert select.select([pidfd], [], [], LIMIT_SECONDS)[0], "one of the three lives on"
+        os.close(pidfd)
     assert_serves(server)
     assert_log_is_sound(server)
 

@@ -3,35 +3,39 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 
 import pytest
 
 from appliance.cli import sandbox_probe
 from appliance.sandbox import probe
 from appliance.warden.launch_spawn import SpawnLauncher
+from appliance.warden.starter_client import Starter
 from tests.support.live_runner import LIMIT_SECONDS, within_limit
+
+
+def outcomes_of(names: Iterable[str], seconds: float = LIMIT_SECONDS) -> list[sandbox_probe.ProbeOutcome]:
+    with Starter() as starter:
+        return within_limit(lambda: sandbox_probe.run_probe(SpawnLauncher(starter), names), seconds)
 
 
 @pytest.mark.slow
 def test_no_attempt_gets_out_of_a_live_runner() -> None:
-    async def scenario() -> list[sandbox_probe.ProbeOutcome]:
-        return await sandbox_probe.run_probe(SpawnLauncher())
-
-    outcomes = within_limit(scenario, seconds=100)
+    outcomes = outcomes_of(tuple(probe.ATTEMPTS), seconds=100)
     assert [outcome.name for outcome in outcomes] == list(probe.ATTEMPTS)
     assert [outcome for outcome in outcomes if not outcome.ok] == []
     assert {outcome.observed for outcome in outcomes if outcome.name not in probe.CONTROLS} == {sandbox_probe.KILLED}
 
 
 def test_the_five_that_matter_most_do_not_get_out() -> None:
-    outcomes = within_limit(lambda: sandbox_probe.run_probe(SpawnLauncher(), probe.ESSENTIAL))
+    outcomes = outcomes_of(probe.ESSENTIAL)
     assert {outcome.name: outcome.observed for outcome in outcomes} == dict.fromkeys(
         probe.ESSENTIAL, sandbox_probe.KILLED
     )
 
 
 def test_unknown_attempt_is_not_reported_as_stopped() -> None:
-    (outcome,) = within_limit(lambda: sandbox_probe.run_probe(SpawnLauncher(), ["no such attempt"]))
+    (outcome,) = outcomes_of(["no such attempt"])
     assert not outcome.ok
 
 

@@ -21,9 +21,9 @@ def test_live_runner_shows_its_filters_only_once_they_are_on() -> None:
             named = frozenset(fenced.layers)
             fence.require_whole(fenced, frozenset())
             with pytest.raises(Fault, match="filters"):
-                runner.inspect(named)
+                await runner.inspect(named)
             assert isinstance(await hand_over(runner), Ready)
-            runner.inspect(named)
+            await runner.inspect(named)
 
     within_limit(scenario)
 

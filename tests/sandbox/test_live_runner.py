@@ -13,8 +13,7 @@ from appliance.ipc.frames import MAX_FRAME_BYTES, encode
 from appliance.ipc.messages import Fenced, Load, LoadFailed, Ready, Reset, ResetDone
 from appliance.runner import main as runner_main
 from appliance.sandbox import layers, seccomp
-from appliance.warden import launch_spawn
-from appliance.warden.launch_spawn import RUNNER_COMMAND
+from appliance.warden.commands import RUNNER_COMMAND, RUNNER_ENVIRONMENT
 from tests.support.live_runner import (
     DEMO_MODEL,
     LIMIT_SECONDS,
@@ -105,9 +104,11 @@ def test_environment_and_arguments_carry_nothing_of_the_parent(monkeypatch: pyte
             inside = Path(f"/proc/{inner_pid(runner)}")
             entries = (inside / "environ").read_text().rstrip("\0").split("\0")
             assert dict(entry.split("=", 1) for entry in entries) == runner_main.ENVIRONMENT
-            arguments = (inside / "cmdline").read_text().rstrip("\0").split("\0")
-            assert arguments[:-1] == [*RUNNER_COMMAND, "--channel-fd"]
-            assert arguments[-1].isdecimal()
+            arguments = (inside / "cmdline").read_text().removesuffix("\0").split("\0")
+            *fixed, channel, degraded, nothing = arguments
+            assert fixed == [*RUNNER_COMMAND, "--channel-fd"]
+            assert channel.isdecimal()
+            assert (degraded, nothing) == ("--degraded", "")
 
     within_limit(scenario)
 
@@ -128,7 +129,7 @@ def test_limits_leave_no_room() -> None:
 
 
 def test_launcher_and_runner_agree_on_the_environment() -> None:
-    assert launch_spawn.RUNNER_ENVIRONMENT == runner_main.ENVIRONMENT
+    assert RUNNER_ENVIRONMENT == runner_main.ENVIRONMENT
 
 
 @as_root

@@ -87,7 +87,7 @@ def test_strict_container_without_namespaces_still_lets_nothing_out() -> None:
             assert isinstance(fenced, Fenced)
             assert set(fenced.degraded) == allowed
             assert isinstance(await hand_over(runner), Ready)
-            runner.inspect(frozenset(fenced.layers))
+            await runner.inspect(frozenset(fenced.layers))
             send(runner, Probe(name="openat"))
             assert await receive(runner) is None
             return await runner.wait()

@@ -22,15 +22,17 @@ import asyncio, json
 from appliance.cli import sandbox_probe
 from appliance.sandbox import probe
 from appliance.warden.launch_spawn import SpawnLauncher
+from appliance.warden.starter_client import Starter
 from tests.support.live_runner import hand_over, launched, inner_pid, receive, status
 
 async def main():
     async with launched() as runner:
         fenced = await receive(runner)
         await hand_over(runner)
-        runner.inspect(frozenset(fenced.layers))
+        await runner.inspect(frozenset(fenced.layers))
         seen = status(inner_pid(runner))
-    outcomes = await sandbox_probe.run_probe(SpawnLauncher(), probe.ESSENTIAL)
+    with Starter() as starter:
+        outcomes = await sandbox_probe.run_probe(SpawnLauncher(starter), probe.ESSENTIAL)
     print(json.dumps({
         "layers": fenced.layers, "degraded": fenced.degraded,
         "uid": seen["Uid"].split()[0], "seccomp": seen["Seccomp"],

@@ -53,9 +53,9 @@ class TestAppliance:
 
     def __init__(self, directory: Path, models: dict[str, Path], extra_config: str = "") -> None:
         self.directory = directory
-        self._config_file = directory / "paddock.toml"
-        self._config_file.write_text(_config(directory, extra_config))
-        self.config: Settings = settings.load(self._config_file)
+        self.config_file = directory / "paddock.toml"
+        self.config_file.write_text(_config(directory, extra_config))
+        self.config: Settings = settings.load(self.config_file)
         initialise(self.config)
         self.write_policy_data({"groups": {GROUP: {"models": ["*"], "max_tokens": 100_000}}})
         self._key = generate_signing_key()
@@ -93,7 +93,7 @@ class TestAppliance:
         """``paddock serve`` without waiting for anything."""
         with (self.directory / "serve.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-B", "-m", "appliance", "serve", "--config", str(self._config_file)],
+                [sys.executable, "-I", "-B", "-m", "appliance", "serve", "--config", str(self.config_file)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -126,11 +126,13 @@ class TestAppliance:
             raise
 
     def pid_of(self, role: str) -> int:
-        """The process of a role, or the runner's own process (the innermost one)."""
+        """The process of a role, the warden's starter, or the runner's own process (the innermost one)."""
         assert self._process is not None
         for pid in _descendants(self._process.pid):
             arguments = _arguments(pid)
             if role == "runner" and "appliance.runner" in arguments and not _children(pid):
+                return pid
+            if role == "starter" and "appliance.warden.starter" in arguments:
                 return pid
             if role != "runner" and role in arguments and "--parent" in arguments:
                 return pid

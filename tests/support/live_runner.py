@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import TypeVar
 import appliance
 from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder, encode
 from appliance.ipc.messages import Fenced, FromRunner, Load
-from appliance.warden.launch_spawn import RUNNER_COMMAND, LaunchedRunner, SpawnLauncher
+from appliance.warden.commands import RUNNER_COMMAND, VALIDATOR_COMMAND
+from appliance.warden.launch_spawn import LaunchedRunner, SpawnLauncher
+from appliance.warden.starter_client import Starter
 
 DEMO_MODEL = Path(appliance.__file__).parent / "data" / "paddock-demo.gguf"
 LOAD = Load(runner_id="test", context_tokens=256, slots=2, threads=2, batch_tokens=64)
@@ -31,20 +34,35 @@ def within_limit(scenario: Callable[[], Awaitable[ResultT]], seconds: float = LI
     return asyncio.run(limited())
 
 
+def starter_of(
+    *,
+    runner: tuple[str, ...] = RUNNER_COMMAND,
+    validator: tuple[str, ...] = VALIDATOR_COMMAND,
+    allow_degraded: frozenset[str] = frozenset(),
+) -> Starter:
+    """A real starter, with other programs where the runner and the validator should be."""
+    program = (
+        "import sys; from appliance.warden import commands, starter; "
+        f"commands.RUNNER_COMMAND = {runner!r}; commands.VALIDATOR_COMMAND = {validator!r}; starter.main(sys.argv[1:])"
+    )
+    return Starter(allow_degraded=allow_degraded, command=(sys.executable, "-I", "-B", "-c", program))
+
+
 @asynccontextmanager
 async def launched(
     *, command: tuple[str, ...] = RUNNER_COMMAND, allow_degraded: frozenset[str] = frozenset()
 ) -> AsyncIterator[LaunchedRunner]:
     """A runner that waits for its Load; ended afterwards, whatever happened."""
-    runner = SpawnLauncher(command=command, allow_degraded=allow_degraded).launch("test")
-    runner.channel.setblocking(False)
-    try:
-        yield runner
-    finally:
-        runner.kill()
-        await runner.wait()
-        await runner.stderr
-        runner.channel.close()
+    with starter_of(runner=command, allow_degraded=allow_degraded) as starter:
+        runner = await SpawnLauncher(starter).launch("test")
+        runner.channel.setblocking(False)
+        try:
+            yield runner
+        finally:
+            runner.kill()
+            await runner.wait()
+            await runner.stderr
+            runner.channel.close()
 
 
 def send(runner: LaunchedRunner, message: object, descriptors: tuple[int, ...] = ()) -> None:
@@ -75,8 +93,13 @@ async def hand_over(runner: LaunchedRunner, model: Path = DEMO_MODEL, message: L
 
 def inner_pid(runner: LaunchedRunner) -> int:
     """The host's number of the process in the sandbox, the only child of the one that waits for it."""
-    (child,) = Path(f"/proc/{runner.pid}/task/{runner.pid}/children").read_text().split()
-    return int(child)
+    (child,) = children(runner.pid)
+    return child
+
+
+def children(pid: int) -> list[int]:
+    """Of a process with one thread."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def status(pid: int, thread: int | None = None) -> dict[str, str]:

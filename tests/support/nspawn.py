@@ -24,7 +24,7 @@ SuccessAction=poweroff-force
 FailureAction=poweroff-force
 [Service]
 Type=oneshot
-TimeoutStartSec=90
+TimeoutStartSec=180
 ExecStart=/usr/lib/paddock/bin/python3 -I -B /check/check.py
 ExecStopPost=/bin/sh -c 'journalctl --no-pager > /check/journal'
 StandardOutput=file:/check/stdout
@@ -52,7 +52,7 @@ def make_root(root: Path, units: Path) -> None:
     (root / "etc/systemd/system/check.service").write_text(CHECK_SERVICE)
 
 
-def boot(root: Path, usr: Path, check: Path, *, timeout_seconds: float = 120) -> str:
+def boot(root: Path, usr: Path, check: Path, *, timeout_seconds: float = 220) -> str:
     """Boots, runs ``check/check.py`` as root, powers off. ``usr`` is laid over /usr. Returns what it printed; stdout,
     stderr and journal also lie in ``check``."""
     command = ["systemd-nspawn", "--quiet", "--directory", str(root), "--boot", "--private-network", "--register=no"]

@@ -1,6 +1,7 @@
 """Runs as root inside the container of ``nspawn``: sets the appliance up as an operator would, starts its units, uses
 them, and prints one JSON object of what it saw. Standard library only, apart from the installed appliance."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -15,6 +16,23 @@ from pathlib import Path
 PADDOCK = ["/usr/lib/paddock/bin/python3", "-I", "-B", "-m", "appliance"]
 CONFIG = ["--config", "/etc/paddock/paddock.toml"]
 PACKAGES = Path("/usr/lib/paddock/lib/python3.11/site-packages")
+
+WEAKENED = {
+    "network shared": ("PrivateNetwork=no", "network-namespace"),
+    "sockets allowed": ("RestrictAddressFamilies=AF_INET", "network-namespace"),
+    "root of the host": ("RootDirectory=", "empty-root"),
+    "a folder of the host": ("BindReadOnlyPaths=/etc", "empty-root"),
+    "a folder of the host, writable": ("BindPaths=/var/lib/paddock/models:/srv", "mount-namespace"),
+    "devices of the host": ("PrivateDevices=no", "empty-root"),
+    "nothing made inaccessible": ("InaccessiblePaths=", "empty-root"),
+    "processes of others in sight": ("ProtectProc=default", "empty-root"),
+    "the kernel's settings in sight": ("ProcSubset=all", "empty-root"),
+    "users of the host": ("PrivateUsers=no", "user-namespace"),
+    "as root": ("DynamicUser=no\nUser=root", "user-namespace"),
+    "message queues of the host": ("PrivateIPC=no", "ipc-namespace"),
+    "a capability that could be gained": ("CapabilityBoundingSet=CAP_NET_RAW", "no-capabilities"),
+}
+"""Lines that take something away from the runner's unit, and the layer that the runner must then miss."""
 
 
 def run(*command: str, user: str | None = None) -> str:
@@ -68,14 +86,29 @@ def chat_once_verified(token: str) -> tuple[int, str]:
 
 
 def runners() -> dict[int, dict[str, str]]:
-    """Process status by pid of every live runner."""
+    """Process status by pid of every live runner, without the guardians that stand beside them."""
+    found = runners_and_guardians()
+    return {pid: status for pid, status in found.items() if int(status["PPid"]) in found}
+
+
+def runners_and_guardians() -> dict[int, dict[str, str]]:
     found = {}
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if folder.name.isdigit() and b"appliance.runner" in (folder / "cmdline").read_bytes():
-                lines = (line.split(":", 1) for line in (folder / "status").read_text().splitlines())
-                found[int(folder.name)] = {name: value.strip() for name, value in lines}
+                found[int(folder.name)] = status_of(folder)
     return found
+
+
+def status_of(folder: Path) -> dict[str, str]:
+    lines = (line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+    return {name: value.strip() for name, value in lines}
+
+
+def fence_of(service: str) -> str:
+    """What the service said of its own fence."""
+    journal = run("journalctl", "--unit", f"paddock-{service}", "--output", "cat")
+    return " ".join({line.partition("fenced in by ")[2] for line in journal.splitlines()} - {""})
 
 
 def connects(path: str, user: str) -> str:
@@ -94,6 +127,75 @@ def connects(path: str, user: str) -> str:
     return "refused" if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1 else "connected"
 
 
+DROP_INS = Path("/run/systemd/system")
+
+
+def weaken(unit: str, lines: str) -> None:
+    """From now on, for what is started then; instead of what was said of this unit before."""
+    folder = DROP_INS / f"{unit}.d"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "weaker.conf").write_text(f"[Service]\n{lines}\n")
+    run("systemctl", "daemon-reload")
+
+
+def first_word() -> str:
+    """What a runner says that is started now, by root instead of the warden, and gets no model."""
+    from appliance.ipc.frames import FrameDecoder
+    from appliance.ipc.messages import FromRunner
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as channel:
+        channel.settimeout(20)
+        channel.connect("/run/paddock/runner.sock")
+        said = channel.recv(10000)
+    return str(FrameDecoder(FromRunner).decode(said)) if said else "nothing"
+
+
+def weakened() -> dict[str, str]:
+    answers = {}
+    for name, (lines, _layer) in WEAKENED.items():
+        weaken("paddock-runner@.service", lines)
+        answers[name] = first_word()
+    weaken("paddock-runner@.service", "")
+    return answers
+
+
+def refused(token: str, why: str) -> bool:
+    """Whether the warden refused to hand out a runner, and said so. It first looks at its models again."""
+    for _ in range(30):
+        if chat(token)[0] == 200:
+            return False
+        if why in run("journalctl", "--no-pager", "--output=cat", "--unit=paddock-warden.service"):
+            return True
+        time.sleep(0.2)
+    return False
+
+
+async def load_as_root() -> str:
+    """The launcher's part, played by root instead of the warden's user."""
+    from appliance.ipc.messages import Load
+    from appliance.sandbox import given
+    from appliance.warden.handshake import handshake
+
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    channel.connect("/run/paddock/runner.sock")
+    load = Load(runner_id="root", context_tokens=64, slots=1, threads=1)
+    with (PACKAGES / "appliance/data/paddock-demo.gguf").open("rb") as model, channel:
+        async with asyncio.timeout(20):
+            _fenced, ready = await handshake(channel, load, model.fileno(), given.NOT_GIVEN)
+    return type(ready).__name__
+
+
+def end_a_runner_that_ignores_its_channel(pid: int) -> dict[int, dict[str, str]]:
+    """One that is stopped hears nothing, as one that is busy or hostile. The warden may not signal it."""
+    os.kill(pid, 19)
+    run("systemctl", "stop", "paddock-warden.service")
+    deadline = time.monotonic() + 10
+    while runners_and_guardians() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return runners_and_guardians()
+
+
 def main() -> dict:
     seen: dict = {}
     set_up()
@@ -101,16 +203,30 @@ def main() -> dict:
     seen["without token"] = request("GET", "/v1/models")[0]
     token = paddock("token", "issue", "--sub", "alice", "--group", "staff", "--model", "*", *CONFIG)
     seen["chat"] = chat_once_verified(token)
+    seen["fences"] = {service: fence_of(service) for service in ("gateway", "notary", "warden")}
     seen["runners"] = runners()
     for pid in seen["runners"]:
         os.kill(pid, 9)
     seen["chat after the runner was killed"] = chat_once_verified(token)
     seen["runners afterwards"] = runners()
+    warden = int(run("systemctl", "show", "--property=MainPID", "--value", "paddock-warden.service"))
+    seen["warden"] = status_of(Path(f"/proc/{warden}"))
+    seen["a runner for root"] = asyncio.run(load_as_root())
+    seen["status"] = json.loads(paddock("status", "--json", *CONFIG))
     seen["sockets"] = {
         f"{name} as {user}": connects(f"/run/paddock/{name}.sock", user)
         for name in ("notary", "admin", "warden", "runner")
         for user in ("nobody", "paddock-gateway")
     }
+    seen["weakened"] = weakened()
+    seen["not weakened"] = first_word()
+    seen["a runner that ignored its channel"] = end_a_runner_that_ignores_its_channel(*seen["runners afterwards"])
+    weaken("paddock-runner@.service", "DynamicUser=no\nUser=paddock-warden")
+    seen["a runner of the warden's user"] = refused(token, "the runner is the user")
+    weaken("paddock-runner@.service", "")
+    weaken("paddock-warden.service", "ProtectProc=invisible")
+    run("systemctl", "restart", "paddock-warden.service")
+    seen["a warden that sees no process"] = refused(token, "cannot be looked at")
     run("systemctl", "stop", "paddock.target", "paddock-*")  # the pattern, so as to wait for each of them
     seen["runners at the end"] = runners()
     seen["audit"] = json.loads(paddock("audit", "verify", "/var/lib/paddock/notary/log", "--json"))

@@ -6,7 +6,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,11 +15,14 @@ import pytest
 import appliance
 from appliance.core.gguf import GgufInvalid
 from appliance.core.refusals import Fault
+from appliance.core.values import GgufFacts
 from appliance.ipc.validation import MAX_ANSWER_BYTES, decode_answer
 from appliance.models.store import ModelStore
 from appliance.validator.reading import read_facts
-from appliance.warden.validate import SandboxedValidator
+from appliance.warden.starter_client import Starter
+from appliance.warden.validate import WALL_SECONDS, SandboxedValidator
 from tests.support.gguf_files import small_model, small_model_bytes
+from tests.support.live_runner import children, starter_of
 from tests.support.signed_models import TRUSTED, memory_file, signed
 
 DEMO = Path(appliance.__file__).parent / "data" / "paddock-demo.gguf"
@@ -36,25 +39,34 @@ def opened(data: bytes) -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def validator() -> SandboxedValidator:
+def validator() -> Iterator[SandboxedValidator]:
     """The real one; skips where this host lacks a layer."""
-    one = SandboxedValidator()
-    try:
-        with opened(small_model_bytes()) as fd:
-            one(fd)
-    except Fault as fault:
-        if "cannot judge on this host" not in str(fault):
-            raise
-        pytest.skip(str(fault))
-    return one
+    with Starter() as starter:
+        one = SandboxedValidator(starter)
+        try:
+            with opened(small_model_bytes()) as fd:
+                one(fd)
+        except Fault as fault:
+            if "cannot judge on this host" not in str(fault):
+                raise
+            pytest.skip(str(fault))
+        yield one
 
 
-def standing_in(program: str, **options: float) -> SandboxedValidator:
+def standing_in(program: str, wall_seconds: float = WALL_SECONDS) -> Callable[[int], GgufFacts]:
     """Another program where the validator should be."""
-    return SandboxedValidator(command=(sys.executable, "-I", "-B", "-c", program), **options)  # type: ignore[arg-type]
+    return started_as((sys.executable, "-I", "-B", "-c", program), wall_seconds)
 
 
-def reason_of(one: SandboxedValidator, data: bytes = b"GGUF") -> str:
+def started_as(command: tuple[str, ...], wall_seconds: float = WALL_SECONDS) -> Callable[[int], GgufFacts]:
+    def judge(fd: int) -> GgufFacts:
+        with starter_of(validator=command) as starter:
+            return SandboxedValidator(starter, wall_seconds=wall_seconds)(fd)
+
+    return judge
+
+
+def reason_of(one: Callable[[int], GgufFacts], data: bytes = b"GGUF") -> str:
     with opened(data) as fd, pytest.raises(GgufInvalid) as caught:
         one(fd)
     return caught.value.reason
@@ -93,8 +105,7 @@ def test_nothing_is_left_open_or_running(validator: SandboxedValidator) -> None:
         validator(fd)
         reason_of(validator)
         assert os.listdir("/proc/self/fd") == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert children(validator._starter.pid) == []
 
 
 def test_cost_of_a_process_is_small(validator: SandboxedValidator) -> None:
@@ -252,6 +263,6 @@ def test_answer_that_is_too_long_is_no_answer() -> None:
 
 def test_validator_that_cannot_be_started_is_a_fault() -> None:
     with opened(b"GGUF") as fd, pytest.raises(Fault, match="cannot be started"):
-        SandboxedValidator(command=("/nowhere/python",))(fd)
+        started_as(("/nowhere/python",))(fd)
     with opened(b"GGUF") as fd, pytest.raises(Fault, match="status 3"):
         standing_in("import os; os._exit(3)")(fd)

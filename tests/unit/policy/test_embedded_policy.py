@@ -116,6 +116,22 @@ def test_an_input_that_fuel_does_not_suffice_for_is_a_fault_and_the_next_is_answ
     assert policy.decide(PERMITTED) == CASES[0]["answer"]
 
 
+def test_changed_data_keeps_the_compiled_rules_and_nothing_else_of_the_former_policy(policy):
+    other = b'{"groups": {}, "closed": {"models": [], "subjects": []}}'
+    fresh = EmbeddedPolicy.load(WASM, other, known=policy)
+    assert fresh._module is policy._module
+    assert fresh.policy_digest == policy_digest(WASM, other) != policy.policy_digest
+    assert fresh.decide(PERMITTED)["allow"] is False
+    assert policy.decide(PERMITTED)["allow"] is True
+
+
+def test_changed_rules_are_never_taken_for_the_former_ones(policy):
+    renamed = WASM + b"\x00\x05\x04note"
+    assert EmbeddedPolicy.load(renamed, DATA, known=policy)._module is not policy._module
+    with pytest.raises(Fault, match="not WebAssembly"):
+        EmbeddedPolicy.load(WASM[1:], DATA, known=policy)
+
+
 def test_the_digest_covers_module_and_data_and_their_boundary():
     assert policy_digest(b"ab", b"c") != policy_digest(b"a", b"bc")
     assert policy_digest(b"a", b"b") != policy_digest(b"b", b"a")

@@ -1,7 +1,6 @@
 """The compiled filters, run on an interpreter: what each rule lets through, and what a changed bit does to it."""
 
 import errno
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,43 +17,14 @@ from appliance.sandbox.bpf import (
 )
 from appliance.sandbox.syscalls import X86_64
 from tests.support.bpf_machine import ARCH_I386, run, seccomp_data
+from tests.support.filter_rules import PID, arguments_that_fit, fits_another, one_bit_away
 
-PID = 1
 STAGES = ("stage1", "stage2")
 RULES = [(stage, index) for stage in STAGES for index in range(len(seccomp.load_policy(stage).rules))]
 
 
 def program(stage: seccomp.Stage) -> bytes:
     return compile_policy(seccomp.load_policy(stage), {"pid": PID})
-
-
-def number(text: str) -> int:
-    return PID if text == "pid" else int(text, 0)
-
-
-def arguments_that_fit(rule: Rule) -> list[int]:
-    arguments = [0] * 6
-    for condition in rule.when:
-        arguments[condition.argument] = number(condition.equals)
-    return arguments
-
-
-def one_bit_away(rule: Rule) -> Iterator[list[int]]:
-    """Every argument list that differs from a fitting one in one bit that a condition looks at, high words included."""
-    for condition in rule.when:
-        for bit in range(64):
-            if number(condition.mask) >> bit & 1:
-                arguments = arguments_that_fit(rule)
-                arguments[condition.argument] ^= 1 << bit
-                yield arguments
-
-
-def fits_another(rule: Rule, policy: Policy, arguments: list[int]) -> bool:
-    return any(
-        all(arguments[c.argument] & number(c.mask) == number(c.equals) for c in other.when)
-        for other in policy.rules
-        if other.syscall == rule.syscall and other is not rule
-    )
 
 
 @pytest.mark.parametrize(("stage", "index"), RULES)

@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from appliance.core.refusals import Fault
-from appliance.warden.launch_systemd import GIVEN_BY_THE_UNIT, SystemdLauncher
+from appliance.core.refusals import Fault, Reason, Refused
+from appliance.ipc.frames import encode
+from appliance.ipc.messages import Load, LoadFailed
+from appliance.sandbox import layers
+from appliance.warden import fence, handshake
+from appliance.warden.launch_systemd import SystemdLauncher
+from tests.fakes.launcher import FENCED
 
 
 def in_loop(test):
@@ -40,7 +45,7 @@ async def ended(runner) -> None:
 
 @in_loop
 async def test_a_runner_that_ends_is_not_waited_for(listening: socket.socket) -> None:
-    runner = launcher(listening).launch("r")
+    runner = await launcher(listening).launch("r")
     theirs, _ = listening.accept()
     theirs.close()
     assert await ended(runner) is None
@@ -49,7 +54,7 @@ async def test_a_runner_that_ends_is_not_waited_for(listening: socket.socket) ->
 
 @in_loop
 async def test_what_a_runner_says_is_not_taken_for_its_end(listening: socket.socket) -> None:
-    runner = launcher(listening).launch("r")
+    runner = await launcher(listening).launch("r")
     theirs, _ = listening.accept()
     theirs.send(b"an answer that nobody has read yet")
     with pytest.raises(TimeoutError):
@@ -63,7 +68,7 @@ async def test_what_a_runner_says_is_not_taken_for_its_end(listening: socket.soc
 
 @in_loop
 async def test_kill_does_not_leave_the_runner_a_peer_even_if_others_hold_the_channel(listening: socket.socket) -> None:
-    runner = launcher(listening).launch("r")
+    runner = await launcher(listening).launch("r")
     theirs, _ = listening.accept()
     gateways = runner.channel.dup()
     runner.channel.close()
@@ -79,7 +84,7 @@ async def test_kill_does_not_leave_the_runner_a_peer_even_if_others_hold_the_cha
 
 @in_loop
 async def test_killed_runner_that_lives_on_is_not_taken_for_dead(listening: socket.socket) -> None:
-    runner = launcher(listening).launch("r")
+    runner = await launcher(listening).launch("r")
     theirs, _ = listening.accept()
     runner.kill()
     runner.kill()
@@ -91,16 +96,108 @@ async def test_killed_runner_that_lives_on_is_not_taken_for_dead(listening: sock
     runner.channel.close()
 
 
-def test_unit_and_launcher_agree_on_what_the_unit_gives() -> None:
+def test_only_what_systemd_does_not_give_may_be_missing_unless_the_operator_says_so() -> None:
+    assert SystemdLauncher(Path("s")).allow_degraded == {layers.PID_NAMESPACE, layers.CGROUP_NAMESPACE}
+    allowed = SystemdLauncher(Path("s"), allow_degraded=frozenset({layers.MDWE})).allow_degraded
+    assert allowed == {layers.PID_NAMESPACE, layers.CGROUP_NAMESPACE, layers.MDWE}
+
+
+def test_units_command_line_allows_nothing_to_be_missing() -> None:
     unit = (Path(__file__).parents[3] / "systemd" / "paddock-runner@.service").read_text(encoding="utf-8")
     [command] = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
-    assert frozenset(command.rpartition("--degraded ")[2].split(",")) == GIVEN_BY_THE_UNIT
+    assert command.endswith("-m appliance.runner --channel-fd 0 --launcher systemd")
+
+
+# --- who speaks -----------------------------------------------------------------------------------------------------
+
+LOAD = Load(runner_id="r", context_tokens=64, slots=1, threads=1)
+
+
+@in_loop
+async def test_kernel_names_the_sender_and_the_word_is_not_lost(listening: socket.socket) -> None:
+    runner = await launcher(listening).launch("r")
+    theirs, _ = listening.accept()
+    theirs.send(b"a word")
+    assert await handshake._first_sender(runner.channel) == fence.Sender(pid=os.getpid(), uid=os.getuid())
+    assert runner.channel.recvmsg(100, 100)[:2] == (b"a word", [])
+    theirs.close()
+    await ended(runner)
+    runner.channel.close()
+
+
+@in_loop
+async def test_gateway_is_not_told_the_senders(listening: socket.socket) -> None:
+    """It would take the credentials for a frame that was cut short."""
+    runner = await launcher(listening).launch("r")
+    theirs, _ = listening.accept()
+    theirs.send(b"before")
+    theirs.send(b"between")
+    await handshake._first_sender(runner.channel)
+    theirs.send(b"after")
+    for word in (b"before", b"between", b"after"):
+        assert runner.channel.recvmsg(100, 100)[:2] == (word, [])
+    theirs.close()
+    await ended(runner)
+    runner.channel.close()
+
+
+@in_loop
+async def test_runner_of_the_wardens_own_user_gets_no_model(listening: socket.socket) -> None:
+    runner = await launcher(listening).launch("r")
+    theirs, _ = listening.accept()
+    theirs.send(encode(FENCED))
+    with pytest.raises(Fault, match="not one of its own"):
+        async with asyncio.timeout(5):
+            await handshake.handshake(runner.channel, LOAD, 0, frozenset())
+    theirs.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        theirs.recv(100)
+    assert runner.channel.fileno() == -1
+    theirs.close()
+    await ended(runner)
+
+
+@in_loop
+async def test_runner_that_refuses_is_heard_before_it_is_looked_at(listening: socket.socket) -> None:
+    runner = await launcher(listening).launch("r")
+    theirs, _ = listening.accept()
+    theirs.send(encode(LoadFailed(reason="layer-missing", detail="network-namespace: there is eth0")))
+    theirs.close()
+    with pytest.raises(Refused, match="there is eth0") as refusal:
+        async with asyncio.timeout(5):
+            await handshake.handshake(runner.channel, LOAD, 0, frozenset())
+    assert refusal.value.reason is Reason.RUNNER_UNAVAILABLE
+    await ended(runner)
+
+
+@in_loop
+async def test_runner_that_ends_without_a_word_is_refused(listening: socket.socket) -> None:
+    runner = await launcher(listening).launch("r")
+    listening.accept()[0].close()
+    with pytest.raises(Refused, match="before it said anything") as refusal:
+        async with asyncio.timeout(5):
+            await handshake.handshake(runner.channel, LOAD, 0, frozenset())
+    assert refusal.value.reason is Reason.RUNNER_UNAVAILABLE
+    assert runner.channel.fileno() == -1
+    await ended(runner)
+
+
+@in_loop
+async def test_waiting_for_a_word_can_be_given_up(listening: socket.socket) -> None:
+    runner = await launcher(listening).launch("r")
+    theirs, _ = listening.accept()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await handshake.handshake(runner.channel, LOAD, 0, frozenset())
+    assert runner.channel.fileno() == -1
+    theirs.close()
+    await ended(runner)
 
 
 @in_loop
 async def test_no_descriptor_is_left_behind(listening: socket.socket) -> None:
     async def one() -> None:
-        runner = launcher(listening).launch("r")
+        runner = await launcher(listening).launch("r")
         theirs, _ = listening.accept()
         theirs.close()
         await ended(runner)
@@ -115,7 +212,7 @@ async def test_no_descriptor_is_left_behind(listening: socket.socket) -> None:
 @in_loop
 async def test_an_absent_socket_is_a_fault(tmp_path: Path) -> None:
     with pytest.raises(Fault, match="No such file"):
-        SystemdLauncher(tmp_path / "nobody.sock").launch("r")
+        await SystemdLauncher(tmp_path / "nobody.sock").launch("r")
 
 
 @in_loop
@@ -126,7 +223,7 @@ async def test_a_full_queue_does_not_stop_the_event_loop(tmp_path: Path) -> None
         runners = []
         with pytest.raises(Fault, match="unavailable"):
             for _ in range(8):
-                runners.append(SystemdLauncher(tmp_path / "runner.sock").launch("r"))
+                runners.append(await SystemdLauncher(tmp_path / "runner.sock").launch("r"))
     for runner in runners:
         await ended(runner)
         runner.channel.close()

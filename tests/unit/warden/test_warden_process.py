@@ -91,9 +91,21 @@ class FakeNotary:
         """Nothing is ever undelivered."""
 
 
+class FakeStarter:
+    """It is always there, until it is lost."""
+
+    def __init__(self) -> None:
+        self.lost = asyncio.Event()
+
+    async def run(self) -> None:
+        await self.lost.wait()
+        raise Fault("the starter has ended")
+
+
 class Process:
     def __init__(self, path: Path, *, gateway: bool = True) -> None:
         self.pool = FakePool()
+        self.starter = FakeStarter()
         self.stop = asyncio.Event()
         self.path = path
         self.listening = listen(path, mode=0o600)
@@ -102,6 +114,7 @@ class Process:
             warden_main.serve(
                 self.pool,  # type: ignore[arg-type]
                 notary=FakeNotary(),  # type: ignore[arg-type]
+                starter=self.starter,
                 listening=self.listening,
                 gateway_uids=me if gateway else frozenset(),
                 operator_uids=me,
@@ -248,6 +261,18 @@ def test_warden_that_can_look_no_more_ends_so_that_another_is_started(tmp_path: 
         one = Process(tmp_path / "warden.sock")
         one.pool.ends = RuntimeError("a mistake of ours")
         with pytest.raises(RuntimeError):
+            await one.task
+        one.listening.close()
+        assert one.pool.words == [("stop",)]
+
+    run(scenario)
+
+
+def test_warden_without_its_starter_ends_so_that_another_is_started(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        one = Process(tmp_path / "warden.sock")
+        one.starter.lost.set()
+        with pytest.raises(Fault, match="starter"):
             await one.task
         one.listening.close()
         assert one.pool.words == [("stop",)]

@@ -1,0 +1,73 @@
+"""The fence of a service, put on by itself once it has everything that it will ever open.
+
+The gateway, the notary and the warden are trusted when they start and talk to others ever after. So each starts as any
+process does, makes its sockets, reads what it needs, and then, before the first peer is accepted, gives up the rest:
+privileges, executable memory, files beyond its own, the network, and every system call without a reason.
+
+Trusts: the kernel to do what a successful call says; what ran in this process so far.
+Promises: ``confine`` returns with every layer on, for every thread to come, or raises; nothing takes one off again.
+Not here: what each service may open (its caller says); runners (``layers.shut_in``).
+"""
+
+import logging
+import os
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from appliance.core.refusals import Misconfigured
+from appliance.sandbox import bpf, layers, seccomp
+from appliance.sandbox.landlock_read import landlock_files
+
+SECCOMP: Final = "seccomp"
+
+SERVICE_LAYERS: Final = (
+    layers.NO_NEW_PRIVS, layers.NO_CAPABILITIES, layers.MDWE, layers.LANDLOCK, layers.NON_DUMPABLE, SECCOMP,
+)  # fmt: skip
+"""In the order in which they are put on. The filter is last, because it forbids putting on the others."""
+
+log = logging.getLogger(__name__)
+
+
+def confine(
+    role: seccomp.Role,
+    *,
+    allow_degraded: Iterable[str],
+    readable: Iterable[Path] = (),
+    writable: Iterable[Path] = (),
+) -> tuple[str, ...]:
+    """Irreversible. Returns the layers that are on, and says so in the operator's log.
+
+    Besides ``readable`` and ``writable`` only the Python installation can be read afterwards. Raises ``Misconfigured``
+    for a layer that the host lacks and ``allow_degraded`` does not name, or cannot do without; ``RuntimeError`` beside
+    another thread, since Landlock and capabilities are per thread.
+    """
+    if layers.threads() != 1:
+        raise RuntimeError("a thread was started before the layers that are per thread")
+    stack = layers.Stack(frozenset(allow_degraded))
+    try:
+        program = seccomp.prepare_service(role, os.getpid())
+        _put_on(stack, program, [*python_installation(), *readable], writable)
+        stack.require()
+    except (bpf.PolicyError, layers.LayerMissing) as error:
+        raise Misconfigured(f"this host cannot fence the {role} in: {error}") from error
+    log.info("fenced in by %s; missing: %s", ", ".join(stack.on), ", ".join(stack.degraded) or "none")
+    return stack.on
+
+
+def _put_on(stack: layers.Stack, program: bytes, readable: Iterable[Path], writable: Iterable[Path]) -> None:
+    stack.apply(layers.NO_NEW_PRIVS, layers.no_new_privs)
+    stack.apply(layers.NO_CAPABILITIES, layers.no_capabilities)
+    stack.apply(layers.MDWE, layers.memory_deny_write_execute)
+    stack.apply(
+        layers.LANDLOCK, lambda: landlock_files(readable=map(os.fspath, readable), writable=map(os.fspath, writable))
+    )
+    stack.apply(layers.NON_DUMPABLE, layers.non_dumpable)
+    stack.apply(SECCOMP, lambda: seccomp.install(program))
+
+
+def python_installation() -> tuple[Path, ...]:
+    """Where modules that are imported late come from, and the source lines of a traceback."""
+    libraries = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return (Path(__file__).parents[1], *map(Path, sorted(libraries)))
