@@ -224,6 +224,7 @@ async def warden(config: Settings, stop: asyncio.Event) -> None:
             threads=config.models.threads,
             max_loaded=config.models.max_loaded,
             load_timeout_seconds=config.models.load_timeout_seconds,
+            runner_memory_bytes=config.models.runner_memory_bytes,
         ),
     )
     await warden_process.serve(

@@ -60,6 +60,9 @@ class ModelSettings(Value, frozen=True, kw_only=True):
 
     Without a ``seal_mode``, models of up to 4 GiB are copied into sealed memory before they are hashed. ``ro-store``
     maps the stored file: no memory for a copy, and sound only while nobody else can act as the warden's user.
+
+    ``runner_memory_bytes`` bounds each runner's own memory, the mapped model not counted. Without it the bound follows
+    from the model and from what is asked of it here (``warden.memory``), at most three quarters of the host's memory.
     """
 
     context_tokens: Annotated[int, Meta(ge=64, le=262144)] = 4096
@@ -69,6 +72,7 @@ class ModelSettings(Value, frozen=True, kw_only=True):
     seal_mode: Literal["sealed-memfd", "ro-store"] | None = None
     max_loaded: Annotated[int, Meta(ge=1, le=64)] = 2
     load_timeout_seconds: Annotated[int, Meta(ge=1, le=3600)] = 120
+    runner_memory_bytes: Annotated[int, Meta(ge=2**28, le=2**46)] | None = None
 
 
 Degradable = Literal[
