@@ -46,6 +46,7 @@ from appliance.notary.main import NotaryConfig, run_notary
 from appliance.policy.reload import ReloadingPolicy
 from appliance.settings import Settings
 from appliance.warden import main as warden_process
+from appliance.warden.cgroups import NotDelegated, RunnerGroups
 from appliance.warden.launch_spawn import SpawnLauncher
 from appliance.warden.launch_systemd import SystemdLauncher
 from appliance.warden.pool import Pool, PoolSettings
@@ -240,7 +241,20 @@ async def warden(config: Settings, stop: asyncio.Event) -> None:
 def _launcher(config: Settings) -> Launcher:
     if config.sandbox.launcher == "systemd":
         return SystemdLauncher(config.runner_socket)
-    return SpawnLauncher(allow_degraded=frozenset(config.sandbox.allow_degraded))
+    return SpawnLauncher(allow_degraded=frozenset(config.sandbox.allow_degraded), groups=_runner_groups(config))
+
+
+def _runner_groups(config: Settings) -> RunnerGroups | None:
+    """None where the host delegates nothing; its log says why. Raises ``Misconfigured`` where that is not enough."""
+    try:
+        groups = RunnerGroups.find()
+    except NotDelegated as error:
+        if config.sandbox.cgroup == "required":
+            raise Misconfigured(f"sandbox.cgroup: {error}") from error
+        log.info("runners get no control group: %s", error)
+        return None
+    log.info("runners get control groups in %s", groups.base)
+    return groups
 
 
 def _inherited(name: str) -> socket.socket | None:

@@ -96,10 +96,14 @@ class SandboxSettings(Value, frozen=True, kw_only=True):
 
     ``launcher``: who starts runners, the warden itself or systemd (``paddock-runner.socket``, whose unit then decides
     which layers may be missing).
+
+    ``cgroup``: with ``required``, the warden does not start unless the host delegates control groups for its runners;
+    otherwise they get them where it does. Under systemd each runner's unit has its own in any case.
     """
 
     allow_degraded: tuple[Degradable, ...] = ()
     launcher: Literal["spawn", "systemd"] = "spawn"
+    cgroup: Literal["where-delegated", "required"] = "where-delegated"
 
 
 class NotarySettings(Value, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ Not here: the sandbox (``sandbox.layers``, by the runner itself), whether it is 
 """
 
 import asyncio
+import functools
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ from typing import Final
 from appliance.core.refusals import Fault
 from appliance.ipc.frames import MAX_FRAME_BYTES
 from appliance.warden import fence
+from appliance.warden.cgroups import RunnerGroup, RunnerGroups, enter
 from appliance.warden.stderr_tap import StderrTap
 
 RUNNER_ENVIRONMENT: Final = {
@@ -34,6 +36,9 @@ RUNNER_ENVIRONMENT: Final = {
 
 RUNNER_COMMAND: Final = (sys.executable, "-I", "-B", "-m", "appliance.runner")
 
+DEFAULT_MEMORY_BYTES: Final = 2**31
+"""What a ``Load`` that says nothing else allows."""
+
 _KILL_AFTER_SECONDS: Final = 2.0
 _DATAGRAM_OVERHEAD_BYTES: Final = 1024
 
@@ -43,8 +48,15 @@ _LOG: Final = logging.getLogger("paddock.runner")
 class LaunchedRunner:
     """One runner process and the warden's end of its channel. The caller closes ``channel`` when it is done with it."""
 
-    def __init__(self, runner_id: str, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
+    def __init__(
+        self,
+        runner_id: str,
+        process: subprocess.Popen[bytes],
+        channel: socket.socket,
+        group: RunnerGroup | None = None,
+    ) -> None:
         self.channel: Final = channel
+        self._group = group
         self.pid: Final = process.pid
         self._process = process
         self._ended = asyncio.Event()
@@ -79,6 +91,8 @@ class LaunchedRunner:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._process.wait()  # returns at once: a readable pidfd is an ended process
+        if self._group is not None:
+            self._group.remove()
         self._ended.set()
 
 
@@ -90,26 +104,38 @@ class SpawnLauncher:
     """
 
     def __init__(
-        self, *, allow_degraded: frozenset[str] = frozenset(), command: tuple[str, ...] = RUNNER_COMMAND
+        self,
+        *,
+        allow_degraded: frozenset[str] = frozenset(),
+        command: tuple[str, ...] = RUNNER_COMMAND,
+        groups: RunnerGroups | None = None,
     ) -> None:
+        """``groups`` are the control groups that runners get, where the host has delegated any."""
         self.allow_degraded: Final = allow_degraded
         self._command = command
+        self._groups = groups
 
-    def launch(self, runner_id: str) -> LaunchedRunner:
-        """Starts one runner, which then waits for its ``Load``. Raises ``Fault`` when the process cannot be started."""
+    def launch(self, runner_id: str, memory_bytes: int = DEFAULT_MEMORY_BYTES) -> LaunchedRunner:
+        """Starts one runner, which then waits for its ``Load``. Raises ``Fault`` when the process cannot be started, or
+        not in a control group although there are some."""
+        group = self._groups.make(runner_id, memory_bytes) if self._groups is not None else None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             _make_room(ours)
             _make_room(theirs)
-            process = self._start(theirs.fileno())
-        except OSError as error:
+            process = self._start(theirs.fileno(), group)
+        except (OSError, subprocess.SubprocessError) as error:
             ours.close()
+            if group is not None:
+                group.remove()
             raise Fault(f"runner {runner_id} cannot be started: {error}") from error
         finally:
             theirs.close()
-        return LaunchedRunner(runner_id, process, ours)
+            if group is not None:
+                os.close(group.procs)
+        return LaunchedRunner(runner_id, process, ours, group)
 
-    def _start(self, channel_fd: int) -> subprocess.Popen[bytes]:
+    def _start(self, channel_fd: int, group: RunnerGroup | None) -> subprocess.Popen[bytes]:
         arguments = ["--channel-fd", str(channel_fd)]
         if self.allow_degraded:
             arguments += ["--degraded", ",".join(sorted(self.allow_degraded))]
@@ -121,6 +147,7 @@ class SpawnLauncher:
             pass_fds=[channel_fd],
             env=RUNNER_ENVIRONMENT,
             cwd="/",
+            preexec_fn=functools.partial(enter, group.procs) if group is not None else None,  # noqa: PLW1509 - one write
         )
 
 

@@ -83,8 +83,8 @@ class SystemdLauncher:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def launch(self, runner_id: str) -> ActivatedRunner:
-        """Connects; the runner then waits for its ``Load``.
+    def launch(self, runner_id: str, memory_bytes: int = 0) -> ActivatedRunner:
+        """Connects; the runner then waits for its ``Load``. Its unit bounds what the runner does not bound itself.
 
         Raises ``Fault`` when nobody listens, the queue of connections is full, or we may not connect.
         """

@@ -208,11 +208,11 @@ class Pool:
     async def _load(self, opened: OpenedModel, stamp: Hashable) -> Runner:
         """Starts a process, hands it the model, and waits until it is ready. Leaves nothing behind on failure."""
         runner_id = secrets.token_hex(8)
+        load = self._what_to_load(runner_id, opened.model.facts)
         try:
-            launched = self._launcher.launch(runner_id)
+            launched = self._launcher.launch(runner_id, load.memory_bytes)
         except Fault as fault:
             raise Refused(Reason.RUNNER_UNAVAILABLE, fault.detail) from fault
-        load = self._what_to_load(runner_id, opened.model.facts)
         os.lseek(opened.file, 0, os.SEEK_SET)  # verifying read it; the runner maps from where the descriptor stands
         try:
             async with asyncio.timeout(self._settings.load_timeout_seconds):

@@ -92,6 +92,12 @@ def test_runner_memory_cannot_be_unlimited(value: Any) -> None:
     assert problem.startswith("models.runner_memory_bytes: ")
 
 
+@pytest.mark.parametrize("value", ["off", "none", "never", "", False, None, 0], ids=repr)
+def test_control_groups_can_only_be_asked_for(value: Any) -> None:
+    [problem] = problems({"sandbox": {"cgroup": value}})
+    assert problem.startswith("sandbox.cgroup: ")
+
+
 def _is_unbounded(table: str, name: str) -> bool:
     """Rates and budgets have no upper bound: a large one is an operator's wish, not a mistake."""
     return table == "limits" and name != "budget_window_seconds"
