@@ -10,8 +10,8 @@ A cgroup that has processes cannot share its controllers out ("no internal proce
 leaf ``paddock`` first. A warden that is started again finds itself in that leaf.
 
 Trusts: the kernel's ``/proc`` and ``/sys/fs/cgroup``; the host's word on what is delegated.
-Promises: ``RunnerGroups.find`` raises ``NotDelegated`` before it changes anything, unless all it needs is there. A
-    group has its limits before a process enters it.
+Promises: ``RunnerGroups.find`` changes nothing unless all it needs is there. A group has its limits before a process
+    enters it; where groups were found, a runner without one is not started.
 Not here: the limits that a runner puts on itself (``sandbox.layers``); the units' own limits (systemd).
 """
 
@@ -33,6 +33,7 @@ KERNEL_BYTES: Final = 256 * 2**20
 """What the kernel keeps for a runner and counts as its: page tables, buffers of its channel, parts of the model that it
 read again."""
 
+_UNITS: Final = frozenset({".service", ".scope", ".slice"})
 _MOVES: Final = 5
 _BETWEEN_MOVES_SECONDS: Final = 0.2
 
@@ -62,7 +63,8 @@ def require_ours(seen: Seen, pid: int) -> None:
     """Raises ``NotDelegated`` unless ``seen`` may be divided by the process ``pid``, which is in it."""
     if seen.is_host_root:
         raise NotDelegated("this process is in the root of the host's tree")
-    if not (seen.is_namespace_root or seen.is_marked or seen.is_own):
+    owned = seen.is_own and seen.path.suffix not in _UNITS  # a manager's units are its own to divide unless it says so
+    if not (seen.is_namespace_root or seen.is_marked or owned):
         raise NotDelegated(f"{seen.path} is not delegated")
     if not seen.is_writable:
         raise NotDelegated(f"{seen.path} cannot be written to")
@@ -128,7 +130,7 @@ class RunnerGroups:
     def find(cls, *, proc: Path = Path("/proc")) -> "RunnerGroups":
         """Moves this process and those beside it into the leaf, and shares the controllers out.
 
-        Raises ``NotDelegated`` where nothing is ours; ``Fault`` where it was and the kernel refuses.
+        Raises ``NotDelegated`` where nothing is ours, or where the kernel will not have it divided.
         """
         try:
             path, top = own_path((proc / "self/cgroup").read_text(), (proc / "self/mountinfo").read_text())
@@ -141,7 +143,7 @@ class RunnerGroups:
         try:
             _divide(path)
         except OSError as error:
-            raise Fault(f"{path} is delegated and cannot be divided: {error}") from error
+            raise NotDelegated(f"{path} is delegated and cannot be divided: {error}") from error
         return cls(path)
 
     def make(self, runner_id: str, memory_bytes: int) -> RunnerGroup:

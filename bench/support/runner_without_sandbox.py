@@ -10,7 +10,7 @@ from appliance.core.values import Digest
 from appliance.sandbox import layers, seccomp
 
 
-def nothing(*_arguments: object) -> None:
+def nothing(*_arguments: object, **_named: object) -> None:
     """In place of a layer."""
 
 
@@ -20,9 +20,11 @@ def no_filters(_pid: int) -> seccomp.Filters:
 
 
 if __name__ == "__main__":
+    layers.first_for_the_oom_killer = nothing
     layers.leave_host = nothing
     layers.die_with_parent = nothing
     layers.shut_in = nothing
+    layers.memory_limits = nothing
     seccomp.prepare = no_filters
     seccomp.install = nothing
     runpy.run_module("appliance.runner", run_name="__main__", alter_sys=True)

@@ -36,9 +36,16 @@ def changed(**fields: object) -> Seen:
 # --- what is ours -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("owner", ["is_marked", "is_own", "is_namespace_root"])
-def test_delegated_cgroup_is_ours(owner: str) -> None:
-    require_ours(changed(**{"is_marked": False, owner: True}), pid=11)
+@pytest.mark.parametrize(
+    ("owner", "path"),
+    [
+        ("is_marked", SOUND.path),
+        ("is_own", Path("/sys/fs/cgroup/alice")),
+        ("is_namespace_root", Path("/sys/fs/cgroup")),
+    ],
+)
+def test_delegated_cgroup_is_ours(owner: str, path: Path) -> None:
+    require_ours(changed(**{"is_marked": False, owner: True, "path": path}), pid=11)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +54,7 @@ def test_delegated_cgroup_is_ours(owner: str) -> None:
         ({"is_host_root": True}, "root of the host's tree"),
         ({"is_host_root": True, "is_namespace_root": True}, "root of the host's tree"),
         ({"is_marked": False}, "not delegated"),
+        ({"is_marked": False, "is_own": True}, "not delegated"),
         ({"is_writable": False}, "cannot be written to"),
         ({"controllers": frozenset({"memory"})}, "no controller pids"),
         ({"controllers": frozenset({"pids", "hugetlb"})}, "no controller memory"),
@@ -180,13 +188,13 @@ def test_nothing_is_changed_where_nothing_is_ours(tree: Tree, spoil: Callable[[T
     assert (tree.top / "cgroup.subtree_control").read_text() == ""
 
 
-def test_delegated_tree_that_the_kernel_will_not_divide_is_a_fault(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tree_that_the_kernel_will_not_divide_is_as_good_as_none(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, text: str) -> None:
         raise OSError(16, "Device or resource busy", str(path))
 
     monkeypatch.setattr(cgroups, "_write", refuse)
     monkeypatch.setattr(cgroups, "_BETWEEN_MOVES_SECONDS", 0)
-    with pytest.raises(Fault, match="cannot be divided"):
+    with pytest.raises(NotDelegated, match="cannot be divided"):
         tree.find()
 
 
