@@ -7,7 +7,7 @@ limits stand. What is ours follows systemd's rules (CGROUP_DELEGATION) and the k
 nobody in it but us and those who were started with us.
 
 A cgroup that has processes cannot share its controllers out ("no internal processes"), so what is in it moves to the
-leaf ``paddock`` first. A warden that is started again finds itself in that leaf.
+leaf ``paddock-main`` first. A warden that is started again finds itself in that leaf.
 
 Trusts: the kernel's ``/proc`` and ``/sys/fs/cgroup``; the host's word on what is delegated.
 Promises: ``RunnerGroups.find`` changes nothing unless all it needs is there. A group has its limits before a process
@@ -24,7 +24,7 @@ from typing import Final
 
 from appliance.core.refusals import Fault
 
-LEAF: Final = "paddock"
+LEAF: Final = "paddock-main"
 PREFIX: Final = "runner-"
 CONTROLLERS: Final = frozenset({"memory", "pids"})
 MOST_TASKS: Final = 300
@@ -76,7 +76,7 @@ def require_ours(seen: Seen, pid: int) -> None:
 
 def strangers(parents: dict[int, int], pid: int) -> frozenset[int]:
     """Those that neither started us, nor were started by us or by who started us, as far as that one is in it too."""
-    ours = {pid, parents[pid]} & parents.keys()
+    ours = {pid, parents.get(pid, pid)} & parents.keys()
     while more := {child for child, parent in parents.items() if parent in ours} - ours:
         ours |= more
     return frozenset(parents) - ours
@@ -219,14 +219,14 @@ def _divide(path: Path) -> None:
     leaf = path / LEAF
     leaf.mkdir(exist_ok=True)
     wanted = " ".join(f"+{name}" for name in sorted(CONTROLLERS))
-    for last in (False,) * (_MOVES - 1) + (True,):
+    for attempt in range(1, _MOVES + 1):
         for pid in (path / "cgroup.procs").read_text().split():
             with suppress(ProcessLookupError):  # it has ended
                 _write(leaf / "cgroup.procs", pid)
         try:
             _write(path / "cgroup.subtree_control", wanted)
         except OSError:
-            if last:
+            if attempt == _MOVES:
                 raise
             time.sleep(_BETWEEN_MOVES_SECONDS)
         else:

@@ -79,5 +79,5 @@ def test_bombs_end_in_their_group_where_the_host_delegates_one() -> None:
     assert found["real"]["processes"] == 2
     assert found["real"]["limits"] == {"memory.max": str(2**30 + 2**28), "memory.oom.group": "1", "pids.max": "300"}
     assert found["left"] == []
-    assert found["own"] == "paddock"
+    assert found["own"] == "paddock-main"
     assert found["again"]

@@ -158,12 +158,12 @@ def test_warden_moves_to_a_leaf_before_controllers_are_shared_out(tree: Tree, mo
 
     monkeypatch.setattr(cgroups, "_write", noted)
     assert tree.find().base == tree.top
-    assert order == [("paddock/cgroup.procs", str(SELF)), ("cgroup.subtree_control", "+memory +pids")]
+    assert order == [("paddock-main/cgroup.procs", str(SELF)), ("cgroup.subtree_control", "+memory +pids")]
 
 
 def test_warden_that_is_started_again_finds_itself_in_its_leaf(tree: Tree) -> None:
     tree.find()
-    tree.enter("/paddock")
+    tree.enter("/paddock-main")
     tree.write("cgroup.procs", "")
     assert tree.find().base == tree.top
 
@@ -184,7 +184,7 @@ def test_nothing_is_changed_where_nothing_is_ours(tree: Tree, spoil: Callable[[T
     spoil(tree)
     with pytest.raises(NotDelegated):
         tree.find()
-    assert not (tree.top / "paddock").exists()
+    assert not (tree.top / "paddock-main").exists()
     assert (tree.top / "cgroup.subtree_control").read_text() == ""
 
 
@@ -237,7 +237,7 @@ def test_what_a_former_warden_left_behind_is_taken_away(tree: Tree) -> None:
         groups.make("a", memory_bytes=2**30)
     assert not (tree.top / "runner-former").exists()
     assert (tree.top / "other").exists()
-    assert (tree.top / "paddock").exists()
+    assert (tree.top / "paddock-main").exists()
 
 
 def test_required_control_groups_that_are_absent_stop_the_warden(monkeypatch: pytest.MonkeyPatch) -> None:
