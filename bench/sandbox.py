@@ -17,7 +17,8 @@ Bars, exit status 1 when one is missed:
 Each figure is a median with its 95 % interval (a bootstrap over processes, then over turns within them, since two
 processes differ by where their memory lies). On a shared machine wall time is noise of several per cent, so the second
 bar is judged by CPU time per token, which bounds tokens per second wherever the runner has a core to itself; wall time
-only contradicts it when its whole interval lies beyond the bar. An interval wider than the bar is named as such.
+only contradicts it when its whole interval lies beyond the bar. A machine that is too busy for
+either bar is named as such.
 
 ``--quick`` takes few of each: enough to see that it works, too few to quote. The last line is one JSON object.
 """
@@ -153,8 +154,8 @@ def report(figures: dict[str, Any], passed: dict[str, bool]) -> None:
     added, more = figures["start"]["wall_ms"]["added"], figures["tokens"]["cpu_ms"]["more"]
     print(f"{_word(passed['start'])}: a start takes {_ms(added)} ms more; the bar is {BAR_START_MS:.0f}")
     print(f"{_word(passed['tokens'])}: a token takes {_percent(more)} % more; the bar is {100 * BAR_TOKEN:.0f} %")
-    if more.high - more.low > 2 * BAR_TOKEN:
-        print("the interval is wider than the bar: too few turns, or too busy a machine, to quote the second figure")
+    if added.high - added.low > BAR_START_MS or more.high - more.low > 2 * BAR_TOKEN:
+        print("an interval is wider than its bar: too few repetitions, or too busy a machine, to quote these figures")
 
 
 def _word(passed: bool) -> str:
