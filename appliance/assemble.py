@@ -48,6 +48,7 @@ from appliance.sandbox.confine import confine
 from appliance.sandbox.seccomp import Role
 from appliance.settings import Settings
 from appliance.warden import main as warden_process
+from appliance.warden.cgroups import NotDelegated, RunnerGroups
 from appliance.warden.launch_spawn import SpawnLauncher
 from appliance.warden.launch_systemd import SystemdLauncher
 from appliance.warden.pool import Pool, PoolSettings
@@ -247,7 +248,7 @@ async def warden(config: Settings, stop: asyncio.Event) -> None:
 
     Its starter is begun before there is a thread, and before a byte of the store or of any peer is read.
     """
-    with begin_starter(config) as starter:
+    with begin_starter(config, groups=_runner_groups(config)) as starter:
         await _warden(config, starter, stop)
 
 
@@ -263,6 +264,7 @@ async def _warden(config: Settings, starter: Starter, stop: asyncio.Event) -> No
             threads=config.models.threads,
             max_loaded=config.models.max_loaded,
             load_timeout_seconds=config.models.load_timeout_seconds,
+            runner_memory_bytes=config.models.runner_memory_bytes,
         ),
     )
     listening = _unix_listener("warden", config.warden_socket, 0o660)
@@ -283,6 +285,23 @@ def _launcher(config: Settings, starter: Starter) -> Launcher:
     if config.sandbox.launcher == "systemd":
         return SystemdLauncher(config.runner_socket, allow_degraded=frozenset(config.sandbox.allow_degraded))
     return SpawnLauncher(starter)
+
+
+def _runner_groups(config: Settings) -> Path | None:
+    """Where runners get control groups; the starter, begun after this, is moved with this process. None under systemd,
+    whose unit is the group, and where the host delegates nothing; the log says why. Raises ``Misconfigured`` where that
+    is not enough."""
+    if config.sandbox.launcher == "systemd":
+        return None
+    try:
+        groups = RunnerGroups.find()
+    except NotDelegated as error:
+        if config.sandbox.cgroup == "required":
+            raise Misconfigured(f"sandbox.cgroup: {error}") from error
+        log.info("runners get no control group: %s", error)
+        return None
+    log.info("runners get control groups in %s", groups.base)
+    return groups.base
 
 
 def _inherited(name: str) -> socket.socket | None:

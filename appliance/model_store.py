@@ -8,6 +8,7 @@ Not here: the store (``models.store``) and the validator (``warden.validate``), 
 import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Final
 
 from appliance.core.values import GgufFacts
@@ -21,13 +22,13 @@ _IN_A_UNIT: Final = layers.NAMESPACES | {layers.EMPTY_ROOT}
 """Under systemd the warden's unit is these: it forbids new namespaces to whatever runs in it."""
 
 
-def begin_starter(config: Settings) -> Starter:
+def begin_starter(config: Settings, *, groups: Path | None = None) -> Starter:
     """The process that starts this one's runners and validators. To be begun on the main thread, before anything
-    foreign is read. Raises ``Fault``."""
+    foreign is read. ``groups``: where its runners get control groups. Raises ``Fault``."""
     allow_degraded: frozenset[str] = frozenset(config.sandbox.allow_degraded)
     if config.sandbox.launcher == "systemd":
         return Starter(allow_degraded=allow_degraded | _IN_A_UNIT, validators_only=True)
-    return Starter(allow_degraded=allow_degraded)
+    return Starter(allow_degraded=allow_degraded, groups=groups)
 
 
 def store_with(config: Settings, validator: SandboxedValidator) -> ModelStore:

@@ -62,6 +62,9 @@ class ModelSettings(Value, frozen=True, kw_only=True):
     maps the stored file: no memory for a copy, and sound only while nobody else can act as the warden's user.
     ``verity`` maps it too, and the kernel checks each block that is read against what was verified; it needs fs-verity
     in the kernel and in the store's file system, and models that were imported under this setting.
+
+    ``runner_memory_bytes`` bounds each runner's own memory, the mapped model not counted. Without it the bound follows
+    from the model and from what is asked of it here (``warden.memory``), at most three quarters of the host's memory.
     """
 
     context_tokens: Annotated[int, Meta(ge=64, le=262144)] = 4096
@@ -71,6 +74,7 @@ class ModelSettings(Value, frozen=True, kw_only=True):
     seal_mode: SealMode | None = None
     max_loaded: Annotated[int, Meta(ge=1, le=64)] = 2
     load_timeout_seconds: Annotated[int, Meta(ge=1, le=3600)] = 120
+    runner_memory_bytes: Annotated[int, Meta(ge=2**28, le=2**46)] | None = None
 
 
 Degradable = Literal[
@@ -94,10 +98,14 @@ class SandboxSettings(Value, frozen=True, kw_only=True):
 
     ``launcher``: who starts runners, the warden itself or systemd (``paddock-runner.socket``, whose unit then decides
     which layers may be missing).
+
+    ``cgroup``: with ``required``, the warden does not start unless the host delegates control groups for its runners;
+    otherwise they get them where it does. Under systemd each runner's unit has its own in any case.
     """
 
     allow_degraded: tuple[Degradable, ...] = ()
     launcher: Literal["spawn", "systemd"] = "spawn"
+    cgroup: Literal["where-delegated", "required"] = "where-delegated"
 
 
 class NotarySettings(Value, frozen=True, kw_only=True):

@@ -42,6 +42,7 @@ _SKIPPED: Final = re.compile(
     r"""
       .*/(tests|_pyinstaller)/.*            # test suites, packaging hooks
     | .*\.(pyi|pxd|pyx|h|a|pc|c|cpp|pth)    # what only compilers read; code that would run at every start
+    | (site|user)customize[./].*            # what Python imports at every start, by name
     | (lib|bin|include)/.*                  # llama.cpp's own install tree: a second copy of every library
     | [^/]+\.dist-info/(RECORD|INSTALLER|REQUESTED|direct_url\.json|entry_points\.txt|top_level\.txt)
     | numpy/(f2py|_core/lib|_core/include)/.*

@@ -35,6 +35,7 @@ def _print(loaded: LoadedModel) -> None:
     print(f"\n{model.name}  {model.digest}")
     print(f"  signer    {model.signer.name}  {model.signer.fingerprint}")
     print(f"  runner    {runner.runner_id}, {runner.slots} slots of {runner.context_tokens} tokens")
+    print(f"  memory    at most {loaded.memory_limit_bytes / 2**20:.0f} MiB besides the model")
     print(f"  seal      {runner.seal_mode}")
     print(f"  layers    {', '.join(runner.layers)}")
     print(f"  degraded  {', '.join(runner.degraded) or 'none'}")

@@ -28,6 +28,7 @@ Line = Annotated[
 ]
 RunnerId = Annotated[str, Meta(min_length=1, max_length=64)]
 Nonce = Annotated[str, Meta(max_length=64)]
+MemoryBytes = Annotated[int, Meta(ge=2**28, le=2**46)]
 ContextTokens = Annotated[int, Meta(ge=64, le=2**22)]
 Slots = Annotated[int, Meta(ge=1, le=64)]
 
@@ -126,10 +127,11 @@ class AskStatus(Value, frozen=True, kw_only=True, tag=True):
 
 
 class LoadedModel(Value, frozen=True, kw_only=True):
-    """A model that a live runner has mapped, and that runner."""
+    """A model that a live runner has mapped, and that runner; ``memory_limit_bytes`` bounds what it has besides."""
 
     model: VerifiedModel
     runner: RunnerFacts
+    memory_limit_bytes: int
 
 
 class WardenStatus(Value, frozen=True, kw_only=True, tag=True):
@@ -181,13 +183,15 @@ class Fenced(Value, frozen=True, kw_only=True, tag=True):
 
 class Load(Value, frozen=True, kw_only=True, tag=True):
     """Carries one descriptor: the model, which starts where the descriptor stands. The runner installs stage 1 before
-    it reads a byte of it."""
+    it reads a byte of it. ``memory_bytes`` is all that it may ever have for itself, the model's mapping not counted; it
+    limits itself before that byte too."""
 
     runner_id: RunnerId
     context_tokens: ContextTokens
     slots: Slots
     threads: Annotated[int, Meta(ge=1, le=256)]
     batch_tokens: Annotated[int, Meta(ge=32, le=8192)] = 512
+    memory_bytes: MemoryBytes = 2**31
 
 
 class Ready(Value, frozen=True, kw_only=True, tag=True):

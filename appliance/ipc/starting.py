@@ -13,7 +13,7 @@ from typing import Annotated, Final
 from msgspec import Meta
 
 from appliance.core.values import Value
-from appliance.ipc.messages import Words
+from appliance.ipc.messages import MemoryBytes, Words
 
 MAX_WORD_BYTES: Final = 4096
 Detail = Annotated[str, Meta(max_length=500)]
@@ -23,9 +23,10 @@ Detail = Annotated[str, Meta(max_length=500)]
 
 class StartRunner(Value, frozen=True, kw_only=True, tag=True):
     """With its end of the channel, the writing end of a pipe for its stderr, and a line. ``runner_id`` may become the
-    name of a control group, so no character of it means anything to a path."""
+    name of a control group, so no character of it means anything to a path; ``memory_bytes`` is that group's share."""
 
     runner_id: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
+    memory_bytes: MemoryBytes
 
 
 class StartValidator(Value, frozen=True, kw_only=True, tag=True):

@@ -83,6 +83,8 @@ def _run(arguments: list[str]) -> int:
     channel = _keep_only(channel_fd)
 
     # 4. Privileges and namespaces, while this process still has one thread. A unit has made them, or has not.
+    with suppress(OSError):  # a help for the host, which may forbid it
+        layers.first_for_the_oom_killer()
     if in_a_unit:
         given.account(stack)
         try:
@@ -136,7 +138,9 @@ def _run(arguments: list[str]) -> int:
     if load is None:
         return EXIT_CHANNEL_CLOSED
 
-    # 10. Stage 1, before the first byte of the model is read. A failure is an exception: the process ends.
+    # 10. Memory is bounded, and stage 1 is on, before the first byte of the model is read. A failure is an exception:
+    # the process ends.
+    layers.memory_limits(private_bytes=load.memory_bytes, shared_bytes=os.fstat(model).st_size)
     seccomp.install(filters.stage1)
 
     # 11. Parse the model, start every thread, touch every path.

@@ -208,6 +208,28 @@ def die_with_parent() -> None:
     libc.prctl(_PR_SET_PDEATHSIG, 9)
 
 
+def first_for_the_oom_killer() -> None:
+    """Where memory runs out all the same, the kernel ends a runner and nobody else (proc_pid_oom_score_adj(5)). Raising
+    the score needs no privilege; no other limit rests on it."""
+    Path("/proc/self/oom_score_adj").write_text("900", "ascii")
+
+
+def memory_limits(*, private_bytes: int, shared_bytes: int) -> None:
+    """Hard limits on memory, for the rest of this process's life; no layer that may be missing.
+
+    ``private_bytes`` bounds all memory that it can write (RLIMIT_DATA, which counts private mappings since Linux 4.7
+    and not the model's shared one of ``shared_bytes``). The address space is bounded as well (RLIMIT_AS), since memory
+    that is only read costs page tables: filling all of it with them would take hundreds of gigabytes.
+    Raises ``OSError``; then the caller must end.
+    """
+    _limit(resource.RLIMIT_DATA, private_bytes)
+    _limit(resource.RLIMIT_AS, private_bytes + shared_bytes + _ADDRESSES_WITHOUT_MEMORY_BYTES)
+
+
+_ADDRESSES_WITHOUT_MEMORY_BYTES: Final = 2 * 2**30
+"""For program text and for what allocators reserve and never touch."""
+
+
 def rlimits(*, own_process_count: bool) -> None:
     """Hard limits: no core, no file growth, 32 descriptors, no locked memory, no message queue.
 
@@ -224,10 +246,14 @@ def rlimits(*, own_process_count: bool) -> None:
     if own_process_count:
         limits.append((resource.RLIMIT_NPROC, 288))  # 256 threads is the most a Load may ask for, and some of Python's
     for limit, value in limits:
-        try:
-            resource.setrlimit(limit, (value, value))
-        except ValueError as error:
-            raise OSError(str(error)) from None
+        _limit(limit, value)
+
+
+def _limit(what: int, value: int) -> None:
+    """Soft and hard at once. A lower one that the host has set stays."""
+    _, hard = resource.getrlimit(what)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(what, (value, value))
 
 
 # --- namespaces -----------------------------------------------------------------------------------------------------

@@ -28,6 +28,9 @@ from appliance.warden.stderr_tap import StderrTap
 ANSWER_SECONDS: Final = 10.0
 """The starter answers in milliseconds. One that does not is stopped or starved, and nobody may wait for it for ever."""
 
+DEFAULT_MEMORY_BYTES: Final = 2**31
+"""What a ``Load`` that says nothing else allows."""
+
 _DATAGRAM_OVERHEAD_BYTES: Final = 1024
 _DECODER: Final = FrameDecoder[FromLine](FromLine)
 
@@ -112,14 +115,16 @@ class SpawnLauncher:
         self.allow_degraded: Final = starter.allow_degraded
         self._starter = starter
 
-    async def launch(self, runner_id: str) -> LaunchedRunner:
-        """Starts one runner, which then waits for its ``Load``. Raises ``Fault`` when the process cannot be started."""
+    async def launch(self, runner_id: str, memory_bytes: int = DEFAULT_MEMORY_BYTES) -> LaunchedRunner:
+        """Starts one runner, which then waits for its ``Load``; its control group, if there are any, allows it so much
+        memory. Raises ``Fault`` when the process cannot be started."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stderr, their_stderr = os.pipe()
         try:
             _make_room(ours)
             _make_room(theirs)
-            line = self._starter.order(StartRunner(runner_id=runner_id), [theirs.fileno(), their_stderr])
+            order = StartRunner(runner_id=runner_id, memory_bytes=memory_bytes)
+            line = self._starter.order(order, [theirs.fileno(), their_stderr])
         except (OSError, Fault) as error:
             ours.close()
             os.close(stderr)

@@ -72,8 +72,8 @@ class SystemdLauncher:
         self.allow_degraded: Final = given.NOT_GIVEN | allow_degraded
         self._path = path
 
-    async def launch(self, runner_id: str) -> ActivatedRunner:
-        """Connects; the runner then waits for its ``Load``.
+    async def launch(self, runner_id: str, memory_bytes: int = 0) -> ActivatedRunner:
+        """Connects; the runner then waits for its ``Load``. Its unit bounds what the runner does not bound itself.
 
         Raises ``Fault`` when nobody listens, the queue of connections is full, or we may not connect.
         """

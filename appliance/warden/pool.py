@@ -26,9 +26,9 @@ from typing import Final
 from appliance.core.ports import AuditLog
 from appliance.core.records import ModelLoaded, ModelRef, RunnerEnded, reference
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.core.values import RunnerFacts, Value, VerifiedModel
+from appliance.core.values import GgufFacts, RunnerFacts, Value, VerifiedModel
 from appliance.ipc.messages import Fenced, Load, LoadedModel, Ready
-from appliance.warden import fence
+from appliance.warden import fence, memory
 from appliance.warden.catalogue import Catalogue, printable, replaced
 from appliance.warden.handshake import handshake
 from appliance.warden.ports import LaunchedRunner, Launcher, OpenedModel, VerifiedStore
@@ -47,6 +47,7 @@ class PoolSettings(Value, frozen=True, kw_only=True):
     threads: int
     max_loaded: int
     load_timeout_seconds: float
+    runner_memory_bytes: int | None = None
 
 
 class NoPlace(Refused):
@@ -65,6 +66,7 @@ class Runner:
     facts: RunnerFacts
     launched: LaunchedRunner
     channel: socket.socket
+    memory_limit_bytes: int
     ended: "asyncio.Task[None] | None" = field(default=None)
     condemned: str = ""
 
@@ -116,7 +118,10 @@ class Pool:
 
     def loaded(self) -> tuple[LoadedModel, ...]:
         """The live runners, each with its model."""
-        return tuple(LoadedModel(model=runner.model, runner=runner.facts) for runner in self._runners.values())
+        return tuple(
+            LoadedModel(model=runner.model, runner=runner.facts, memory_limit_bytes=runner.memory_limit_bytes)
+            for runner in self._runners.values()
+        )
 
     # --- leases -----------------------------------------------------------------------------------------------------
 
@@ -203,16 +208,11 @@ class Pool:
     async def _load(self, opened: OpenedModel, stamp: Hashable) -> Runner:
         """Starts a process, hands it the model, and waits until it is ready. Leaves nothing behind on failure."""
         runner_id = secrets.token_hex(8)
+        load = self._what_to_load(runner_id, opened.model.facts)
         try:
-            launched = await self._launcher.launch(runner_id)
+            launched = await self._launcher.launch(runner_id, load.memory_bytes)
         except Fault as fault:
             raise Refused(Reason.RUNNER_UNAVAILABLE, fault.detail) from fault
-        load = Load(
-            runner_id=runner_id,
-            context_tokens=min(self._settings.context_tokens, opened.model.facts.context_tokens),
-            slots=self._settings.slots,
-            threads=self._settings.threads or min(os.cpu_count() or 1, MAX_DEFAULT_THREADS),
-        )
         os.lseek(opened.file, 0, os.SEEK_SET)  # verifying read it; the runner maps from where the descriptor stands
         try:
             async with asyncio.timeout(self._settings.load_timeout_seconds):
@@ -230,7 +230,28 @@ class Pool:
             self._keep_place(asyncio.create_task(launched.wait()))
             raise
         facts = _facts(load, opened, fenced, ready)
-        return Runner(model=opened.model, facts=facts, launched=launched, channel=launched.channel)
+        return Runner(
+            model=opened.model,
+            facts=facts,
+            launched=launched,
+            channel=launched.channel,
+            memory_limit_bytes=load.memory_bytes,
+        )
+
+    def _what_to_load(self, runner_id: str, facts: GgufFacts) -> Load:
+        context_tokens = min(self._settings.context_tokens, facts.context_tokens)
+        slots = self._settings.slots
+        threads = self._settings.threads or min(os.cpu_count() or 1, MAX_DEFAULT_THREADS)
+        return Load(
+            runner_id=runner_id,
+            context_tokens=context_tokens,
+            slots=slots,
+            threads=threads,
+            memory_bytes=self._settings.runner_memory_bytes
+            or memory.limit_bytes(
+                facts, tokens=context_tokens * slots, slots=slots, threads=threads, host_bytes=memory.host_bytes()
+            ),
+        )
 
     async def _introduce(self, runner: Runner, *, load_ms: int) -> None:
         """Nobody is given a runner that an auditor would not know. Raises ``Refused(AUDIT_UNAVAILABLE)``."""

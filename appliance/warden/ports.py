@@ -88,6 +88,7 @@ class Launcher(Protocol):
         """The layers that its runners may report as missing."""
         ...
 
-    async def launch(self, runner_id: str) -> LaunchedRunner:
-        """Raises ``Fault`` when no process could be started."""
+    async def launch(self, runner_id: str, memory_bytes: int) -> LaunchedRunner:
+        """A runner that will be told to have so much memory for itself at most. Raises ``Fault`` when no process could
+        be started."""
         ...

@@ -2,7 +2,7 @@
 
 ``python -I -B -m appliance.warden.starter``, begun by the warden before the warden has read anything of a stranger's.
 It parses the orders of ``ipc.starting``, which are a few bytes of msgpack, and nothing else; holds no key; opens no
-file for anybody. Commands and environments are fixed: a warden that was taken over can start what an honest one
+file for anybody but a runner's control group. Commands and environments are fixed: a warden that was taken over can start what an honest one
 starts, up to ``MAX_PROCESSES``, and nothing more.
 
 What it does without: a terminal, privileges by execve, core files and being traced. What it must keep, because the
@@ -18,6 +18,7 @@ Not here: the sandbox (``sandbox.layers``, by the started processes themselves);
 """
 
 import argparse
+import functools
 import os
 import selectors
 import signal
@@ -28,6 +29,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, Never
 
 import msgspec
@@ -51,6 +53,7 @@ from appliance.ipc.starting import (
 )
 from appliance.sandbox import layers
 from appliance.warden import commands, fence
+from appliance.warden.cgroups import RunnerGroup, RunnerGroups, enter
 
 MAX_PROCESSES: Final = 128
 """At once: the 64 runners that settings allow, the validators of 32 worker threads, and some that are ending."""
@@ -65,8 +68,11 @@ _WORDS: Final = FrameDecoder[ToLine](ToLine)
 class Child:
     """One started process. ``line`` is None once there is nobody to tell."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", line: socket.socket, *, gently: bool) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", line: socket.socket, *, gently: bool, group: RunnerGroup | None
+    ) -> None:
         self.process: Final = process
+        self.group: Final = group
         self.pidfd: Final = os.pidfd_open(process.pid)
         self.line: socket.socket | None = line
         self.gently: Final = gently
@@ -86,10 +92,13 @@ class Child:
 class Starter:
     """The state of the process: the socket on which orders come, and its children."""
 
-    def __init__(self, orders: socket.socket, *, degraded: str, validators_only: bool) -> None:
+    def __init__(
+        self, orders: socket.socket, *, degraded: str, validators_only: bool, groups: RunnerGroups | None
+    ) -> None:
         self._orders = orders
         self._degraded = ("--degraded", degraded)
         self._validators_only = validators_only
+        self._groups = groups
         self._children: set[Child] = set()
         self._selector = selectors.DefaultSelector()
         self._selector.register(orders, selectors.EVENT_READ, self._ordered)
@@ -156,40 +165,50 @@ class Starter:
         return None
 
     def _obey(self, order: Order, line: socket.socket, given: int, pipe: int) -> None:
+        group: RunnerGroup | None = None
         try:
-            process = self._start(order, given, pipe)
-        except (OSError, subprocess.SubprocessError) as error:  # no memory, no process to be had, no interpreter
+            if isinstance(order, StartRunner):
+                if self._groups is not None:
+                    group = self._groups.make(order.runner_id, order.memory_bytes)
+                process = self._start_runner(given, pipe, group)
+            else:
+                process = self._start_validator(given, pipe)
+        except (OSError, subprocess.SubprocessError, Fault) as error:  # no memory, process, group or interpreter
             _tell(line, Failed(detail=str(error)[:_MAX_DETAIL]))
             line.close()
+            if group is not None:
+                group.remove()
             return
-        child = Child(process, line, gently=isinstance(order, StartRunner))
+        finally:
+            if group is not None:
+                os.close(group.procs)
+        child = Child(process, line, gently=isinstance(order, StartRunner), group=group)
         self._children.add(child)
         self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._ended(child))
         self._selector.register(line, selectors.EVENT_READ, lambda: self._spoken_to(child))
         self._say(child, Started(pid=process.pid))
 
-    def _start(self, order: Order, given: int, pipe: int) -> "subprocess.Popen[bytes]":
-        match order:
-            case StartRunner():
-                return subprocess.Popen(
-                    [*commands.RUNNER_COMMAND, "--channel-fd", str(given), *self._degraded],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=pipe,
-                    pass_fds=[given],
-                    env=commands.RUNNER_ENVIRONMENT,
-                    cwd="/",
-                    preexec_fn=None,  # where a runner enters its control group: this process has one thread
-                )
-            case StartValidator():
-                return subprocess.Popen(
-                    [*commands.VALIDATOR_COMMAND, *self._degraded],
-                    stdin=given,
-                    stdout=pipe,
-                    stderr=subprocess.DEVNULL,
-                    env=commands.VALIDATOR_ENVIRONMENT,
-                    cwd="/",
-                )
+    def _start_runner(self, channel: int, stderr: int, group: RunnerGroup | None) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            [*commands.RUNNER_COMMAND, "--channel-fd", str(channel), *self._degraded],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            pass_fds=[channel],
+            env=commands.RUNNER_ENVIRONMENT,
+            cwd="/",
+            preexec_fn=functools.partial(enter, group.procs) if group is not None else None,  # noqa: PLW1509 - one thread
+        )
+
+    def _start_validator(self, model: int, answer: int) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            [*commands.VALIDATOR_COMMAND, *self._degraded],
+            stdin=model,
+            stdout=answer,
+            stderr=subprocess.DEVNULL,
+            env=commands.VALIDATOR_ENVIRONMENT,
+            cwd="/",
+        )
 
     # --- lines ------------------------------------------------------------------------------------------------------
 
@@ -218,6 +237,8 @@ class Starter:
         self._selector.unregister(child.pidfd)
         os.close(child.pidfd)
         self._children.discard(child)
+        if child.group is not None:
+            child.group.remove()
         self._say(child, Ended(status=status))
         self._hang_up(child)
 
@@ -291,14 +312,19 @@ def main(arguments: list[str]) -> Never:
     parser.add_argument("--orders-fd", type=int, required=True)
     parser.add_argument("--degraded", default="")
     parser.add_argument("--validators-only", action="store_true")
+    parser.add_argument("--groups", type=Path, help="the part of the cgroup tree in which runners get groups")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: None)  # systemd sends it to the whole unit; the warden stops in order
     layers.die_with_parent()
     layers.no_new_privs()
     layers.non_dumpable()
     os.set_inheritable(options.orders_fd, False)
+    groups = RunnerGroups(options.groups) if options.groups is not None else None
     with socket.socket(fileno=options.orders_fd) as orders:
-        why = Starter(orders, degraded=options.degraded, validators_only=options.validators_only).run()
+        starter = Starter(
+            orders, degraded=options.degraded, validators_only=options.validators_only, groups=groups
+        )
+        why = starter.run()
     if why:
         with suppress(OSError):
             os.write(2, f"the starter ends: {why}\n".encode())

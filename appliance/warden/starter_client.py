@@ -11,6 +11,7 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Never, Self
 
@@ -31,19 +32,23 @@ class Starter:
         *,
         allow_degraded: frozenset[str] = frozenset(),
         validators_only: bool = False,
+        groups: Path | None = None,
         command: tuple[str, ...] = commands.STARTER_COMMAND,
     ) -> None:
         """To be called on the main thread, since the starter ends with the thread that began it (PR_SET_PDEATHSIG), and
-        before anything foreign is read. ``allow_degraded``: the layers that its processes may do without.
+        before anything foreign is read. ``allow_degraded``: the layers that its processes may do without. ``groups``: where in
+        the cgroup tree its runners get groups (``cgroups.RunnerGroups``).
 
         Raises ``Fault`` when the process cannot be started.
         """
         self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._orders.setblocking(False)
         arguments = ["--orders-fd", str(theirs.fileno()), "--degraded", ",".join(sorted(allow_degraded))]
+        arguments += ["--validators-only"] if validators_only else []
+        arguments += ["--groups", str(groups)] if groups is not None else []
         try:
             self._process = subprocess.Popen(
-                [*command, *arguments, *(["--validators-only"] if validators_only else [])],
+                [*command, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],

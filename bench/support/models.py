@@ -18,11 +18,13 @@ not faster than anybody could read them off."""
 
 def make_models(directory: Path) -> dict[str, Path]:
     """Name -> file."""
-    return {name: _make(directory / f"{name}.gguf", width) for name, width in _WIDTHS.items()}
+    return {name: make_model(directory, name) for name in _WIDTHS}
 
 
-def _make(path: Path, width: int) -> Path:
+def make_model(directory: Path, name: str) -> Path:
+    """One of them, as a file."""
+    path = directory / f"{name}.gguf"
     words = " ".join(f"w{number}" for number in range(_WORDS))
-    command = [sys.executable, str(_TOOL), str(path), "--text", words, "--dim", str(width)]
+    command = [sys.executable, str(_TOOL), str(path), "--text", words, "--dim", str(_WIDTHS[name])]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     return path

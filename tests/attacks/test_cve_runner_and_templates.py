@@ -159,7 +159,7 @@ def test_cve_2026_22778_media_is_refused_and_no_address_is_told(server: TestAppl
 # --- the existence and the deletion of models -------------------------------------------------------------------------
 
 
-def test_cve_2024_39719_absent_and_hidden_models_are_told_alike(server: TestAppliance) -> None:
+def test_cve_2024_39719_and_39722_absent_and_hidden_models_are_told_alike(server: TestAppliance) -> None:
     narrow = server.token("mallory", groups=(), models=("nothing",))
     answers = [
         server.request("GET", f"/v1/models/{name}", token=narrow) for name in ("chain", "absent", "..%2f..%2fetc")

@@ -1,4 +1,4 @@
-"""The benchmark works: it runs to its end and says what it promises. Its figures are for people, not for a test."""
+"""The benchmarks work: each runs to its end and says what it promises. Their figures are for people, not for a test."""
 
 import json
 import subprocess
@@ -30,3 +30,22 @@ def test_gate_bench_ends_with_one_line_of_figures():
         assert figures["streams"][callers]["gateway_us"]["median"] > 0
     assert any(line.startswith("CPU us per whole request") for line in tables)
     assert any(line.startswith("CPU us per streamed token") for line in tables)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_sandbox_bench_compares_runners_that_differ_by_their_layers_alone():
+    done = subprocess.run(
+        [sys.executable, "bench/sandbox.py", "--quick"], cwd=_ROOT, capture_output=True, text=True, timeout=150
+    )
+    if "layer-missing" in done.stderr:
+        pytest.skip("this host lacks a layer")
+    assert done.returncode in {0, 1}, done.stderr
+    *tables, last = done.stdout.splitlines()
+    summary = json.loads(last)
+    assert (done.returncode == 1) == bool(summary["missed"])
+    assert [line.split(":")[0] in {"passed", "missed"} for line in tables].count(True) == 2
+    assert {"user-namespace", "landlock", "seccomp-stage-1", "seccomp-stage-2"} <= summary["figures"]["steps_ms"].keys()
+    for kind in ("wall_ms", "cpu_ms"):
+        assert summary["figures"]["tokens"][kind]["with"]["median"] > 0
+        assert summary["figures"]["start"][kind]["without"]["median"] > 0

@@ -78,7 +78,7 @@ class FakeLauncher:
         self.fenced: Fenced | None = FENCED
         self.allow_degraded: frozenset[str] = frozenset()
 
-    async def launch(self, runner_id: str) -> FakeRunner:
+    async def launch(self, runner_id: str, memory_bytes: int) -> FakeRunner:
         if self.fault is not None:
             raise self.fault
         runner = FakeRunner(runner_id, self.fenced)

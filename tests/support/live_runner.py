@@ -39,13 +39,14 @@ def starter_of(
     runner: tuple[str, ...] = RUNNER_COMMAND,
     validator: tuple[str, ...] = VALIDATOR_COMMAND,
     allow_degraded: frozenset[str] = frozenset(),
+    groups: Path | None = None,
 ) -> Starter:
     """A real starter, with other programs where the runner and the validator should be."""
     program = (
         "import sys; from appliance.warden import commands, starter; "
         f"commands.RUNNER_COMMAND = {runner!r}; commands.VALIDATOR_COMMAND = {validator!r}; starter.main(sys.argv[1:])"
     )
-    return Starter(allow_degraded=allow_degraded, command=(sys.executable, "-I", "-B", "-c", program))
+    return Starter(allow_degraded=allow_degraded, groups=groups, command=(sys.executable, "-I", "-B", "-c", program))
 
 
 @asynccontextmanager

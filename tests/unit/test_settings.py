@@ -86,6 +86,18 @@ def test_number_out_of_range_or_of_another_type_is_refused(table: str, name: str
     assert problem.startswith(f"{table}.{name}: ")
 
 
+@pytest.mark.parametrize("value", [0, -1, 2**28 - 1, 2**46 + 1, True, 1.5, "1G", "unlimited"], ids=repr)
+def test_runner_memory_cannot_be_unlimited(value: Any) -> None:
+    [problem] = problems({"models": {"runner_memory_bytes": value}})
+    assert problem.startswith("models.runner_memory_bytes: ")
+
+
+@pytest.mark.parametrize("value", ["off", "none", "never", "", False, None, 0], ids=repr)
+def test_control_groups_can_only_be_asked_for(value: Any) -> None:
+    [problem] = problems({"sandbox": {"cgroup": value}})
+    assert problem.startswith("sandbox.cgroup: ")
+
+
 def _is_unbounded(table: str, name: str) -> bool:
     """Rates and budgets have no upper bound: a large one is an operator's wish, not a mistake."""
     return table == "limits" and name != "budget_window_seconds"

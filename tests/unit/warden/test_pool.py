@@ -306,6 +306,19 @@ def test_runner_gets_the_verified_bytes_from_their_start() -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize(("setting", "least", "most"), [(None, 2**30, 2**46), (2**29, 2**29, 2**29)])
+def test_no_runner_is_without_a_memory_limit(setting: int | None, least: int, most: int) -> None:
+    async def scenario() -> None:
+        async with warden(runner_memory_bytes=setting) as one:
+            leasing = one.lease()
+            runner = await one.launcher.launched.get()
+            load, _data = await runner.load()
+            assert least <= load.memory_bytes <= most
+            leasing.cancel()
+
+    run(scenario)
+
+
 def test_lease_names_what_the_record_names() -> None:
     async def scenario() -> None:
         async with warden() as one:
