@@ -52,6 +52,12 @@ def request(method: str, path: str, token: str | None = None, body: dict | None 
     return answer.status, answer.read().decode()
 
 
+def fence_of(service: str) -> str:
+    """What the service said of its own fence."""
+    journal = run("journalctl", "--unit", f"paddock-{service}", "--output", "cat")
+    return " ".join({line.partition("fenced in by ")[2] for line in journal.splitlines()} - {""})
+
+
 def chat(token: str) -> tuple[int, str]:
     body = {"model": "demo", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "stream": True}
     return request("POST", "/v1/chat/completions", token, body)
@@ -78,12 +84,6 @@ def runners() -> dict[int, dict[str, str]]:
     return found
 
 
-def fence_of(service: str) -> str:
-    """What the service said of its own fence."""
-    journal = run("journalctl", "--unit", f"paddock-{service}", "--output", "cat")
-    return " ".join({line.partition("fenced in by ")[2] for line in journal.splitlines()} - {""})
-
-
 def connects(path: str, user: str) -> str:
     """What happens when ``user``, in no group of ours, connects to a socket."""
     child = os.fork()
@@ -107,7 +107,6 @@ def main() -> dict:
     seen["without token"] = request("GET", "/v1/models")[0]
     token = paddock("token", "issue", "--sub", "alice", "--group", "staff", "--model", "*", *CONFIG)
     seen["chat"] = chat_once_verified(token)
-    seen["fences"] = {service: fence_of(service) for service in ("gateway", "notary", "warden")}
     seen["runners"] = runners()
     for pid in seen["runners"]:
         os.kill(pid, 9)
@@ -121,6 +120,7 @@ def main() -> dict:
     run("systemctl", "stop", "paddock.target", "paddock-*")  # the pattern, so as to wait for each of them
     seen["runners at the end"] = runners()
     seen["audit"] = json.loads(paddock("audit", "verify", "/var/lib/paddock/notary/log", "--json"))
+    seen["fences"] = {service: fence_of(service) for service in ("gateway", "notary", "warden")}
     seen["failed"] = run("systemctl", "list-units", "--failed", "--plain", "--no-legend", "paddock*")
     return seen
 
