@@ -39,7 +39,7 @@ from appliance.limits.budget import MemoryTokenBudget
 from appliance.limits.gate import AddressGate
 from appliance.limits.rates import RequestRates
 from appliance.model_store import begin_starter, store_with
-from appliance.models.catalogue import MEMORY_DIRECTORY, CatalogueKeeper
+from appliance.models.catalogue import CatalogueKeeper
 from appliance.models.store import OpenedModel
 from appliance.models.trust import Trust
 from appliance.notary.main import NotaryConfig, run_notary
@@ -71,7 +71,7 @@ def fence(role: Role, config: Settings) -> None:
     }
     writable: dict[Role, tuple[Path, ...]] = {
         "notary": (config.notary_dir,),
-        "warden": (config.models_dir / MEMORY_DIRECTORY,),
+        "warden": (config.models_dir / CatalogueKeeper.MEMORY,),
     }
     confine(
         role,

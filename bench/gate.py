@@ -102,7 +102,9 @@ class Bench:
             "gate": {role: [one.pid_of(role)] for role in GATE},
             "straight": {"runner": load.runner_pids},
         }
-        self._pids["gate"]["runner"] = [innermost(child) for child in children(one.pid_of("warden"))]
+        starter = one.pid_of("starter")
+        self._pids["gate"]["warden"].append(starter)
+        self._pids["gate"]["runner"] = [innermost(child) for child in children(starter)]
         self._load = load
         self._seconds = seconds
         self._repetitions = repetitions

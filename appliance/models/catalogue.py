@@ -48,9 +48,6 @@ from appliance.models.keys import TrustedKeys, key_hint, read_pems, read_trust_f
 from appliance.models.trust import load_deny_list, load_policy_file
 
 CATALOGUE_FILE: Final = "catalogue.json"
-MEMORY_DIRECTORY: Final = "catalogue"
-"""In the store: what was seen of catalogues, so that none is rolled back."""
-
 KEYS_DIRECTORY: Final = "catalogue-keys"
 MAX_CATALOGUE_BYTES: Final = 1024 * 1024
 MAX_SIGNATURES: Final = 16
@@ -150,6 +147,9 @@ def _envelope(payload: bytes, signatures: Sequence[tuple[str, bytes]]) -> bytes:
 class CatalogueKeeper:
     """The current catalogue of one appliance. Safe to use from several threads and processes."""
 
+    MEMORY: Final = "catalogue"
+    """The directory in the store that this writes to, and to nothing else."""
+
     def __init__(self, trust_directory: Path, store_directory: Path) -> None:
         self._trust = trust_directory
         self._store = store_directory
@@ -188,7 +188,7 @@ class CatalogueKeeper:
         try:
             opened.append(os.open(self._store, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
             check_directory(opened[0])
-            opened.append(open_directory(opened[0], MEMORY_DIRECTORY))
+            opened.append(open_directory(opened[0], self.MEMORY))
             fcntl.flock(opened[1], fcntl.LOCK_EX)
             yield opened[1]
         except OSError as error:

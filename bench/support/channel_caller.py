@@ -24,6 +24,7 @@ from appliance.ipc.messages import (
     Submit,
 )
 from appliance.warden.launch_spawn import SpawnLauncher
+from appliance.warden.starter_client import Starter
 from bench.support.exchange import ASK_SECONDS, PROMPT, Reply, Setup
 from bench.support.processes import innermost
 
@@ -102,28 +103,29 @@ class ChannelCaller:
 @asynccontextmanager
 async def runner(setup: Setup, model_file: str) -> AsyncIterator[RunnerChannel]:
     """A runner that is loaded and ready; ended afterwards."""
-    launched = SpawnLauncher().launch("straight")
-    try:
-        channel = RunnerChannel(launched.pid)
-        channel.connection = Connection(
-            launched.channel, FrameDecoder(FromRunner), on_message=channel.heard, on_closed=channel.lost
-        )
-        load = Load(
-            runner_id="straight",
-            context_tokens=setup.context_tokens,
-            slots=setup.slots,
-            threads=setup.threads,
-        )
-        with Path(model_file).open("rb") as model:
-            channel.connection.send(load, [model.fileno()])
-            async with asyncio.timeout(ASK_SECONDS):
-                first = await channel.first
-        if not isinstance(first, Ready):
-            raise TypeError(f"the runner is not ready: {first}")
-        channel.pid = innermost(launched.pid)
-        yield channel
-        channel.connection.close()
-    finally:
-        launched.kill()
-        await launched.wait()
-        await launched.stderr
+    with Starter() as starter:
+        launched = await SpawnLauncher(starter).launch("straight")
+        try:
+            channel = RunnerChannel(launched.pid)
+            channel.connection = Connection(
+                launched.channel, FrameDecoder(FromRunner), on_message=channel.heard, on_closed=channel.lost
+            )
+            load = Load(
+                runner_id="straight",
+                context_tokens=setup.context_tokens,
+                slots=setup.slots,
+                threads=setup.threads,
+            )
+            with Path(model_file).open("rb") as model:
+                channel.connection.send(load, [model.fileno()])
+                async with asyncio.timeout(ASK_SECONDS):
+                    first = await channel.first
+            if not isinstance(first, Ready):
+                raise TypeError(f"the runner is not ready: {first}")
+            channel.pid = innermost(launched.pid)
+            yield channel
+            channel.connection.close()
+        finally:
+            launched.kill()
+            await launched.wait()
+            await launched.stderr

@@ -70,6 +70,12 @@ def request(method: str, path: str, token: str | None = None, body: dict | None 
     return answer.status, answer.read().decode()
 
 
+def fence_of(service: str) -> str:
+    """What the service said of its own fence."""
+    journal = run("journalctl", "--unit", f"paddock-{service}", "--output", "cat")
+    return " ".join({line.partition("fenced in by ")[2] for line in journal.splitlines()} - {""})
+
+
 def chat(token: str) -> tuple[int, str]:
     body = {"model": "demo", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "stream": True}
     return request("POST", "/v1/chat/completions", token, body)
@@ -103,12 +109,6 @@ def runners_and_guardians() -> dict[int, dict[str, str]]:
 def status_of(folder: Path) -> dict[str, str]:
     lines = (line.split(":", 1) for line in (folder / "status").read_text().splitlines())
     return {name: value.strip() for name, value in lines}
-
-
-def fence_of(service: str) -> str:
-    """What the service said of its own fence."""
-    journal = run("journalctl", "--unit", f"paddock-{service}", "--output", "cat")
-    return " ".join({line.partition("fenced in by ")[2] for line in journal.splitlines()} - {""})
 
 
 def connects(path: str, user: str) -> str:
@@ -203,7 +203,6 @@ def main() -> dict:
     seen["without token"] = request("GET", "/v1/models")[0]
     token = paddock("token", "issue", "--sub", "alice", "--group", "staff", "--model", "*", *CONFIG)
     seen["chat"] = chat_once_verified(token)
-    seen["fences"] = {service: fence_of(service) for service in ("gateway", "notary", "warden")}
     seen["runners"] = runners()
     for pid in seen["runners"]:
         os.kill(pid, 9)
@@ -230,6 +229,7 @@ def main() -> dict:
     run("systemctl", "stop", "paddock.target", "paddock-*")  # the pattern, so as to wait for each of them
     seen["runners at the end"] = runners()
     seen["audit"] = json.loads(paddock("audit", "verify", "/var/lib/paddock/notary/log", "--json"))
+    seen["fences"] = {service: fence_of(service) for service in ("gateway", "notary", "warden")}
     seen["failed"] = run("systemctl", "list-units", "--failed", "--plain", "--no-legend", "paddock*")
     return seen
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from appliance.cli.main import main
 from appliance.core.records import reference
 from appliance.core.refusals import Refused
 from appliance.core.values import Digest
+from appliance.model_store import begin_starter
 from appliance.models.keys import key_fingerprint, private_pem, public_pem
 from appliance.settings import Settings, parse
+from appliance.warden.starter_client import Starter
 from tests.support.certificates import Party
 from tests.support.gguf_files import small_model_bytes
 from tests.support.signed_models import KEY, OTHER_KEY
@@ -31,6 +33,7 @@ class Desk:
         document = {"state_dir": str(folder / "state"), "runtime_dir": str(folder / "run")}
         self.settings_file.write_text("".join(f'{key} = "{value}"\n' for key, value in document.items()))
         self.config: Settings = parse(document)
+        self.starter: Starter
         for directory in (self.config.trust_dir, self.config.models_dir):
             directory.mkdir(parents=True, mode=0o700)
         self.write("model.gguf", MODEL)
@@ -76,8 +79,10 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    one = Desk(tmp_path)
+    with begin_starter(one.config) as one.starter:
+        yield one
 
 
 def code_of(action: Callable[[], object]) -> str:
@@ -115,7 +120,7 @@ def test_what_is_taken_back_ends_what_is_loaded_and_is_not_loaded_again(
     desk: Desk, change: Callable[[Desk], object], code: str
 ) -> None:
     assert desk.load("acme") == 0
-    store = TrustingStore(desk.config)
+    store = TrustingStore(desk.config, desk.starter)
     with store.open_verified("demo") as opened:
         assert store.reference("demo") == reference(opened.model)
         before = store.stamp("demo")
@@ -127,7 +132,7 @@ def test_what_is_taken_back_ends_what_is_loaded_and_is_not_loaded_again(
 
 def test_model_that_was_replaced_is_found_out(desk: Desk) -> None:
     desk.load("acme")
-    store = TrustingStore(desk.config)
+    store = TrustingStore(desk.config, desk.starter)
     with store.open_verified("demo"):
         desk.paddock("models", "remove", "demo")
         with pytest.raises(Refused, match="no model"):
@@ -146,7 +151,7 @@ def test_configured_verity_is_never_replaced_by_a_weaker_seal(desk: Desk) -> Non
 def test_catalogue_that_lists_the_model_lets_it_load(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     desk.load("acme")
     desk.publish(minimum_seal="sealed-memfd")
-    with TrustingStore(desk.config).open_verified("demo") as opened:
+    with TrustingStore(desk.config, desk.starter).open_verified("demo") as opened:
         assert opened.seal_mode == "sealed-memfd"
     capsys.readouterr()
     assert desk.paddock("models", "catalogue", "show") == 0
@@ -179,4 +184,4 @@ def test_certificate_chain_signs_and_is_trusted(desk: Desk) -> None:
     desk.write("leaf.key", private_pem(leaf.key))
     bundle = desk.sign("leaf", "--chain", str(desk.write("chain.pem", leaf.pem)), "--shards")
     assert desk.paddock("models", "import", str(desk.folder / "model.gguf"), "--name", "demo", "--bundle", bundle) == 0
-    assert TrustingStore(desk.config).verify("demo").signer.name == "ca:CN=release,O=Acme"
+    assert TrustingStore(desk.config, desk.starter).verify("demo").signer.name == "ca:CN=release,O=Acme"
