@@ -138,6 +138,9 @@ def _model_verbs(verbs: "_Verbs", common: argparse.ArgumentParser) -> None:
     _verb(group, "list", _models_list, "verify and list the models in the store", common)
     remove = _verb(group, "remove", _models_remove, "remove a model from the store", common)
     remove.add_argument("name", help="the name that callers used")
+    _verb(group, "check", _models_check, "say what is missing from the store, and what does not belong there", common)
+    gc = _verb(group, "gc", _models_gc, "delete what nothing in the store needs any more", common)
+    gc.add_argument("--dry-run", action="store_true", help="delete nothing; say what would be")
     _catalogue_verbs(group, common)
 
 
@@ -321,6 +324,23 @@ def _models_remove(options: argparse.Namespace) -> int:
     from appliance.cli import models
 
     print(models.remove(settings.load(options.config), options.name))
+    return 0
+
+
+def _models_check(options: argparse.Namespace) -> int:
+    from appliance.cli import models
+
+    lines = models.check(settings.load(options.config))
+    for line in lines or ("nothing is missing, and nothing is there that should not be",):
+        print(line)
+    return 1 if lines else 0
+
+
+def _models_gc(options: argparse.Namespace) -> int:
+    from appliance.cli import models
+
+    for line in models.collect_garbage(settings.load(options.config), dry_run=options.dry_run):
+        print(line)
     return 0
 
 

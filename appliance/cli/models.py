@@ -1,4 +1,4 @@
-"""``paddock models``: sign, import, list and remove models.
+"""``paddock models``: sign, import, list and remove models, and keep their store.
 
 Trusts: the operator, for the keys in ``trust/`` and the private key that signs.
 Promises: a model is listed as verified only after its bytes were hashed against a trusted signature.
@@ -136,6 +136,25 @@ def remove(config: Settings, name: str) -> str:
     with open_store(config) as store:
         store.remove(name)
     return f"removed {name}"
+
+
+def collect_garbage(config: Settings, *, dry_run: bool) -> list[str]:
+    """Deletes what nothing needs, or says what that would be: a line for each file, and one for all of them."""
+    with open_store(config) as store:
+        found = store.collect_garbage(now_seconds=int(time.time()), dry_run=dry_run)
+    verb = "would remove" if dry_run else "removed"
+    n_bytes = sum(one.size_bytes for one in found.garbage)
+    return [
+        *(f"{verb} {one.place}  {one.size_bytes} bytes  {one.kind}" for one in found.garbage),
+        *(f"left {line}" for line in found.left),
+        f"{verb} {len(found.garbage)} files, {n_bytes} bytes",
+    ]
+
+
+def check(config: Settings) -> tuple[str, ...]:
+    """What should not be in the store, or should and is not. Reads no blob: ``list`` verifies those."""
+    with open_store(config) as store:
+        return store.check()
 
 
 def trust(config: Settings, public_path: Path, signer: str) -> str:

@@ -2,11 +2,12 @@
 
 Trusts: the directory descriptors it is given.
 Promises: ``open_file`` gives a regular file with one name, owned by us or root, that nobody may write; an ``Incoming``
-    file gets its name whole and durable, or not at all.
+    file gets its name whole and durable, or not at all, and while its process lives ``claim`` finds it taken.
 Not here: whether the bytes are the right ones (``models.descriptor``, ``core.manifest``).
 """
 
 import errno
+import fcntl
 import os
 import secrets
 import stat
@@ -18,6 +19,9 @@ from appliance.core.refusals import Fault, Reason, Refused
 from appliance.sandbox.openat2 import open_beneath
 
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not hold us up: it is refused after fstat
+TEMPORARY_PREFIX: Final = ".incoming-"
+PARTIALS_DIRECTORY: Final = "incoming"
+PARTIAL_SUFFIX: Final = ".part"
 _WRITABLE: Final = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -62,14 +66,31 @@ def open_file(directory: int, name: str) -> int:
 
 
 def _check_file(status: os.stat_result, name: str) -> None:
+    check_plain(status, name)
+    if status.st_mode & _WRITABLE:
+        raise not_verified("file-unsafe", f"{name} is writable")
+
+
+def check_plain(status: os.stat_result, name: str) -> None:
+    """Raises ``Refused`` unless this is a regular file with one name, of ours or root's."""
     if not stat.S_ISREG(status.st_mode):
         raise not_verified("file-unsafe", f"{name} is not a regular file")
     if status.st_nlink != 1:
         raise not_verified("file-unsafe", f"{name} has {status.st_nlink} names")
     if status.st_uid not in {0, os.geteuid()}:
         raise not_verified("file-unsafe", f"{name} belongs to another user")
-    if status.st_mode & _WRITABLE:
-        raise not_verified("file-unsafe", f"{name} is writable")
+
+
+def claim(fd: int) -> bool:
+    """Locks a file that is being made, or that somebody else may be making: False if somebody else has it.
+
+    The lock ends with the last descriptor. Whoever gets it looks afterwards whether the file still has its name.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def read_file(directory: int, name: str, at_most_bytes: int) -> bytes:
@@ -109,7 +130,7 @@ def unlink_if_present(directory: int, name: str) -> None:
 class Incoming(AbstractContextManager["Incoming"]):
     """A file on its way into a directory: without a name where the file system can, else under a temporary one.
 
-    A nameless file vanishes with the process; a named one is deleted on the way out, or listed by ``check``.
+    A nameless file vanishes with the process; a named one is deleted on the way out, or by the next collection.
     """
 
     def __init__(self, directory: int, *, named: bool = False) -> None:
@@ -126,9 +147,20 @@ class Incoming(AbstractContextManager["Incoming"]):
             return self._open_named()
 
     def _open_named(self) -> int:
-        self._temporary = f".incoming-{secrets.token_hex(8)}"
+        """Claimed: one that nobody has is garbage. A collection that came between its making and the claim has it."""
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-        return os.open(self._temporary, flags, 0o400, dir_fd=self._directory)
+        while True:
+            name = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+            fd = os.open(name, flags, 0o400, dir_fd=self._directory)
+            try:
+                claimed = claim(fd) and os.fstat(fd).st_nlink > 0
+            except BaseException:
+                os.close(fd)
+                raise
+            if claimed:
+                self._temporary = name
+                return fd
+            os.close(fd)
 
     def make_durable(self) -> None:
         """Nobody can write it under its final name, and its bytes survive a crash."""

@@ -8,7 +8,7 @@
 
 Blobs and bundles are placed by linking a complete, synced file under its digest; an index entry by renaming one. A
 crash at any moment leaves the store as it was before or as it should be afterwards, apart from files that nothing
-points to (``check`` lists them).
+points to (``check`` lists them, ``collect_garbage`` deletes them).
 
 Nothing in the store is believed: each ``verify`` and ``open_verified`` checks the signature again with the keys trusted
 *now*, hashes the descriptor that it hands out, and reads the GGUF header from that descriptor. A refusal is
@@ -38,6 +38,7 @@ from appliance.core.manifest import SignatureRefused, SignedStatement, enough_si
 from appliance.core.records import ModelRef
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import Digest, GgufFacts, SealMode, Signer, Value, VerifiedModel
+from appliance.models.collect import Collection, Pointers, collect, printable
 from appliance.models.descriptor import Wholes, copy_and_observe, observe, observe_signed, sealed_copy
 from appliance.models.files import (
     Incoming,
@@ -226,13 +227,14 @@ class ModelStore(AbstractContextManager["ModelStore"]):
         """What should not be there, or should and is not, as lines for an operator. Reads no blob. Raises ``Fault``."""
         with _port("checking the store"):
             entries = self._readable_entries()
-            return (
+            lines = (
                 *(f"models/{name}: not an index entry" for name in self._foreign_index_names()),
                 *_differences("blobs", self._blobs, {entry.blob.hex for entry in entries}),
                 *_differences(
                     "bundles", self._bundles, {bundle.hex for entry in entries for bundle in entry.bundles()}
                 ),
             )
+            return tuple(printable(line) for line in lines)
 
     def _find(self, name_or_digest: str | Digest) -> IndexEntry:
         if isinstance(name_or_digest, Digest):
@@ -358,6 +360,23 @@ class ModelStore(AbstractContextManager["ModelStore"]):
             os.fsync(self._index)
             if entry is not None:
                 self._delete_unshared(entry)
+
+    def collect_garbage(self, *, now_seconds: int, dry_run: bool = False) -> Collection:
+        """Deletes what nothing points to and nobody is at work on (``models.collect``), or only says what that is.
+
+        Raises ``Fault``; what was deleted until then was garbage.
+        """
+        with _port("collecting garbage"), self._lock():
+            entries = self._readable_entries()
+            names = frozenset(f"{entry.name}.json" for entry in entries)
+            present = frozenset(os.listdir(self._index))  # noqa: PTH208 - by descriptor
+            pointers = Pointers(
+                entries=names,
+                blobs=frozenset(entry.blob.hex for entry in entries),
+                bundles=frozenset(bundle.hex for entry in entries for bundle in entry.bundles()),
+                damaged=frozenset(name for name in present - names if name.endswith(".json")),
+            )
+            return collect(self._directories[""], pointers, now_seconds=now_seconds, dry_run=dry_run)
 
     def _delete_unshared(self, entry: IndexEntry) -> None:
         others = self._readable_entries()
