@@ -150,10 +150,19 @@ def _catalogue_verbs(models: "_Verbs", common: argparse.ArgumentParser) -> None:
     sign.add_argument("document", type=Path, help="JSON: version, expires_at_seconds, models")
     sign.add_argument("envelope", type=Path, help="where to write it; appliances read trust/catalogue.json")
     sign.add_argument("--key", type=Path, action="append", required=True, help="a private key; may be repeated")
-    cosign = _verb(group, "cosign", _catalogue_cosign, "add a signature to a catalogue")
-    cosign.add_argument("envelope", type=Path, help="the signed catalogue")
+    cosign = _verb(group, "cosign", _catalogue_cosign, "add a signature to a catalogue or a root")
+    cosign.add_argument("envelope", type=Path, help="the signed catalogue or root")
     cosign.add_argument("target", type=Path, help="where to write it with the further signature")
     cosign.add_argument("--key", type=Path, required=True, help="the private key")
+    root = _verb(group, "root", _catalogue_root, "hand the catalogue over to other keys")
+    root.add_argument("envelope", type=Path, help="where to write it; read as trust/catalogue-roots/VERSION.json")
+    root.add_argument("--version", type=int, required=True, help="one more than the last; the first is 1")
+    root.add_argument("--trust", type=Path, action="append", required=True, help="a public key; may be repeated")
+    root.add_argument("--required", type=int, default=1, help="how many of them must sign (default: %(default)s)")
+    root.add_argument("--days", type=int, default=365, help="until it expires (default: %(default)s)")
+    root.add_argument(
+        "--key", type=Path, action="append", required=True, help="a private key, of the last keys or the new; repeat"
+    )
     _verb(group, "show", _catalogue_show, "verify and show the catalogue", common)
 
 
@@ -355,6 +364,22 @@ def _catalogue_cosign(options: argparse.Namespace) -> int:
     from appliance.cli import models
 
     print(models.catalogue_cosign(options.envelope, options.key, options.target))
+    return 0
+
+
+def _catalogue_root(options: argparse.Namespace) -> int:
+    from appliance.cli import models
+
+    print(
+        models.catalogue_root(
+            options.envelope,
+            options.key,
+            options.trust,
+            version=options.version,
+            required=options.required,
+            days=options.days,
+        )
+    )
     return 0
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from cryptography import x509
 
 from appliance.core.catalogue import decode_catalogue, encode_catalogue
+from appliance.core.catalogue_root import Root, RootKey
 from appliance.core.gguf import GgufInvalid
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import VerifiedModel
@@ -27,6 +28,7 @@ from appliance.models.oms import (
     public_pem,
     sign_model,
 )
+from appliance.models.roots import sign_root
 from appliance.models.trust import Trust
 from appliance.settings import Settings
 from appliance.validator.reading import read_facts
@@ -182,13 +184,40 @@ def catalogue_cosign(envelope_path: Path, key_path: Path, target_path: Path) -> 
     return f"wrote {target_path}"
 
 
+def catalogue_root(
+    envelope_path: Path,
+    key_paths: Sequence[Path],
+    trusted_paths: Sequence[Path],
+    *,
+    version: int,
+    required: int,
+    days: int,
+) -> str:
+    """Hands the catalogue over to other keys, each named as its file; old and new keys sign. Overwrites nothing."""
+    root = Root(
+        version=version,
+        expires_at_seconds=int(time.time()) + days * 24 * 3600,
+        required=required,
+        keys=tuple(RootKey(name=path.stem, pem=path.read_text(encoding="ascii")) for path in trusted_paths),
+    )
+    keys = [load_signing_key(path.read_bytes()) for path in key_paths]
+    _write_new(envelope_path, sign_root(root, keys), 0o644)
+    return f"wrote {envelope_path}: root {version}, {required} of {len(root.keys)} keys"
+
+
 def catalogue_show(config: Settings) -> list[str]:
     """The catalogue that holds now, one line for each model. Raises ``Refused`` as a load would."""
     now_seconds = int(time.time())
-    catalogue = CatalogueKeeper(config.trust_dir, config.models_dir).current(now_seconds=now_seconds)
+    catalogue, root = CatalogueKeeper(config.trust_dir, config.models_dir).in_force(now_seconds=now_seconds)
     if catalogue is None:
         return ["no catalogue: every model whose signature is trusted may be loaded (see trust/catalogue-keys)"]
     lines = [f"version {catalogue.version}, for {catalogue.expires_at_seconds - now_seconds} seconds more"]
+    if root is not None:
+        names = ", ".join(key.name for key in root.keys)
+        lines.append(
+            f"signed under root {root.version} ({root.required} of {names}),"
+            f" for {root.expires_at_seconds - now_seconds} seconds more"
+        )
     for entry in catalogue.models:
         expired = "  EXPIRED" if now_seconds >= entry.expires_at_seconds else ""
         lines.append(
