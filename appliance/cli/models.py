@@ -15,6 +15,7 @@ from cryptography import x509
 from appliance.core.catalogue import decode_catalogue, encode_catalogue
 from appliance.core.catalogue_root import Root, RootKey
 from appliance.core.gguf import GgufInvalid
+from appliance.core.manifest import SignatureRefused
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import VerifiedModel
 from appliance.model_store import open_store
@@ -27,6 +28,7 @@ from appliance.models.oms import (
     private_pem,
     public_pem,
     sign_model,
+    verify_bundle,
 )
 from appliance.models.roots import sign_root
 from appliance.models.trust import Trust
@@ -79,18 +81,32 @@ def _chain(path: Path | None) -> list[x509.Certificate]:
 def import_model(config: Settings, source: Path, bundle_paths: Sequence[Path], name: str) -> str:
     """Verifies and imports. Returns a line that says what was imported. A running appliance sees it within seconds.
 
-    ``source`` is a GGUF file, or a directory with exactly one; its signature stands beside it unless signatures are
-    named, one for each signer.
+    ``source`` is a GGUF file, or a directory with exactly one; its signatures stand beside it unless they are named,
+    one for each signer.
     """
     model_path = only_model(source) if source.is_dir() else source
-    bundle_paths = bundle_paths or [beside(model_path)]
-    for bundle_path in bundle_paths:
+    for bundle_path in bundle_paths or [beside(model_path)]:
         if not bundle_path.exists():
             raise Fault(f"{model_path} has no signature: there is no {bundle_path} (paddock models sign, or --bundle)")
-    bundles = [bundle_path.read_bytes() for bundle_path in bundle_paths]
+    trusted = trust_now(config)
+    bundles = [path.read_bytes() for path in bundle_paths] or _trusted_among(all_beside(model_path), trusted)
     with open_store(config) as store, model_path.open("rb") as file:
-        model = store.import_model(file.fileno(), name, bundles, trust_now(config))
-    return f"{model.name}  {model.digest}  signed by {_signers(model)}"
+        model = store.import_model(file.fileno(), name, bundles, trusted)
+    return f"{model.name}  {model.digest}  signed by {signer_names(model)}"
+
+
+def _trusted_among(paths: Sequence[Path], trusted: Trust) -> list[bytes]:
+    """Those that found themselves beside a model need not all be by signers of ours. If none is, the first says why."""
+    bundles = [path.read_bytes() for path in paths]
+    return [bundle for bundle in bundles if _is_by_somebody_trusted(bundle, trusted)] or bundles[:1]
+
+
+def _is_by_somebody_trusted(bundle: bytes, trusted: Trust) -> bool:
+    try:
+        verify_bundle(bundle, trusted)
+    except SignatureRefused:
+        return False
+    return True
 
 
 def trust_now(config: Settings) -> Trust:
@@ -98,7 +114,7 @@ def trust_now(config: Settings) -> Trust:
     return Trust.load(config.trust_dir, now_seconds=int(time.time()))
 
 
-def _signers(model: VerifiedModel) -> str:
+def signer_names(model: VerifiedModel) -> str:
     return " and ".join(signer.name for signer in (model.signer, *model.cosigners))
 
 
@@ -112,9 +128,17 @@ def only_model(directory: Path) -> Path:
     return found[0]
 
 
-def beside(model: Path) -> Path:
-    """Where the signature of a model file stands, by custom."""
-    return model.with_name(model.name + ".sig")
+def beside(model: Path, number: int = 1) -> Path:
+    """Where the signature of a model file stands, by custom; and those of further signers, counted from 2."""
+    return model.with_name(f"{model.name}.sig" if number == 1 else f"{model.name}.{number}.sig")
+
+
+def all_beside(model: Path) -> list[Path]:
+    """The first signature's place in any case, and those after it that are there."""
+    found = [beside(model)]
+    while (next_one := beside(model, len(found) + 1)).exists():
+        found.append(next_one)
+    return found
 
 
 def listing(config: Settings) -> tuple[list[str], bool]:
@@ -126,7 +150,7 @@ def listing(config: Settings) -> tuple[list[str], bool]:
         for name in store.entries():
             try:
                 model = store.verify(name, trusted)
-                lines.append(f"{name}  {model.digest}  {model.size_bytes} bytes  signed by {_signers(model)}")
+                lines.append(f"{name}  {model.digest}  {model.size_bytes} bytes  signed by {signer_names(model)}")
             except (Refused, Fault) as error:
                 lines.append(f"{name}  REFUSED  {error}")
                 good = False

@@ -218,10 +218,20 @@ class ModelStore(AbstractContextManager["ModelStore"]):
                 os.close(fd)
                 raise
 
-    def bundle(self, model: VerifiedModel) -> bytes:
-        """The signature by which a model was verified, to go where the model goes. Raises as ``open_verified`` does."""
-        with _port("reading a signature"):
-            return self._read_bundle(model.bundle_digest)
+    def bundles(self, model: VerifiedModel) -> tuple[bytes, ...]:
+        """The signatures by which a model was verified, each signer's, to go where the model goes.
+
+        Raises as ``open_verified`` does, and ``Fault`` when the entry has become another model's meanwhile.
+        """
+        with _port("reading signatures"):
+            entry = self._find(model.name)
+            if (entry.blob, entry.bundle, len(entry.cosigned)) != (
+                model.digest,
+                model.bundle_digest,
+                len(model.cosigners),
+            ):
+                raise Fault(f"{model.name} was replaced while it was read")
+            return tuple(self._read_bundle(digest) for digest in entry.bundles())
 
     def check(self) -> tuple[str, ...]:
         """What should not be there, or should and is not, as lines for an operator. Reads no blob. Raises ``Fault``."""
