@@ -342,14 +342,18 @@ class ModelStore(AbstractContextManager["ModelStore"]):
                 facts = self._facts_of(incoming.fd)
                 model = verified_model(*signed, name=name, observed=observed, facts=facts, policy=trust.policy)
                 incoming.make_durable()
+                cosigned = tuple(one.bundle_digest for one in signed[1:])
+                entry = IndexEntry(name=name, blob=model.digest, bundle=model.bundle_digest, cosigned=cosigned)
                 with self._lock():
-                    self._publish(incoming, self._blobs, model.digest)
-                    for bundle, one in zip(bundles, signed, strict=True):
-                        self._put_bundle(bundle, one.bundle_digest)
-                    cosigned = tuple(one.bundle_digest for one in signed[1:])
-                    self._put_entry(
-                        IndexEntry(name=name, blob=model.digest, bundle=model.bundle_digest, cosigned=cosigned)
-                    )
+                    try:
+                        self._publish(incoming, self._blobs, model.digest)
+                        for bundle, one in zip(bundles, signed, strict=True):
+                            self._put_bundle(bundle, one.bundle_digest)
+                        self._put_entry(entry)
+                    except BaseException:
+                        with suppress(OSError):  # of a full disk, a whole model; what cannot be deleted is garbage
+                            self._delete_unshared(entry)
+                        raise
         return model
 
     def remove(self, name: str) -> None:

@@ -27,7 +27,7 @@ def test_every_verb_of_the_page_exists(verb: str, capsys: pytest.CaptureFixture[
 def test_every_command_about_the_catalogue_exists_with_its_options(
     line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    verb = line.split()[0]
+    verb = line.partition(" ")[0]
     with pytest.raises(SystemExit) as caught:
         command.main(["models", "catalogue", verb, "--help"])
     assert caught.value.code == 0

@@ -95,18 +95,24 @@ def test_empty_store_has_no_garbage(root: Path, store: ModelStore) -> None:
     assert not (root / "incoming").exists()
 
 
-def test_what_an_import_left_when_its_last_step_failed_is_deleted(
-    root: Path, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("helpless", [False, True])
+def test_import_whose_last_step_failed_leaves_nothing_or_garbage(
+    root: Path, store: ModelStore, monkeypatch: pytest.MonkeyPatch, helpless: bool
 ) -> None:
     def fail(*_args: object, **_kwargs: object) -> None:
-        raise OSError(errno.ENOSPC, "full")
+        if helpless:  # from here on nothing can be deleted either
+            monkeypatch.setattr(os, "unlink", fail)
+        raise OSError(errno.EIO, "broken")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "rename", fail)
-        with pytest.raises(Fault, match="ENOSPC"):
-            put(store)
-    assert len(places(gc(store))) == 2  # the blob and the bundle
-    assert tree(root) == set()
+    put(store, "kept", other := small_model_bytes("other"), signed(other))
+    before = tree(root)
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(Fault, match="EIO"):
+        put(store)
+    monkeypatch.undo()
+    assert len(places(gc(store))) == (3 if helpless else 0)  # the blob, the bundle and the entry's temporary file
+    assert tree(root) == before
+    assert store.verify("kept", TRUSTED).digest == Digest.of(other)
 
 
 # --- what stays -------------------------------------------------------------------------------------------------------
