@@ -127,6 +127,25 @@ def unlink_if_present(directory: int, name: str) -> None:
         os.unlink(name, dir_fd=directory)
 
 
+def _claimed(directory: int, name: str) -> int | None:
+    """A descriptor that holds the claim to a file just made; None when a collection was there between.
+
+    One of its own, for reading: the claim stays while the other is closed or opened anew.
+    """
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    try:
+        if claim(fd) and os.fstat(fd).st_nlink > 0:
+            return fd
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None
+
+
 class Incoming(AbstractContextManager["Incoming"]):
     """A file on its way into a directory: without a name where the file system can, else under a temporary one.
 
@@ -136,6 +155,7 @@ class Incoming(AbstractContextManager["Incoming"]):
     def __init__(self, directory: int, *, named: bool = False) -> None:
         self._directory = directory
         self._temporary: str | None = None
+        self._claim: int | None = None
         self.fd = self._open_named() if named else self._open_nameless()
 
     def _open_nameless(self) -> int:
@@ -147,17 +167,16 @@ class Incoming(AbstractContextManager["Incoming"]):
             return self._open_named()
 
     def _open_named(self) -> int:
-        """Claimed: one that nobody has is garbage. A collection that came between its making and the claim has it."""
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         while True:
             name = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
             fd = os.open(name, flags, 0o400, dir_fd=self._directory)
             try:
-                claimed = claim(fd) and os.fstat(fd).st_nlink > 0
+                self._claim = _claimed(self._directory, name)
             except BaseException:
                 os.close(fd)
                 raise
-            if claimed:
+            if self._claim is not None:
                 self._temporary = name
                 return fd
             os.close(fd)
@@ -189,5 +208,7 @@ class Incoming(AbstractContextManager["Incoming"]):
             os.close(self.fd)
         finally:
             if self._temporary is not None:
-                with suppress(OSError):  # it is not visible, and check lists it
+                with suppress(OSError):  # it is not visible, and the next collection takes it
                     os.unlink(self._temporary, dir_fd=self._directory)
+            if self._claim is not None:
+                os.close(self._claim)

@@ -311,6 +311,17 @@ def test_temporary_file_that_was_taken_before_it_was_claimed_is_made_anew(
     assert (root / "blobs/sha256/kept").exists()
 
 
+def test_claim_outlives_the_descriptor_that_wrote(store: ModelStore) -> None:
+    """As where the file is made read-only before it has its name."""
+    with Incoming(store._blobs, named=True) as incoming:
+        reading = os.open(f"/proc/self/fd/{incoming.fd}", os.O_RDONLY)
+        os.close(incoming.fd)
+        incoming.fd = reading
+        (line,) = gc(store).left
+        assert line.endswith(": in use")
+    assert gc(store) == Collection(garbage=(), left=())
+
+
 def test_download_under_way_is_left_and_a_young_one_too(root: Path, store: ModelStore) -> None:
     part = drop(root / "incoming" / f"{STRAY.hex}.part", mode=0o600, age_seconds=PARTIALS_KEPT_SECONDS - 1)
     assert gc(store).left == (f"incoming/{part.name}: the beginning of a download, 5 bytes; kept for a week",)
