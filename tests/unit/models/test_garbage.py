@@ -279,6 +279,29 @@ def test_import_under_way_has_nothing_to_take(root: Path, store: ModelStore) -> 
     assert store.verify("demo", TRUSTED).digest == DIGEST
 
 
+@pytest.mark.parametrize("step", ["_put_bundle", "_put_entry"])
+def test_collection_waits_between_a_blob_and_its_entry(
+    root: Path, store: ModelStore, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    original, found = getattr(store, step), []
+    collector = threading.Thread(target=lambda: found.append(gc(store)))
+
+    def collect_now(*args: object) -> None:
+        assert (root / "blobs/sha256" / DIGEST.hex).exists()
+        other = os.open(root, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):  # what the collector takes first
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(other)
+        collector.start()
+        original(*args)
+
+    monkeypatch.setattr(store, step, collect_now)
+    put(store)
+    collector.join(30)
+    assert found == [Collection(garbage=(), left=())]
+    assert store.verify("demo", TRUSTED).digest == DIGEST
+
+
 @pytest.mark.usefixtures("without_nameless_files")
 def test_temporary_file_of_an_import_under_way_is_left(root: Path, store: ModelStore) -> None:
     drop(root / "blobs/sha256/.incoming-0123456789abcdef", mode=0o400)
