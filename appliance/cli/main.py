@@ -138,6 +138,9 @@ def _model_verbs(verbs: "_Verbs", common: argparse.ArgumentParser) -> None:
     _verb(group, "list", _models_list, "verify and list the models in the store", common)
     remove = _verb(group, "remove", _models_remove, "remove a model from the store", common)
     remove.add_argument("name", help="the name that callers used")
+    _verb(group, "check", _models_check, "say what is missing from the store, and what does not belong there", common)
+    gc = _verb(group, "gc", _models_gc, "delete what nothing in the store needs any more", common)
+    gc.add_argument("--dry-run", action="store_true", help="delete nothing; say what would be")
     _catalogue_verbs(group, common)
 
 
@@ -147,10 +150,19 @@ def _catalogue_verbs(models: "_Verbs", common: argparse.ArgumentParser) -> None:
     sign.add_argument("document", type=Path, help="JSON: version, expires_at_seconds, models")
     sign.add_argument("envelope", type=Path, help="where to write it; appliances read trust/catalogue.json")
     sign.add_argument("--key", type=Path, action="append", required=True, help="a private key; may be repeated")
-    cosign = _verb(group, "cosign", _catalogue_cosign, "add a signature to a catalogue")
-    cosign.add_argument("envelope", type=Path, help="the signed catalogue")
+    cosign = _verb(group, "cosign", _catalogue_cosign, "add a signature to a catalogue or a root")
+    cosign.add_argument("envelope", type=Path, help="the signed catalogue or root")
     cosign.add_argument("target", type=Path, help="where to write it with the further signature")
     cosign.add_argument("--key", type=Path, required=True, help="the private key")
+    root = _verb(group, "root", _catalogue_root, "hand the catalogue over to other keys")
+    root.add_argument("envelope", type=Path, help="where to write it; read as trust/catalogue-roots/VERSION.json")
+    root.add_argument("--version", type=int, required=True, help="one more than the last; the first is 1")
+    root.add_argument("--trust", type=Path, action="append", required=True, help="a public key; may be repeated")
+    root.add_argument("--required", type=int, default=1, help="how many of them must sign (default: %(default)s)")
+    root.add_argument("--days", type=int, default=365, help="until it expires (default: %(default)s)")
+    root.add_argument(
+        "--key", type=Path, action="append", required=True, help="a private key, of the last keys or the new; repeat"
+    )
     _verb(group, "show", _catalogue_show, "verify and show the catalogue", common)
 
 
@@ -324,6 +336,23 @@ def _models_remove(options: argparse.Namespace) -> int:
     return 0
 
 
+def _models_check(options: argparse.Namespace) -> int:
+    from appliance.cli import models
+
+    lines = models.check(settings.load(options.config))
+    for line in lines or ("nothing is missing, and nothing is there that should not be",):
+        print(line)
+    return 1 if lines else 0
+
+
+def _models_gc(options: argparse.Namespace) -> int:
+    from appliance.cli import models
+
+    for line in models.collect_garbage(settings.load(options.config), dry_run=options.dry_run):
+        print(line)
+    return 0
+
+
 def _catalogue_sign(options: argparse.Namespace) -> int:
     from appliance.cli import models
 
@@ -335,6 +364,22 @@ def _catalogue_cosign(options: argparse.Namespace) -> int:
     from appliance.cli import models
 
     print(models.catalogue_cosign(options.envelope, options.key, options.target))
+    return 0
+
+
+def _catalogue_root(options: argparse.Namespace) -> int:
+    from appliance.cli import models
+
+    print(
+        models.catalogue_root(
+            options.envelope,
+            options.key,
+            options.trust,
+            version=options.version,
+            required=options.required,
+            days=options.days,
+        )
+    )
     return 0
 
 

@@ -1,4 +1,4 @@
-"""``paddock models``: sign, import, list and remove models.
+"""``paddock models``: sign, import, list and remove models, and keep their store.
 
 Trusts: the operator, for the keys in ``trust/`` and the private key that signs.
 Promises: a model is listed as verified only after its bytes were hashed against a trusted signature.
@@ -13,7 +13,9 @@ from pathlib import Path
 from cryptography import x509
 
 from appliance.core.catalogue import decode_catalogue, encode_catalogue
+from appliance.core.catalogue_root import Root, RootKey
 from appliance.core.gguf import GgufInvalid
+from appliance.core.manifest import SignatureRefused
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import VerifiedModel
 from appliance.model_store import open_store
@@ -26,7 +28,9 @@ from appliance.models.oms import (
     private_pem,
     public_pem,
     sign_model,
+    verify_bundle,
 )
+from appliance.models.roots import sign_root
 from appliance.models.trust import Trust
 from appliance.settings import Settings
 from appliance.validator.reading import read_facts
@@ -77,18 +81,32 @@ def _chain(path: Path | None) -> list[x509.Certificate]:
 def import_model(config: Settings, source: Path, bundle_paths: Sequence[Path], name: str) -> str:
     """Verifies and imports. Returns a line that says what was imported. A running appliance sees it within seconds.
 
-    ``source`` is a GGUF file, or a directory with exactly one; its signature stands beside it unless signatures are
-    named, one for each signer.
+    ``source`` is a GGUF file, or a directory with exactly one; its signatures stand beside it unless they are named,
+    one for each signer.
     """
     model_path = only_model(source) if source.is_dir() else source
-    bundle_paths = bundle_paths or [beside(model_path)]
-    for bundle_path in bundle_paths:
+    for bundle_path in bundle_paths or [beside(model_path)]:
         if not bundle_path.exists():
             raise Fault(f"{model_path} has no signature: there is no {bundle_path} (paddock models sign, or --bundle)")
-    bundles = [bundle_path.read_bytes() for bundle_path in bundle_paths]
+    trusted = trust_now(config)
+    bundles = [path.read_bytes() for path in bundle_paths] or _trusted_among(all_beside(model_path), trusted)
     with open_store(config) as store, model_path.open("rb") as file:
-        model = store.import_model(file.fileno(), name, bundles, trust_now(config))
-    return f"{model.name}  {model.digest}  signed by {_signers(model)}"
+        model = store.import_model(file.fileno(), name, bundles, trusted)
+    return f"{model.name}  {model.digest}  signed by {signer_names(model)}"
+
+
+def _trusted_among(paths: Sequence[Path], trusted: Trust) -> list[bytes]:
+    """Those that found themselves beside a model need not all be by signers of ours. If none is, the first says why."""
+    bundles = [path.read_bytes() for path in paths]
+    return [bundle for bundle in bundles if _is_by_somebody_trusted(bundle, trusted)] or bundles[:1]
+
+
+def _is_by_somebody_trusted(bundle: bytes, trusted: Trust) -> bool:
+    try:
+        verify_bundle(bundle, trusted)
+    except SignatureRefused:
+        return False
+    return True
 
 
 def trust_now(config: Settings) -> Trust:
@@ -96,7 +114,7 @@ def trust_now(config: Settings) -> Trust:
     return Trust.load(config.trust_dir, now_seconds=int(time.time()))
 
 
-def _signers(model: VerifiedModel) -> str:
+def signer_names(model: VerifiedModel) -> str:
     return " and ".join(signer.name for signer in (model.signer, *model.cosigners))
 
 
@@ -110,9 +128,17 @@ def only_model(directory: Path) -> Path:
     return found[0]
 
 
-def beside(model: Path) -> Path:
-    """Where the signature of a model file stands, by custom."""
-    return model.with_name(model.name + ".sig")
+def beside(model: Path, number: int = 1) -> Path:
+    """Where the signature of a model file stands, by custom; and those of further signers, counted from 2."""
+    return model.with_name(f"{model.name}.sig" if number == 1 else f"{model.name}.{number}.sig")
+
+
+def all_beside(model: Path) -> list[Path]:
+    """The first signature's place in any case, and those after it that are there."""
+    found = [beside(model)]
+    while (next_one := beside(model, len(found) + 1)).exists():
+        found.append(next_one)
+    return found
 
 
 def listing(config: Settings) -> tuple[list[str], bool]:
@@ -124,7 +150,7 @@ def listing(config: Settings) -> tuple[list[str], bool]:
         for name in store.entries():
             try:
                 model = store.verify(name, trusted)
-                lines.append(f"{name}  {model.digest}  {model.size_bytes} bytes  signed by {_signers(model)}")
+                lines.append(f"{name}  {model.digest}  {model.size_bytes} bytes  signed by {signer_names(model)}")
             except (Refused, Fault) as error:
                 lines.append(f"{name}  REFUSED  {error}")
                 good = False
@@ -136,6 +162,25 @@ def remove(config: Settings, name: str) -> str:
     with open_store(config) as store:
         store.remove(name)
     return f"removed {name}"
+
+
+def collect_garbage(config: Settings, *, dry_run: bool) -> list[str]:
+    """Deletes what nothing needs, or says what that would be: a line for each file, and one for all of them."""
+    with open_store(config) as store:
+        found = store.collect_garbage(now_seconds=int(time.time()), dry_run=dry_run)
+    verb = "would remove" if dry_run else "removed"
+    n_bytes = sum(one.size_bytes for one in found.garbage)
+    return [
+        *(f"{verb} {one.place}  {one.size_bytes} bytes  {one.kind}" for one in found.garbage),
+        *(f"left {line}" for line in found.left),
+        f"{verb} {len(found.garbage)} files, {n_bytes} bytes",
+    ]
+
+
+def check(config: Settings) -> tuple[str, ...]:
+    """What should not be in the store, or should and is not. Reads no blob: ``list`` verifies those."""
+    with open_store(config) as store:
+        return store.check()
 
 
 def trust(config: Settings, public_path: Path, signer: str) -> str:
@@ -163,13 +208,40 @@ def catalogue_cosign(envelope_path: Path, key_path: Path, target_path: Path) -> 
     return f"wrote {target_path}"
 
 
+def catalogue_root(
+    envelope_path: Path,
+    key_paths: Sequence[Path],
+    trusted_paths: Sequence[Path],
+    *,
+    version: int,
+    required: int,
+    days: int,
+) -> str:
+    """Hands the catalogue over to other keys, each named as its file; old and new keys sign. Overwrites nothing."""
+    root = Root(
+        version=version,
+        expires_at_seconds=int(time.time()) + days * 24 * 3600,
+        required=required,
+        keys=tuple(RootKey(name=path.stem, pem=path.read_text(encoding="ascii")) for path in trusted_paths),
+    )
+    keys = [load_signing_key(path.read_bytes()) for path in key_paths]
+    _write_new(envelope_path, sign_root(root, keys), 0o644)
+    return f"wrote {envelope_path}: root {version}, {required} of {len(root.keys)} keys"
+
+
 def catalogue_show(config: Settings) -> list[str]:
     """The catalogue that holds now, one line for each model. Raises ``Refused`` as a load would."""
     now_seconds = int(time.time())
-    catalogue = CatalogueKeeper(config.trust_dir, config.models_dir).current(now_seconds=now_seconds)
+    catalogue, root = CatalogueKeeper(config.trust_dir, config.models_dir).in_force(now_seconds=now_seconds)
     if catalogue is None:
         return ["no catalogue: every model whose signature is trusted may be loaded (see trust/catalogue-keys)"]
     lines = [f"version {catalogue.version}, for {catalogue.expires_at_seconds - now_seconds} seconds more"]
+    if root is not None:
+        names = ", ".join(key.name for key in root.keys)
+        lines.append(
+            f"signed under root {root.version} ({root.required} of {names}),"
+            f" for {root.expires_at_seconds - now_seconds} seconds more"
+        )
     for entry in catalogue.models:
         expired = "  EXPIRED" if now_seconds >= entry.expires_at_seconds else ""
         lines.append(

@@ -12,15 +12,14 @@ import msgspec
 from appliance.cli.ask import ask
 from appliance.core.codec import enc_hook
 from appliance.core.refusals import Fault
+from appliance.core.values import VerifiedModel
 from appliance.ipc.messages import AskStatus, FromWarden, LoadedModel, WardenStatus
 from appliance.settings import Settings
 
 
 def show(config: Settings, *, as_json: bool) -> int:
     """Prints the status. Raises ``Fault`` when the warden does not answer."""
-    status = ask(config.warden_socket, AskStatus(call=1), FromWarden, who="warden")
-    if not isinstance(status, WardenStatus):
-        raise Fault("the warden answered something else")
+    status = whole_status(config)
     if as_json:
         print(json.dumps(msgspec.to_builtins(status, enc_hook=enc_hook), indent=2))
         return 0
@@ -28,6 +27,24 @@ def show(config: Settings, *, as_json: bool) -> int:
     for loaded in status.loaded:
         _print(loaded)
     return 0
+
+
+def whole_status(config: Settings) -> WardenStatus:
+    """Page after page. A model that changes between two of them is in one, or in the next status."""
+    models: list[VerifiedModel] = []
+    loaded: list[LoadedModel] = []
+    after, more = "", True
+    while more:
+        page = ask(config.warden_socket, AskStatus(call=1, after=after), FromWarden, who="warden")
+        if not isinstance(page, WardenStatus):
+            raise Fault("the warden answered something else")
+        models += page.models
+        loaded += page.loaded
+        last = max((model.name for model in (*page.models, *(one.model for one in page.loaded))), default="")
+        if page.more and last <= after:
+            raise Fault("a page of the warden's answer does not go on")
+        after, more = last, page.more
+    return WardenStatus(call=1, models=tuple(models), loaded=tuple(loaded))
 
 
 def _print(loaded: LoadedModel) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from appliance.cli import puller
-from appliance.cli.models import trust_now
+from appliance.cli.models import beside, signer_names, trust_now
 from appliance.cli.progress import Bar
-from appliance.core.manifest import WHOLE, SignatureRefused, SignedStatement
+from appliance.core.manifest import WHOLE, SignatureRefused, SignedStatement, enough_signers
 from appliance.core.refusals import Fault
 from appliance.core.values import Digest
 from appliance.model_store import open_store
@@ -26,11 +26,12 @@ from appliance.models.files import not_verified, write_all
 from appliance.models.oms import TrustedKeys, verify_bundle
 from appliance.models.store import check_name
 from appliance.models.transfer import jobs
+from appliance.models.transfer.manifest import MAX_BUNDLES
 from appliance.models.transfer.origin import Origin, parse_url
 from appliance.models.transfer.partial import Partial
 from appliance.models.transfer.reference import Reference, parse_reference
 from appliance.models.transfer.registry import Credentials
-from appliance.models.trust import Trust
+from appliance.models.trust import Trust, trust_of
 from appliance.settings import Settings
 
 MAX_SMALL_FILE_BYTES: Final = 1024 * 1024
@@ -59,7 +60,7 @@ def pull(config: Settings, text: str, name: str, how: jobs.Access) -> str:
     found = puller.run(jobs.Resolve(place=place, access=how))
     if not isinstance(found, jobs.Found):
         raise Fault("the transfer process answered another question")
-    bundle = acceptable_bundle(found.unverified_bundles, found.model_digest, trusted)
+    bundles = acceptable_bundles(found.unverified_bundles, found.model_digest, trusted)
     with open_store(config) as store, Partial(config.models_dir, found.model_digest) as partial:
         partial.require_room(found.model_bytes)
         fetch = jobs.Fetch(
@@ -67,9 +68,9 @@ def pull(config: Settings, text: str, name: str, how: jobs.Access) -> str:
         )
         _with_bar(f"pulling {name}", found.model_bytes, fetch)
         os.lseek(partial.fd, 0, os.SEEK_SET)
-        model = store.import_model(partial.fd, name, bundle, trusted)
+        model = store.import_model(partial.fd, name, bundles, trusted)
         partial.remove()
-    return f"{model.name}  {model.digest}  signed by {model.signer.name}"
+    return f"{model.name}  {model.digest}  signed by {signer_names(model)}"
 
 
 def push(config: Settings, name: str, text: str, how: jobs.Access) -> str:
@@ -86,7 +87,7 @@ def push(config: Settings, name: str, text: str, how: jobs.Access) -> str:
             digest=opened.model.digest,
             size_bytes=opened.model.size_bytes,
             fd=opened.file,
-            bundle=store.bundle(opened.model),
+            bundles=_few(store.bundles(opened.model)),
         )
         done = _with_bar(f"pushing {name}", opened.model.size_bytes, job)
     if not isinstance(done, jobs.Done) or done.manifest_digest is None:
@@ -95,8 +96,10 @@ def push(config: Settings, name: str, text: str, how: jobs.Access) -> str:
 
 
 def export(config: Settings, name: str, directory: Path) -> str:
-    """Writes model and signature into a new directory, which has both or does not exist. Raises ``Refused``, ``Fault``
-    or ``OSError``."""
+    """Writes model and signatures into a new directory, which has them all or does not exist.
+
+    Raises ``Refused``, ``Fault`` or ``OSError``.
+    """
     trusted = trust_now(config)
     file_name = name.replace(":", "-") + ".gguf"
     if directory.exists() and any(directory.iterdir()):
@@ -112,8 +115,8 @@ def export(config: Settings, name: str, directory: Path) -> str:
             written = _write(aside / file_name, lambda fd: copy_and_observe(opened.file, fd).digest)
             if written != opened.model.digest:
                 raise Fault("the model changed in the store while it was copied")
-            bundle = store.bundle(opened.model)
-            _write(aside / f"{file_name}.sig", lambda fd: write_all(fd, bundle))
+            for number, bundle in enumerate(store.bundles(opened.model), start=1):
+                _write_bytes(beside(aside / file_name, number), bundle)
             _sync(aside)
             aside.rename(directory)
         except BaseException:
@@ -123,22 +126,45 @@ def export(config: Settings, name: str, directory: Path) -> str:
     return f"wrote {directory / file_name} and its signature"
 
 
-def acceptable_bundle(unverified_bundles: tuple[bytes, ...], model: Digest, trusted: TrustedKeys | Trust) -> bytes:
-    """The first bundle by a trusted signer that can be about this model. Raises ``Refused(MODEL_NOT_VERIFIED)``.
+def acceptable_bundles(
+    unverified_bundles: tuple[bytes, ...], model: Digest, trusted: TrustedKeys | Trust
+) -> tuple[bytes, ...]:
+    """The first bundles by trusted signers that can be about this model, as many as the operator requires signers.
 
-    Asked before the model is fetched, so that nothing large is fetched in vain; the import asks again.
+    Asked before the model is fetched, so that nothing large is fetched in vain; the import asks again. Raises
+    ``Refused(MODEL_NOT_VERIFIED)``.
     """
+    trust = trust_of(trusted)
     refusal = SignatureRefused("unsigned", "the registry has no signature for this model")
+    missing: SignatureRefused | None = None
+    bundles: list[bytes] = []
+    signed: list[SignedStatement] = []
     for bundle in unverified_bundles:
         try:
-            signed = verify_bundle(bundle, trusted)
+            one = verify_bundle(bundle, trust)
+            if not _may_list(one, model):
+                raise SignatureRefused("digest-mismatch", "the signature is for other files")
+            if any(one.signer == other.signer for other in signed):
+                continue
+            bundles.append(bundle)
+            signed.append(one)
         except SignatureRefused as error:
             refusal = error
             continue
-        if _may_list(signed, model):
-            return bundle
-        refusal = SignatureRefused("digest-mismatch", "the signature is for other files")
+        try:
+            enough_signers(tuple(signed), trust.policy)
+        except SignatureRefused as error:
+            missing = error
+        else:
+            return tuple(bundles)
+    refusal = missing or refusal
     raise not_verified(refusal.reason, refusal.detail)
+
+
+def _few(bundles: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    if len(bundles) > MAX_BUNDLES:
+        raise Fault(f"the model has {len(bundles)} signatures; a registry takes {MAX_BUNDLES}: export it instead")
+    return bundles
 
 
 def _may_list(signed: SignedStatement, model: Digest) -> bool:
@@ -167,6 +193,10 @@ def _write(path: Path, fill: Callable[[int], _Filled]) -> _Filled:
     finally:
         os.close(fd)
     return filled
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    _write(path, lambda fd: write_all(fd, data))
 
 
 def _sync(directory: Path) -> None:

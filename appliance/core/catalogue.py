@@ -15,9 +15,10 @@ Revocation is leaving an entry out of the next version.
 from typing import Annotated, Final
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, field
 
 from appliance.core import strict_json
+from appliance.core.catalogue_root import Root
 from appliance.core.codec import canonical_json, dec_hook
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Digest, SealMode, Value, VerifiedModel, seals_at_least
@@ -78,11 +79,23 @@ class Catalogue(Value, frozen=True, kw_only=True):
 
 
 class Seen(Value, frozen=True, kw_only=True):
-    """What was accepted last, to be kept durably: version, digest of the exact payload, and each model's version."""
+    """What was accepted last, to be kept durably: version, digest of the exact payload, and each model's version.
+
+    ``roots``: the last root that was accepted, by the digest (hex) of the operator's keys that it came from.
+    """
 
     version: int
     payload_digest: Digest
     models: dict[str, int]
+    roots: dict[str, Root] = field(default_factory=dict)
+
+    def with_root(self, anchor: Digest, root: Root) -> "Seen":
+        return Seen(
+            version=self.version,
+            payload_digest=self.payload_digest,
+            models=self.models,
+            roots=self.roots | {anchor.hex: root},
+        )
 
 
 NOTHING_SEEN: Final = Seen(version=0, payload_digest=Digest.of(b""), models={})
@@ -129,4 +142,4 @@ def accept(payload: bytes, seen: Seen, *, now_seconds: int) -> tuple[Catalogue, 
     if now_seconds >= catalogue.expires_at_seconds:
         raise catalogue_refused("catalogue-expired", f"version {catalogue.version} of the catalogue has expired")
     models = seen.models | {entry.name: entry.version for entry in catalogue.models}
-    return catalogue, Seen(version=catalogue.version, payload_digest=digest, models=models)
+    return catalogue, Seen(version=catalogue.version, payload_digest=digest, models=models, roots=seen.roots)

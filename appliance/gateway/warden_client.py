@@ -128,20 +128,39 @@ class WardenClient:
         while True:
             self._tell_complaints(connection)
             told = frozenset(self._told)
-            question = ListModels(call=self._caller.next_call())
-            answer = await self._caller.ask(connection, question, timeout_seconds=LIST_SECONDS)
+            listed = await self._all_models(connection)
             for runner_id in told:  # the warden reads in order: whoever answers this has heard them
                 self._complaints.pop(runner_id, None)
             self._told -= told
-            if isinstance(answer, ModelList):
-                self._take_over(answer)
+            if listed is not None:
+                self._take_over(*listed)
             await asyncio.sleep(REFRESH_SECONDS)
 
-    def _take_over(self, listed: ModelList) -> None:
+    async def _all_models(
+        self, connection: Connection[FromWarden]
+    ) -> tuple[tuple[VerifiedModel, ...], frozenset[str]] | None:
+        """Page after page: the models, and the names of those that are pending. None when the warden has no answer."""
+        models: list[VerifiedModel] = []
+        pending: set[str] = set()
+        after, more = "", True
+        while more:
+            question = ListModels(call=self._caller.next_call(), after=after)
+            answer = await self._caller.ask(connection, question, timeout_seconds=LIST_SECONDS)
+            if not isinstance(answer, ModelList):
+                return None
+            models += answer.models
+            pending |= set(answer.pending)
+            last = max((*answer.pending, *(model.name for model in answer.models)), default="")
+            if answer.more and last <= after:
+                raise CallFailed("a page of its list does not go on")
+            after, more = last, answer.more
+        return tuple(models), frozenset(pending)
+
+    def _take_over(self, listed: tuple[VerifiedModel, ...], pending: frozenset[str]) -> None:
         """A warden that has just started is still hashing; what was known before stays until it has an opinion."""
-        kept = [model for model in self._catalogue or () if model.name in listed.pending]
-        models = (*listed.models, *kept)
-        if self._catalogue is not None or models or not listed.pending:
+        kept = [model for model in self._catalogue or () if model.name in pending]
+        models = (*listed, *kept)
+        if self._catalogue is not None or models or not pending:
             self._catalogue = tuple(sorted(models, key=lambda model: model.name))
 
     def _tell_complaints(self, connection: Connection[FromWarden]) -> None:

@@ -32,6 +32,11 @@ def encode(message: msgspec.Struct) -> bytes:
     return data
 
 
+def encoded_bytes(part: msgspec.Struct) -> int:
+    """What a part of a message takes in its frame."""
+    return len(_ENCODER.encode(part))
+
+
 class FrameDecoder(Generic[MessageT]):
     """Decodes one union of messages, for example ``FrameDecoder[ToNotary](ToNotary)``."""
 

@@ -103,15 +103,20 @@ FromNotaryAdmin = TokenSigned | Failed
 
 
 class ListModels(Value, frozen=True, kw_only=True, tag=True):
+    """Those whose names come after ``after``."""
+
     call: int
+    after: str = ""
 
 
 class ModelList(Value, frozen=True, kw_only=True, tag=True):
-    """What is known now. ``pending`` are names whose signature holds and whose bytes are still being hashed."""
+    """What is known now. ``pending`` are names whose signature holds and whose bytes are still being hashed. With
+    ``more``, there are models after the last name of this answer."""
 
     call: int
     models: tuple[VerifiedModel, ...]
     pending: tuple[str, ...] = ()
+    more: bool = False
 
 
 class AskLease(Value, frozen=True, kw_only=True, tag=True):
@@ -123,7 +128,10 @@ class AskLease(Value, frozen=True, kw_only=True, tag=True):
 
 
 class AskStatus(Value, frozen=True, kw_only=True, tag=True):
+    """Of the models whose names come after ``after``."""
+
     call: int
+    after: str = ""
 
 
 class LoadedModel(Value, frozen=True, kw_only=True):
@@ -135,11 +143,12 @@ class LoadedModel(Value, frozen=True, kw_only=True):
 
 
 class WardenStatus(Value, frozen=True, kw_only=True, tag=True):
-    """``models`` are all that verify, ``loaded`` those with a runner now."""
+    """``models`` are all that verify, ``loaded`` those with a runner now; in pages, as ``ModelList``."""
 
     call: int
     models: tuple[VerifiedModel, ...]
     loaded: tuple[LoadedModel, ...]
+    more: bool = False
 
 
 class Leased(Value, frozen=True, kw_only=True, tag=True):

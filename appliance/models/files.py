@@ -2,11 +2,12 @@
 
 Trusts: the directory descriptors it is given.
 Promises: ``open_file`` gives a regular file with one name, owned by us or root, that nobody may write; an ``Incoming``
-    file gets its name whole and durable, or not at all.
+    file gets its name whole and durable, or not at all, and while its process lives ``claim`` finds it taken.
 Not here: whether the bytes are the right ones (``models.descriptor``, ``core.manifest``).
 """
 
 import errno
+import fcntl
 import os
 import secrets
 import stat
@@ -18,6 +19,9 @@ from appliance.core.refusals import Fault, Reason, Refused
 from appliance.sandbox.openat2 import open_beneath
 
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not hold us up: it is refused after fstat
+TEMPORARY_PREFIX: Final = ".incoming-"
+PARTIALS_DIRECTORY: Final = "incoming"
+PARTIAL_SUFFIX: Final = ".part"
 _WRITABLE: Final = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -62,14 +66,31 @@ def open_file(directory: int, name: str) -> int:
 
 
 def _check_file(status: os.stat_result, name: str) -> None:
+    check_plain(status, name)
+    if status.st_mode & _WRITABLE:
+        raise not_verified("file-unsafe", f"{name} is writable")
+
+
+def check_plain(status: os.stat_result, name: str) -> None:
+    """Raises ``Refused`` unless this is a regular file with one name, of ours or root's."""
     if not stat.S_ISREG(status.st_mode):
         raise not_verified("file-unsafe", f"{name} is not a regular file")
     if status.st_nlink != 1:
         raise not_verified("file-unsafe", f"{name} has {status.st_nlink} names")
     if status.st_uid not in {0, os.geteuid()}:
         raise not_verified("file-unsafe", f"{name} belongs to another user")
-    if status.st_mode & _WRITABLE:
-        raise not_verified("file-unsafe", f"{name} is writable")
+
+
+def claim(fd: int) -> bool:
+    """Locks a file that is being made, or that somebody else may be making: False if somebody else has it.
+
+    The lock ends with the last descriptor. Whoever gets it looks afterwards whether the file still has its name.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def read_file(directory: int, name: str, at_most_bytes: int) -> bytes:
@@ -106,15 +127,35 @@ def unlink_if_present(directory: int, name: str) -> None:
         os.unlink(name, dir_fd=directory)
 
 
+def _claimed(directory: int, name: str) -> int | None:
+    """A descriptor that holds the claim to a file just made; None when a collection was there between.
+
+    One of its own, for reading: the claim stays while the other is closed or opened anew.
+    """
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    try:
+        if claim(fd) and os.fstat(fd).st_nlink > 0:
+            return fd
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None
+
+
 class Incoming(AbstractContextManager["Incoming"]):
     """A file on its way into a directory: without a name where the file system can, else under a temporary one.
 
-    A nameless file vanishes with the process; a named one is deleted on the way out, or listed by ``check``.
+    A nameless file vanishes with the process; a named one is deleted on the way out, or by the next collection.
     """
 
     def __init__(self, directory: int, *, named: bool = False) -> None:
         self._directory = directory
         self._temporary: str | None = None
+        self._claim: int | None = None
         self.fd = self._open_named() if named else self._open_nameless()
 
     def _open_nameless(self) -> int:
@@ -126,9 +167,19 @@ class Incoming(AbstractContextManager["Incoming"]):
             return self._open_named()
 
     def _open_named(self) -> int:
-        self._temporary = f".incoming-{secrets.token_hex(8)}"
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-        return os.open(self._temporary, flags, 0o400, dir_fd=self._directory)
+        while True:
+            name = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+            fd = os.open(name, flags, 0o400, dir_fd=self._directory)
+            try:
+                self._claim = _claimed(self._directory, name)
+            except BaseException:
+                os.close(fd)
+                raise
+            if self._claim is not None:
+                self._temporary = name
+                return fd
+            os.close(fd)
 
     def stop_writing(self) -> None:
         """From now on ``fd`` is read-only and nobody can write but who opens the file anew: what fs-verity demands."""
@@ -164,5 +215,7 @@ class Incoming(AbstractContextManager["Incoming"]):
             os.close(self.fd)
         finally:
             if self._temporary is not None:
-                with suppress(OSError):  # it is not visible, and check lists it
+                with suppress(OSError):  # it is not visible, and the next collection takes it
                     os.unlink(self._temporary, dir_fd=self._directory)
+            if self._claim is not None:
+                os.close(self._claim)

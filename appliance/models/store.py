@@ -8,7 +8,7 @@
 
 Blobs and bundles are placed by linking a complete, synced file under its digest; an index entry by renaming one. A
 crash at any moment leaves the store as it was before or as it should be afterwards, apart from files that nothing
-points to (``check`` lists them).
+points to (``check`` lists them, ``collect_garbage`` deletes them).
 
 Nothing in the store is believed: each ``verify`` and ``open_verified`` checks the signature again with the keys trusted
 *now*, hashes the descriptor that it hands out, and reads the GGUF header from that descriptor. A refusal is
@@ -39,6 +39,7 @@ from appliance.core.records import ModelRef
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import Digest, GgufFacts, SealMode, Signer, Value, VerifiedModel
 from appliance.models import verity
+from appliance.models.collect import Collection, Pointers, collect, printable
 from appliance.models.descriptor import Wholes, copy_and_observe, observe, observe_signed, sealed_copy
 from appliance.models.files import (
     Incoming,
@@ -228,22 +229,33 @@ class ModelStore(AbstractContextManager["ModelStore"]):
                 os.close(fd)
                 raise
 
-    def bundle(self, model: VerifiedModel) -> bytes:
-        """The signature by which a model was verified, to go where the model goes. Raises as ``open_verified`` does."""
-        with _port("reading a signature"):
-            return self._read_bundle(model.bundle_digest)
+    def bundles(self, model: VerifiedModel) -> tuple[bytes, ...]:
+        """The signatures by which a model was verified, each signer's, to go where the model goes.
+
+        Raises as ``open_verified`` does, and ``Fault`` when the entry has become another model's meanwhile.
+        """
+        with _port("reading signatures"):
+            entry = self._find(model.name)
+            if (entry.blob, entry.bundle, len(entry.cosigned)) != (
+                model.digest,
+                model.bundle_digest,
+                len(model.cosigners),
+            ):
+                raise Fault(f"{model.name} was replaced while it was read")
+            return tuple(self._read_bundle(digest) for digest in entry.bundles())
 
     def check(self) -> tuple[str, ...]:
         """What should not be there, or should and is not, as lines for an operator. Reads no blob. Raises ``Fault``."""
         with _port("checking the store"):
             entries = self._readable_entries()
-            return (
+            lines = (
                 *(f"models/{name}: not an index entry" for name in self._foreign_index_names()),
                 *_differences("blobs", self._blobs, {entry.blob.hex for entry in entries}),
                 *_differences(
                     "bundles", self._bundles, {bundle.hex for entry in entries for bundle in entry.bundles()}
                 ),
             )
+            return tuple(printable(line) for line in lines)
 
     def _find(self, name_or_digest: str | Digest) -> IndexEntry:
         if isinstance(name_or_digest, Digest):
@@ -350,14 +362,18 @@ class ModelStore(AbstractContextManager["ModelStore"]):
                     incoming.stop_writing()
                     verity.enable(incoming.fd)
                 incoming.make_durable()
+                cosigned = tuple(one.bundle_digest for one in signed[1:])
+                entry = IndexEntry(name=name, blob=model.digest, bundle=model.bundle_digest, cosigned=cosigned)
                 with self._lock():
-                    self._publish(incoming, self._blobs, model.digest, with_verity=self._with_verity)
-                    for bundle, one in zip(bundles, signed, strict=True):
-                        self._put_bundle(bundle, one.bundle_digest)
-                    cosigned = tuple(one.bundle_digest for one in signed[1:])
-                    self._put_entry(
-                        IndexEntry(name=name, blob=model.digest, bundle=model.bundle_digest, cosigned=cosigned)
-                    )
+                    try:
+                        self._publish(incoming, self._blobs, model.digest, with_verity=self._with_verity)
+                        for bundle, one in zip(bundles, signed, strict=True):
+                            self._put_bundle(bundle, one.bundle_digest)
+                        self._put_entry(entry)
+                    except BaseException:
+                        with suppress(OSError):  # of a full disk, a whole model; what cannot be deleted is garbage
+                            self._delete_unshared(entry)
+                        raise
         return model
 
     def remove(self, name: str) -> None:
@@ -378,6 +394,23 @@ class ModelStore(AbstractContextManager["ModelStore"]):
             os.fsync(self._index)
             if entry is not None:
                 self._delete_unshared(entry)
+
+    def collect_garbage(self, *, now_seconds: int, dry_run: bool = False) -> Collection:
+        """Deletes what nothing points to and nobody is at work on (``models.collect``), or only says what that is.
+
+        Raises ``Fault``; what was deleted until then was garbage.
+        """
+        with _port("collecting garbage"), self._lock():
+            entries = self._readable_entries()
+            names = frozenset(f"{entry.name}.json" for entry in entries)
+            present = frozenset(os.listdir(self._index))  # noqa: PTH208 - by descriptor
+            pointers = Pointers(
+                entries=names,
+                blobs=frozenset(entry.blob.hex for entry in entries),
+                bundles=frozenset(bundle.hex for entry in entries for bundle in entry.bundles()),
+                damaged=frozenset(name for name in present - names if name.endswith(".json")),
+            )
+            return collect(self._directories[""], pointers, now_seconds=now_seconds, dry_run=dry_run)
 
     def _delete_unshared(self, entry: IndexEntry) -> None:
         others = self._readable_entries()

@@ -22,12 +22,11 @@ from appliance.ipc.messages import (
     Failed,
     Leased,
     ListModels,
-    ModelList,
     Release,
     ToWarden,
-    WardenStatus,
 )
 from appliance.ipc.notary_client import NotaryClient
+from appliance.warden import pages
 from appliance.warden.pool import NoPlace, Pool
 from appliance.warden.ports import Needed
 
@@ -133,12 +132,12 @@ class _Peer:
         pool = self._pool
         match question:
             case ListModels():
-                self._reply(ModelList(call=question.call, models=pool.models(), pending=pool.pending()))
+                self._reply(pages.model_list(question, pool.models(), pool.pending()))
             case AskLease():
                 runner, channel = await pool.lease(question.model)
                 self._reply(Leased(call=question.call, runner=runner), [channel.fileno()])
             case AskStatus():
-                self._reply(WardenStatus(call=question.call, models=pool.models(), loaded=pool.loaded()))
+                self._reply(pages.status(question, pool.models(), pool.loaded()))
 
     def _fail(self, call: int, reason: str, detail: str) -> None:
         self._reply(Failed(call=call, reason=reason, detail=detail[:2000]))

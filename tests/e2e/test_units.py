@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from appliance.sandbox import given, layers
-from appliance.sandbox.confine import SERVICE_LAYERS
 from tests.support import image_build, nspawn
 from tests.support.image_build import REPOSITORY
 from tests.support.unit_checks import WEAKENED

@@ -151,6 +151,19 @@ def heal(store: ModelStore) -> None:
     put(store, OLD, OLD_BUNDLE)
 
 
+def litter(store: ModelStore) -> None:
+    """What imports that were killed leave behind, and a blob that no entry points to."""
+    for directory in (store._blobs, store._bundles, store._index):
+        for name in (Digest.of(b"stray").hex, ".incoming-0123456789abcdef", ".incoming-fedcba9876543210"):
+            path = Path(f"/proc/self/fd/{directory}") / name
+            path.write_bytes(b"stray")
+
+
+def collect(store: ModelStore) -> None:
+    litter(store)
+    store.collect_garbage(now_seconds=0)
+
+
 def load(store: ModelStore) -> None:
     for mode in ("sealed-memfd", "ro-store"):
         store.open_verified("demo", TRUSTED, seal_mode=mode).close()
@@ -164,6 +177,7 @@ KILLED = {
     twin: MUTATING,
     heal: MUTATING,
     remove: MUTATING,
+    collect: CALLS,
     load: CALLS,
 }
 
@@ -211,7 +225,7 @@ def killed(root: Path, action: Callable[[ModelStore], None], calls: tuple[str, .
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("action", [replace, remove])
+@pytest.mark.parametrize("action", [replace, remove, collect])
 def test_call_that_fails_is_a_fault_and_leaves_a_sound_store(
     folder: Path, action: Callable[[ModelStore], None], error: int
 ) -> None:
@@ -247,6 +261,17 @@ def test_call_that_fails_while_opening_leaves_nothing_open(folder: Path, mode: A
         assert_sound(store)
 
 
+def test_whatever_a_killed_process_left_is_collected(folder: Path) -> None:
+    """After each kill and one collection the store holds what it would hold if nobody had been killed."""
+    for action in (replace, remove):
+        for at in range(1, calls_of(folder / f"{action.__name__}-count", action, MUTATING) + 1):
+            with fresh_store(folder / f"{action.__name__}-{at}") as store:
+                assert killed_at(store, action, at, MUTATING, after=True)
+                assert store.collect_garbage(now_seconds=0).left == ()
+                assert store.check() == ()
+                assert_sound(store)
+
+
 @contextmanager
 def small_disk(path: Path, n_bytes: int) -> Iterator[Path]:
     """A file system of ``n_bytes``; skips where we may not mount one."""
@@ -269,6 +294,54 @@ def test_full_disk_is_a_fault_and_leaves_the_former_model(tmp_path: Path) -> Non
         assert store.check() == ()
         replace(store)
         assert store.verify("demo", TRUSTED).digest == Digest.of(NEW)
+
+
+@pytest.mark.parametrize(("resource", "step"), [("size", 4096), ("nr_inodes", 1)])
+def test_disk_that_is_full_at_any_step_of_an_import_loses_nothing_and_keeps_nothing(
+    tmp_path: Path, resource: str, step: int
+) -> None:
+    """The disk grows by one page, or one file, until the import fits."""
+    with small_disk(tmp_path / "disk", 1024 * 1024) as disk, fresh_store(disk / "store") as store:
+
+        def used() -> int:
+            status = os.statvfs(disk)
+            return (
+                status.f_files - status.f_ffree
+                if resource == "nr_inodes"
+                else 4096 * (status.f_blocks - status.f_bfree)
+            )
+
+        before, failures = used(), 0
+        limit = before
+        while True:
+            assert os.system(f"mount -o remount,{resource}={limit} '{disk}'") == 0
+            try:
+                put(store, LARGER, LARGER_BUNDLE)
+            except Fault as fault:
+                assert "ENOSPC" in fault.detail
+            else:
+                break
+            failures += 1
+            limit += step
+            assert demo_after(store) == "old"
+            assert_sound(store)
+            store.collect_garbage(now_seconds=0)
+            assert store.check() == ()
+            assert used() == before
+        assert demo_after(store) == "larger"
+        assert failures >= 3
+
+
+def test_collection_of_a_store_that_cannot_be_written_is_a_fault_and_shows_what_it_would_do(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1024 * 1024) as disk:
+        with fresh_store(disk / "store") as store:
+            litter(store)
+        os.system(f"mount -o remount,ro '{disk}'")
+        with ModelStore.open(disk / "store") as store:
+            assert len(store.collect_garbage(now_seconds=0, dry_run=True).garbage) == 8
+            with pytest.raises(Fault, match="EROFS"):
+                store.collect_garbage(now_seconds=0)
+            assert_sound(store)
 
 
 def test_read_only_file_system_serves_and_refuses_to_import(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from appliance import settings
 from appliance.models.oms import TrustedKeys
 from appliance.models.store import ModelStore
 from appliance.settings import Settings
-from tests.support.signed_models import KEY, memory_file, public_pem, signed
+from tests.support.signed_models import KEY, OTHER_KEY, memory_file, public_pem, signed
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,11 +32,17 @@ def settings_in(folder: Path) -> Settings:
     return config
 
 
-def put_model(config: Settings, data: bytes, name: str, bundle: bytes | None = None) -> None:
+def also_trusts_board(config: Settings, *, requires: int = 2) -> Settings:
+    (config.trust_dir / "board.pem").write_bytes(public_pem(OTHER_KEY.public_key()))
+    (config.trust_dir / "policy.toml").write_text(f"required_signers = {requires}\n")
+    return config
+
+
+def put_model(config: Settings, data: bytes, name: str, *bundles: bytes) -> None:
     fd = memory_file(data)
     try:
         with ModelStore.open(config.models_dir) as store:
-            store.import_model(fd, name, bundle or signed(data), TrustedKeys.load(config.trust_dir))
+            store.import_model(fd, name, bundles or (signed(data),), TrustedKeys.load(config.trust_dir))
     finally:
         os.close(fd)
 

@@ -78,7 +78,7 @@ def _run(job: jobs.Job, client: Client) -> jobs.Found | jobs.Done:
     if not isinstance(reference.target, str):
         raise TransferRefused("reference-malformed", "a push needs a tag")
     digest = push(
-        registry, reference.target, name=job.name, model=model, fd=job.fd, bundle=job.bundle, progress=_Teller()
+        registry, reference.target, name=job.name, model=model, fd=job.fd, bundles=job.bundles, progress=_Teller()
     )
     return jobs.Done(manifest_digest=digest)
 

@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from appliance.core.codec import enc_hook, json_decoder
 from appliance.core.values import Digest, Value
+from appliance.models.transfer.manifest import MAX_BUNDLES
 from appliance.models.transfer.origin import Origin
 from appliance.models.transfer.reference import Reference
 from appliance.models.transfer.registry import Credentials
@@ -79,7 +80,7 @@ class Push(Value, frozen=True, kw_only=True, tag="push", tag_field="job"):
     digest: Digest
     size_bytes: int
     fd: int
-    bundle: bytes
+    bundles: Annotated[tuple[bytes, ...], Meta(min_length=1, max_length=MAX_BUNDLES)]
 
 
 class Moved(Value, frozen=True, kw_only=True, tag="moved", tag_field="event"):
@@ -94,7 +95,7 @@ class Found(Value, frozen=True, kw_only=True, tag="found", tag_field="event"):
     manifest_digest: Digest
     model_digest: Digest
     model_bytes: Annotated[int, Meta(ge=1, le=2**53 - 1)]
-    unverified_bundles: Annotated[tuple[bytes, ...], Meta(max_length=4)]
+    unverified_bundles: Annotated[tuple[bytes, ...], Meta(max_length=MAX_BUNDLES)]
 
 
 class Done(Value, frozen=True, kw_only=True, tag="done", tag_field="event"):

@@ -7,17 +7,22 @@ Promises: a private regular file, named by a ``Digest`` alone, that one transfer
 Not here: the bytes (``download``, ``models.store``).
 """
 
-import errno
-import fcntl
 import os
-import stat
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
-from appliance.core.refusals import Fault
+from appliance.core.refusals import Fault, Refused
 from appliance.core.values import Digest
-from appliance.models.files import check_directory, open_directory, unlink_if_present
+from appliance.models.files import (
+    PARTIAL_SUFFIX,
+    PARTIALS_DIRECTORY,
+    check_directory,
+    check_plain,
+    claim,
+    open_directory,
+    unlink_if_present,
+)
 from appliance.sandbox.openat2 import open_beneath
 
 
@@ -25,11 +30,11 @@ class Partial(AbstractContextManager["Partial"]):
     """``fd`` is open for reading and writing, at its start. Raises ``Fault`` when it cannot be had."""
 
     def __init__(self, store: Path, digest: Digest) -> None:
-        self._name = f"{digest.hex}.part"
+        self._name = f"{digest.hex}{PARTIAL_SUFFIX}"
         root = os.open(store, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             check_directory(root)
-            self._directory = open_directory(root, "incoming")
+            self._directory = open_directory(root, PARTIALS_DIRECTORY)
         finally:
             os.close(root)
         try:
@@ -57,15 +62,19 @@ class Partial(AbstractContextManager["Partial"]):
 
 
 def _open_locked(directory: int, name: str) -> int:
-    fd = open_beneath(directory, name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_uid not in {0, os.geteuid()}:
-            raise Fault("a partial download is not a file of ours")
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException as error:
+    """A collection may take an old one away between our opening and our claim: then there is a new one to be had."""
+    while True:
+        fd = open_beneath(directory, name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        try:
+            if not claim(fd):
+                raise Fault("busy: another transfer of this model is running")
+            status = os.fstat(fd)
+            if status.st_nlink > 0:
+                check_plain(status, name)
+                return fd
+        except BaseException as error:
+            os.close(fd)
+            if isinstance(error, Refused):
+                raise Fault("a partial download is not a file of ours") from None
+            raise
         os.close(fd)
-        if isinstance(error, OSError) and error.errno in {errno.EWOULDBLOCK, errno.EAGAIN}:
-            raise Fault("busy: another transfer of this model is running") from None
-        raise
-    return fd

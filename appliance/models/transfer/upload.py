@@ -1,4 +1,4 @@
-"""Pushing a signed model: ModelPack artifact and, referring to it, its signature bundle.
+"""Pushing a signed model: ModelPack artifact and, referring to it, its signature bundles.
 
 The tag is written last, so that nobody finds a model whose signature is not there yet. Where the registry lacks the
 referrers API (it then does not answer with ``OCI-Subject``) the referrers tag is written as well.
@@ -28,18 +28,19 @@ def push(
     name: str,
     model: Descriptor,
     fd: int,
-    bundle: bytes,
+    bundles: tuple[bytes, ...],
     progress: Progress,
 ) -> Digest:
     """Uploads what is missing and returns the model manifest's digest. Raises ``TransferRefused``."""
     config = _config(name, model.digest)
-    for data in (config, bundle, _EMPTY):
+    for data in (config, *bundles, _EMPTY):
         _put_blob(registry, Digest.of(data), data)
     _put_blob(registry, model.digest, Upload(fd=fd, size_bytes=model.size_bytes, progress=progress))
     artifact = _model_manifest(config, model, name)
     digest = Digest.of(artifact)
     _put_manifest(registry, digest, artifact, media.MANIFEST)
-    _refer(registry, digest, len(artifact), bundle)
+    for bundle in bundles:
+        _refer(registry, digest, len(artifact), bundle)
     _put_manifest(registry, target, artifact, media.MANIFEST)
     return digest
 

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,19 +132,18 @@ def test_we_verify_blake2b_of_the_reference(workshop: Callable[[ec.EllipticCurve
     assert here.we_verify("key") == "acme"
 
 
-def test_blake3_of_the_reference_is_read_and_refused_without_its_package(
-    workshop: Callable[[ec.EllipticCurve], Workshop],
+@pytest.mark.parametrize("shard", [0, 1000], ids=["files", "shards"])
+def test_we_verify_blake3_of_the_reference(
+    workshop: Callable[[ec.EllipticCurve], Workshop], monkeypatch: pytest.MonkeyPatch, shard: int
 ) -> None:
+    """And refuse it plainly where the extra is not installed."""
     here = workshop(CURVES[0])
-    done = here.they(SIGN, "key", "blake3", "0")
+    done = here.they(SIGN, "key", "blake3", str(shard))
     assert done.returncode == 0, done.stderr
-    try:
-        import blake3  # noqa: F401 - whether it is here
-    except ImportError:
-        with pytest.raises(Refused, match="hash-unavailable"):
-            here.we_verify("key")
-    else:
-        assert here.we_verify("key") == "acme"
+    assert here.we_verify("key") == "acme"
+    monkeypatch.setitem(sys.modules, "blake3", None)
+    with pytest.raises(Refused, match="hash-unavailable"):
+        here.we_verify("key")
 
 
 @pytest.mark.parametrize("curve", CURVES, ids=lambda curve: curve.name)

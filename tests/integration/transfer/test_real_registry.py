@@ -14,7 +14,7 @@ from appliance.models.transfer.jobs import Access
 from tests.support.gguf_files import small_model_bytes
 from tests.support.oci_registry import PASSWORD, USER, OciRegistry
 from tests.support.signed_models import OTHER_KEY, signed
-from tests.support.transfer import names_in, put_model, settings_in
+from tests.support.transfer import also_trusts_board, names_in, put_model, settings_in
 
 MODEL = small_model_bytes("demo")
 OPEN = Access()
@@ -123,6 +123,20 @@ def test_cve_2024_45436_cve_2024_12886_archive_or_code_layer_is_refused(
     reference = publish(registry, f"refused/{name}", [(media.MODELPACK_WEIGHT, MODEL), (kind, b"layer")])
     with pytest.raises(Fault, match=r"^layer-refused: "):
         transfer.pull(settings_in(tmp_path), reference, "demo", OPEN)
+
+
+def test_model_of_two_signers_is_pulled_with_both(tmp_path: Path, registry: OciRegistry) -> None:
+    config = also_trusts_board(settings_in(tmp_path / "from"))
+    put_model(config, MODEL, "demo", signed(MODEL), signed(MODEL, OTHER_KEY))
+    transfer.push(config, "demo", f"{registry.host}/models/two:v1", OPEN)
+    both = also_trusts_board(settings_in(tmp_path / "both"))
+    said = transfer.pull(both, f"{registry.host}/models/two:v1", "demo", OPEN)
+    assert set(said.split("signed by ")[1].split(" and ")) == {"acme", "board"}
+    one = settings_in(tmp_path / "one")
+    assert transfer.pull(one, f"{registry.host}/models/two:v1", "demo", OPEN).endswith("signed by acme")
+    push_from(tmp_path / "single", registry, "models/single")
+    with pytest.raises(Refused, match="signers-missing"):
+        transfer.pull(both, f"{registry.host}/models/single:v1", "other", OPEN)
 
 
 def test_absent_reference_is_not_found(tmp_path: Path, registry: OciRegistry) -> None:

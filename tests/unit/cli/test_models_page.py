@@ -23,8 +23,20 @@ def test_every_verb_of_the_page_exists(verb: str, capsys: pytest.CaptureFixture[
         assert [option for option in re.findall(r"^\| `(--[a-z-]+)", PAGE, re.MULTILINE) if option not in listed] == []
 
 
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"^    paddock models catalogue (.*)", PAGE, re.MULTILINE))))
+def test_every_command_about_the_catalogue_exists_with_its_options(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb = line.partition(" ")[0]
+    with pytest.raises(SystemExit) as caught:
+        command.main(["models", "catalogue", verb, "--help"])
+    assert caught.value.code == 0
+    listed = capsys.readouterr().out
+    assert [option for option in re.findall(r"--[a-z-]+", line) if option not in listed] == []
+
+
 def test_every_code_of_the_page_is_given_somewhere() -> None:
-    table = PAGE.partition("### What the refusals mean")[2]
+    table = PAGE.partition("## What the refusals mean")[2]
     codes = [
         code for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for code in re.findall(r"`([a-z-]+)`", row)
     ]

@@ -9,10 +9,14 @@ import pytest
 from appliance.cli import main as command
 from appliance.cli import models, transfer
 from appliance.cli.progress import Bar, line, readable
+from appliance.core.manifest import TrustPolicy
 from appliance.core.refusals import Fault, Refused
+from appliance.core.values import Digest
+from appliance.models.keys import TrustedKeys, public_pem
+from appliance.models.trust import Trust
 from tests.support.gguf_files import small_model_bytes
-from tests.support.signed_models import signed
-from tests.support.transfer import names_in, put_model, settings_in
+from tests.support.signed_models import KEY, OTHER_KEY, signed
+from tests.support.transfer import also_trusts_board, names_in, put_model, settings_in
 
 MODEL = small_model_bytes("demo")
 
@@ -31,6 +35,100 @@ def test_exported_directory_is_imported_elsewhere(tmp_path: Path) -> None:
     config = settings_in(tmp_path / "to")
     assert models.import_model(config, folder, [], "copy").endswith("signed by acme")
     assert names_in(config) == ("copy",)
+
+
+def test_model_of_two_signers_is_exported_and_imported_with_both(tmp_path: Path) -> None:
+    config = also_trusts_board(settings_in(tmp_path / "from"))
+    put_model(config, MODEL, "demo", signed(MODEL), signed(MODEL, OTHER_KEY))
+    folder = tmp_path / "out"
+    transfer.export(config, "demo", folder)
+    assert {path.name for path in folder.iterdir()} == {"demo.gguf", "demo.gguf.sig", "demo.gguf.2.sig"}
+    both = also_trusts_board(settings_in(tmp_path / "both"))
+    assert models.import_model(both, folder, [], "copy").endswith("signed by acme and board")
+    transfer.export(both, "copy", tmp_path / "again")
+    assert (tmp_path / "again" / "copy.gguf.2.sig").read_bytes() == signed_by_board(folder)
+    one = settings_in(tmp_path / "one")  # knows acme alone, and asks for no more
+    assert models.import_model(one, folder, [], "copy").endswith("signed by acme")
+    with pytest.raises(Refused, match="signer-unknown"):
+        models.import_model(one, folder, [folder / "demo.gguf.sig", folder / "demo.gguf.2.sig"], "named")
+    signed_by_board(folder, gone=True)
+    with pytest.raises(Refused, match="signers-missing"):
+        models.import_model(both, folder, [], "third")
+
+
+def signed_by_board(folder: Path, *, gone: bool = False) -> bytes:
+    path = folder / "demo.gguf.2.sig"
+    data = path.read_bytes()
+    if gone:
+        path.unlink()
+    return data
+
+
+def test_signature_by_a_stranger_beside_the_model_vouches_for_nothing(tmp_path: Path) -> None:
+    folder = exported(tmp_path)
+    (folder / "demo.gguf.sig").rename(folder / "demo.gguf.2.sig")
+    (folder / "demo.gguf.sig").write_bytes(signed(MODEL, OTHER_KEY))
+    config = settings_in(tmp_path / "to")
+    assert models.import_model(config, folder, [], "copy").endswith("signed by acme")
+    (folder / "demo.gguf.2.sig").unlink()
+    with pytest.raises(Refused, match="signer-unknown"):
+        models.import_model(config, folder, [], "copy")
+
+
+def choose(*bundles: bytes, requires: int, names: tuple[str, ...] | None = None) -> tuple[bytes, ...]:
+    keys = TrustedKeys({name: public_pem(key.public_key()) for name, key in (("acme", KEY), ("board", OTHER_KEY))})
+    policy = TrustPolicy(required=requires, signers=None if names is None else frozenset(names))
+    return transfer.acceptable_bundles(bundles, Digest.of(MODEL), Trust(keys, now_seconds=0, policy=policy))
+
+
+ACME, AGAIN, BOARD, OTHER = signed(MODEL), signed(MODEL), signed(MODEL, OTHER_KEY), signed(MODEL + b"x", OTHER_KEY)
+
+
+def test_as_many_signatures_are_taken_as_are_required() -> None:
+    assert choose(ACME, BOARD, requires=1) == (ACME,)
+    assert choose(b"junk", OTHER, BOARD, ACME, requires=1) == (BOARD,)
+    assert choose(b"junk", ACME, AGAIN, OTHER, BOARD, requires=2) == (ACME, BOARD)
+    assert choose(ACME, BOARD, requires=1, names=("board",)) == (ACME, BOARD)
+
+
+@pytest.mark.parametrize(
+    ("bundles", "requires", "code"),
+    [
+        ((), 1, "unsigned"),
+        ((b"junk",), 1, "bundle-malformed"),
+        ((OTHER,), 1, "digest-mismatch"),
+        ((ACME,), 2, "signers-missing"),
+        ((ACME, AGAIN), 2, "signers-missing"),
+        ((ACME, OTHER, b"junk"), 2, "signers-missing"),
+    ],
+)
+def test_too_few_signatures_are_refused_before_anything_is_fetched(
+    bundles: tuple[bytes, ...], requires: int, code: str
+) -> None:
+    with pytest.raises(Refused, match=f": {code}: "):
+        choose(*bundles, requires=requires)
+
+
+def test_more_signatures_than_a_registry_takes_are_not_pushed() -> None:
+    with pytest.raises(Fault, match="5 signatures"):
+        transfer._few((b"x",) * 5)
+
+
+def test_export_of_a_model_that_is_replaced_meanwhile_is_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings_in(tmp_path / "from")
+    put_model(config, MODEL, "demo")
+    copy = transfer.copy_and_observe
+
+    def replace_and_copy(source: int, target: int) -> object:
+        put_model(config, small_model_bytes("newer"), "demo")
+        return copy(source, target)
+
+    monkeypatch.setattr(transfer, "copy_and_observe", replace_and_copy)
+    with pytest.raises(Fault, match="replaced"):
+        transfer.export(config, "demo", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"from"}
 
 
 def test_command_takes_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

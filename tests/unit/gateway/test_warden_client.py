@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -31,6 +32,7 @@ from appliance.ipc.messages import (
     ToRunner,
     ToWarden,
 )
+from appliance.warden import pages
 from tests.support.made_values import admission, model, runner_facts
 from tests.support.scenario import run, turns, until
 from tests.support.scripted_peer import ScriptedPeer, ScriptedServer
@@ -64,9 +66,12 @@ class Warden:
                 if isinstance(message, ListModels):
                     with contextlib.suppress(ConnectionError):
                         if self.lists:
-                            self.peer.say(ModelList(call=message.call, models=self.models, pending=self.pending))
+                            self.peer.say(self.page(message))
                 elif message is not None:
                     self.questions.put_nowait(message)
+
+    def page(self, question: ListModels) -> ModelList:
+        return pages.model_list(question, self.models, self.pending)
 
     @staticmethod
     async def _hear(peer: ScriptedPeer) -> Any:
@@ -159,6 +164,37 @@ def test_catalogue_follows_the_warden_and_survives_its_absence(tmp_path: Path) -
             warden.models = ()
             warden.server.start()
             await until(lambda: client._catalogue == ())
+
+    run(scenario)
+
+
+def test_catalogue_of_many_pages_is_whole(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            warden.models = tuple(model(f"m{number:04}") for number in range(3000))
+            await until(lambda: len(client._catalogue or ()) == 3000)
+            assert await client.catalogue() == warden.models
+            kept, warden.models = warden.models, warden.models[:1]
+            warden.pending = tuple(one.name for one in kept[1:])  # all but the first are hashed again
+            await until(lambda: client._catalogue == kept)
+            warden.pending = ()
+            await until(lambda: client._catalogue == kept[:1])
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("models", [(), (DEMO,)])
+def test_list_that_does_not_go_on_is_not_followed_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: tuple[Any, ...]
+) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            first = warden.peer
+            assert first is not None
+            endless = functools.partial(ModelList, models=models, more=True)
+            monkeypatch.setattr(warden, "page", lambda question: endless(call=question.call))
+            await asyncio.wait_for(first.gone.wait(), 5)
+            assert await client.catalogue() == (DEMO,)
 
     run(scenario)
 

@@ -16,9 +16,9 @@ from appliance.core.catalogue import CATALOGUE_TYPE, Catalogue
 from appliance.core.manifest import PAYLOAD_TYPE, pae
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import Digest
-from appliance.models import catalogue as catalogue_module
 from appliance.models.catalogue import CatalogueKeeper, cosign_catalogue, sign_catalogue, verify_catalogue
 from appliance.models.certificates import DenyList
+from appliance.models.envelope import MAX_SIGNATURES
 from appliance.models.keys import TrustedKeys, key_fingerprint, key_hint, public_pem
 from tests.support.signed_models import KEY, OTHER_KEY, spoiled
 
@@ -327,4 +327,4 @@ def test_nothing_is_left_open(place: Place) -> None:
 def test_payload_type_is_ours() -> None:
     assert json.loads(ENVELOPE)["payloadType"] == CATALOGUE_TYPE
     assert b64decode(json.loads(ENVELOPE)["payload"]) == payload()
-    assert catalogue_module.MAX_SIGNATURES >= 2
+    assert MAX_SIGNATURES >= 2

@@ -1,10 +1,12 @@
 """How many ways of lying about a model are refused: the tables of the other tests, counted."""
 
 from tests.unit.core import test_catalogue as judged
+from tests.unit.core import test_catalogue_root as root
 from tests.unit.core import test_manifest as manifest
 from tests.unit.models import test_catalogue as catalogue
 from tests.unit.models import test_certificates as certificates
 from tests.unit.models import test_oms as bundles
+from tests.unit.models import test_roots as roots
 from tests.unit.models import test_signers as signers
 
 TABLES = {
@@ -18,6 +20,8 @@ TABLES = {
     "catalogue documents": judged.MALFORMED,
     "catalogues that are not current": judged.NOT_CURRENT,
     "models that a catalogue does not permit": judged.NOT_PERMITTED,
+    "documents that hand over": root.MALFORMED,
+    "handings over": roots.STEPS,
 }
 
 

@@ -207,7 +207,9 @@ def test_kinds_of_layers_do_not_overlap_and_hold_no_archive() -> None:
 def test_job_survives_the_pipe() -> None:
     for text in ("registry.example/a:b", f"registry.example/a@sha256:{HEX}", f"registry.example/a:sha256-{HEX}"):
         place = Place.of(parse_reference(text))
-        job = Push(place=place, access=Access(), name="n", digest=Digest(hex=HEX), size_bytes=1, fd=3, bundle=b"\xff")
+        job = Push(
+            place=place, access=Access(), name="n", digest=Digest(hex=HEX), size_bytes=1, fd=3, bundles=(b"\xff",)
+        )
         again = decode_job(encode(job))
         assert again == job
         assert again.place.reference() == parse_reference(text)
