@@ -50,6 +50,7 @@ def test_no_attempt_gets_past_the_other_layers() -> None:
     assert outcomes["udp send"].observed == "errno ENETUNREACH"  # the network namespace
     assert outcomes["tcp connect"].observed in {"errno EACCES", "errno ENETUNREACH"}  # Landlock from ABI 4 on
     assert outcomes["ptrace"].observed == "errno ESRCH"  # the pid namespace
+    assert outcomes["clone namespace"].observed == "errno EPERM"  # the root is a folder: chrooted
     assert outcomes["mprotect exec"].observed == "errno EACCES"  # MDWE
 
 

@@ -54,7 +54,7 @@ SAMPLE: Final = (
     "fork bomb", "descriptor bomb", "raise the own limits", "die with a core",
     "write at a place", "make the mapped weights writable",
 )  # fmt: skip
-"""At least three of every class."""
+"""At least two of every class."""
 
 ENDS_ITS_OWN_SENSES: Final = frozenset({"seccomp", "recvmsg"})
 """Without a filter strict mode stops the one thread that could tell, and recvmsg waits for the next question."""
@@ -112,8 +112,8 @@ class Outside(TypedDict):
     shm_key: int
 
 
-def deeds(outside: Outside, model: Path) -> Deeds:
-    """Class -> name -> attempt."""
+def deeds(outside: Outside, sample: bytes = b"") -> Deeds:
+    """Class -> name -> attempt. ``sample`` is a page of the model (``sample_of``), by which its mapping is found."""
     known = {kind: {name: probe.ATTEMPTS[name] for name in names} for kind, names in _KNOWN.items()}
     made = {
         "files": _files(outside["folder"], outside["pid"]),
@@ -123,7 +123,7 @@ def deeds(outside: Outside, model: Path) -> Deeds:
         "kernel": _kernel(),
         "memory": _memory(),
         "resources": _resources(),
-        "weights": _weights(_sample(model)),
+        "weights": _weights(sample),
     }
     return {kind: known[kind] | made[kind] for kind in made}
 
@@ -503,9 +503,9 @@ def _foreign_variables() -> int:
 # --- weights --------------------------------------------------------------------------------------------------------
 
 
-def _sample(model: Path) -> bytes:
-    """A page of tensor data by which the model's mapping is known: the most varied one, as memory has many dull ones.
-    It lies in the second half, since llama.cpp unmaps the header."""
+def sample_of(model: Path) -> bytes:
+    """The most varied page of the model's tensor data, as memory has many dull ones. It is of the second half, since
+    llama.cpp unmaps the header."""
     data = model.read_bytes()
     pages = [data[at : at + _PAGE] for at in range(len(data) // 2 & -_PAGE, len(data) - _PAGE, _PAGE)]
     return max(pages, key=lambda page: len(set(page)))

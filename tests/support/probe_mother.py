@@ -19,20 +19,19 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder, encode
 from appliance.ipc.messages import FromRunner, Load, Probe, ProbeResult, Ready
 from appliance.runner import main as runner_main
-from appliance.sandbox import layers, libc, probe, seccomp
+from appliance.sandbox import bpf, layers, libc, probe, seccomp
 from appliance.sandbox.syscalls import X86_64
 from tests.support import probes
 from tests.support.deeds import SESSION_KEY
 
 BOTH_FILTERS: Final = "both-filters"
-_STAGES: Final = ("stage1", "stage2")
+_STAGES: Final[tuple[seccomp.Stage, ...]] = ("stage1", "stage2")
 _LIMIT_SECONDS: Final = 20.0
 _REAP_SECONDS: Final = 1.0
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -47,14 +46,13 @@ def main() -> None:
     """The configuration is JSON: ``{"without": NAME, "outside": {...}, "model": PATH}`` (``deeds.Outside``)."""
     configuration = json.loads(sys.argv[1])
     without = configuration["without"]
-    seccomp.load_policy = cache(seccomp.load_policy)  # each child compiles its own, and by then there are no files
-    seccomp.prepare(1)
     probe.ATTEMPTS.update(probes.attempts(configuration["outside"], Path(configuration["model"])))
     _leave_out(without)
     most = resource.getrlimit(resource.RLIMIT_CORE)[1]
     resource.setrlimit(resource.RLIMIT_CORE, (most, most))
-    libc.syscall(X86_64["keyctl"], 1, None)  # KEYCTL_JOIN_SESSION_KEYRING: as at an operator's login
-    libc.syscall(248, b"user", SESSION_KEY, b"secret", 6, -3 & 0xFFFFFFFFFFFFFFFF)  # add_key
+    with suppress(OSError):  # a container that allows no keyrings
+        libc.syscall(X86_64["keyctl"], 1, None)  # KEYCTL_JOIN_SESSION_KEYRING: as at an operator's login
+        libc.syscall(248, b"user", SESSION_KEY, b"secret", 6, -3 & 0xFFFFFFFFFFFFFFFF)  # add_key
     runner_main._receive = lambda channel: _bear(channel, configuration["outside"]["pid"])
     runner_main.main(sys.argv[2:])
 
@@ -64,13 +62,14 @@ def main() -> None:
 
 def _leave_out(without: str) -> None:
     stages = iter(_STAGES)
+    policies = {stage: seccomp.load_policy(stage) for stage in _STAGES}
 
     def install(program: bytes) -> None:
-        """The next stage, for this process: its pid is not the one that the mother's program was compiled for."""
+        """The next stage, for this process: its pid is not the mother's, for which the program was compiled."""
         stage = next(stages)
         assert program, "the product gave an empty program"
         if without not in {f"seccomp-{stage[:-1]}-{stage[-1]}", BOTH_FILTERS}:
-            _real_install(getattr(seccomp.prepare(os.getpid()), stage))
+            _real_install(bpf.compile_policy(policies[stage], {"pid": os.getpid()}))
 
     def apply(stack: layers.Stack, name: str, action: Any) -> None:
         if name != without:

@@ -1,9 +1,9 @@
 """The probes of a live runner, by name; the same table inside (what to do) and outside (what must come of it).
 
 * ``numbers``: every system call number that stage 2 does not allow.
-* ``other_entries``: the calls that it does allow, through the x32 entry.
-* ``rules``: every argument that a rule of a stage looks at, with each of its 64 bits changed in turn.
-* ``deeds``: what a compromised runner would do, by class, against targets that the test holds ready outside.
+* ``x32_numbers``: the calls that it does allow, through the other entry, and those that exist only there.
+* ``rules``: every argument that a rule of a stage looks at, with its bits changed one by one.
+* the deeds: what a compromised runner would do, by class, against targets that the test holds ready outside.
 
 Each probe that the policy allows (a flag that it does not look at, for instance) is a control: it must come back, so
 that what stops the others is the change and not a mistake in the call.
@@ -20,7 +20,7 @@ from typing import Final
 from appliance.sandbox import libc, probe, seccomp
 from appliance.sandbox.bpf import Policy, Rule
 from appliance.sandbox.syscalls import X86_64
-from tests.support.deeds import HOLD, Outside, deeds, hold
+from tests.support.deeds import HOLD, Outside, deeds, hold, sample_of
 
 Attempt = Callable[[], int]
 
@@ -45,8 +45,9 @@ def attempts(outside: Outside, model: Path) -> dict[str, Attempt]:
     made |= {f"x32 {number}": _number(number | probe._X32_BIT) for number in x32_numbers()}
     for stage in ("stage1", "stage2"):
         made |= {name: action for name, action, _ in rules(stage)}
-    made[HOLD] = hold
-    return made | {name: action for deeds_of in deeds(outside, model).values() for name, action in deeds_of.items()}
+    for of_a_kind in deeds(outside, sample_of(model)).values():
+        made |= of_a_kind
+    return made | {HOLD: hold}
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------
@@ -79,12 +80,12 @@ def rules(stage: seccomp.Stage) -> Iterator[tuple[str, Attempt, bool]]:
         yield f"{stage} {rule.syscall} {index} as it is", _as_allowed(rule), True
         for condition in rule.when:
             for bit in bits:
-                changed = _changed(policy, rule, condition.argument, bit)
-                name = f"{stage} {rule.syscall} {index} argument {condition.argument} bit {bit}"
-                yield name, changed[0], changed[1]
+                action, allowed = _changed(policy, rule, condition.argument, bit)
+                yield f"{stage} {rule.syscall} {index} argument {condition.argument} bit {bit}", action, allowed
 
 
 def _changed(policy: Policy, rule: Rule, argument: int, bit: int) -> tuple[Attempt, bool]:
+    """The call with one bit changed, and whether some rule of the policy takes it all the same."""
     wanted = {c.argument: c.equals for c in rule.when}
 
     def values() -> dict[int, int]:
