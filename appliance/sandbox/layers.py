@@ -11,6 +11,7 @@ Not here: seccomp (``seccomp``), descriptors and environment (``runner.main``), 
 """
 
 import ctypes
+import errno
 import os
 import resource
 from collections.abc import Callable
@@ -141,6 +142,7 @@ _PR_MDWE_REFUSE_EXEC_GAIN: Final = 1
 _SECUREBITS: Final = 0xEF
 """NOROOT, NO_SETUID_FIXUP, NO_CAP_AMBIENT_RAISE and the lock of each, and KEEP_CAPS locked off (capabilities(7))."""
 
+_KEYCTL_JOIN_SESSION_KEYRING: Final = 1
 _CAP_SETPCAP: Final = 8
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _LAST_POSSIBLE_CAPABILITY: Final = 63
@@ -153,10 +155,12 @@ def no_new_privs() -> None:
 
 
 def no_capabilities() -> None:
-    """Empties the bounding, ambient, inheritable, permitted and effective sets, and locks the securebits.
+    """Empties the bounding, ambient, inheritable, permitted and effective sets, and locks the securebits; and lets go
+    of the keys of the session that started this process, since to hold a keyring is a privilege too (keyrings(7)).
 
     A process that has none already (a unit whose own filter forbids capset) needs only no-new-privs to keep it so.
     """
+    _own_session_keyring()
     if _capability_sets() == _NO_CAPABILITIES:
         return
     if _effective_capabilities() >> _CAP_SETPCAP & 1:
@@ -166,6 +170,15 @@ def no_capabilities() -> None:
         libc.prctl(_PR_SET_SECUREBITS, _SECUREBITS)
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     libc.syscall(X86_64["capset"], _capability_header(), _NO_CAPABILITIES)
+
+
+def _own_session_keyring() -> None:
+    """An empty session keyring in place of the inherited one."""
+    try:
+        libc.syscall(X86_64["keyctl"], _KEYCTL_JOIN_SESSION_KEYRING, None)
+    except OSError as error:
+        if error.errno not in {errno.ENOSYS, errno.EPERM}:  # a profile that refuses it here refuses it for good
+            raise
 
 
 def _known_capability(capability: int) -> bool:
@@ -259,6 +272,8 @@ def _limit(what: int, value: int) -> None:
 # --- namespaces -----------------------------------------------------------------------------------------------------
 
 _CLONE_NEWUSER: Final = 0x10000000
+_NOBODYS_UID: Final = 0xFFFFFFF0
+"""Above every range that is ever given to users; not the user nobody, who may have processes of its own."""
 _NAMESPACES: Final = {
     PID_NAMESPACE: 0x20000000,
     NETWORK_NAMESPACE: 0x40000000,
@@ -279,10 +294,21 @@ def user_namespace() -> None:
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:
         os.setgroups([])
+        _be_counted()
     unshare(_CLONE_NEWUSER)
     Path("/proc/self/setgroups").write_text("deny", "ascii")  # the kernel asks for this before gid_map
     Path("/proc/self/uid_map").write_text(f"65534 {uid} 1", "ascii")
     Path("/proc/self/gid_map").write_text(f"65534 {gid} 1", "ascii")
+
+
+def _be_counted() -> None:
+    """Makes the *real* user one that nobody else is: RLIMIT_NPROC does not bind a process whose real user is the host's
+    root (setrlimit(2)). The effective user stays, because what is still to be imported may lie in root's folders."""
+    try:
+        os.setresuid(_NOBODYS_UID, -1, -1)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # not mapped here: then this is a container's root, whom the limit binds
+            raise
 
 
 def threads() -> int:
@@ -303,9 +329,11 @@ _MNT_DETACH: Final = 2
 
 
 def empty_root() -> None:
-    """An empty, read-only tmpfs becomes the root; the host's tree is detached from this mount namespace.
+    """An empty folder of a read-only tmpfs becomes the root; the host's tree is detached from this mount namespace.
 
     It is mounted over ``/proc`` only because every host has that folder; it moves to ``/`` at once (pivot_root(2)).
+    The root is a folder of it, and not the tmpfs itself, because the kernel makes no user namespace for a process that
+    is chrooted (EPERM, user_namespaces(7)): a new one would bring back capabilities over whatever it contains.
     """
     flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
     mount = X86_64["mount"]
@@ -315,7 +343,10 @@ def empty_root() -> None:
     libc.syscall(X86_64["pivot_root"], b".", b".")
     libc.syscall(X86_64["umount2"], b".", _MNT_DETACH)
     os.chdir("/")
+    Path("/nothing").mkdir(0o555)
     libc.syscall(mount, b"none", b"/", None, _MS_REMOUNT | _MS_RDONLY | flags, None)
+    os.chroot("/nothing")
+    os.chdir("/")
     if any(Path("/").iterdir()):
         raise OSError("the new root is not empty")
 

@@ -243,7 +243,8 @@ ESSENTIAL: Final = ("open", "socket", "execve", "fork", "ptrace")
 WITHOUT_FILTERS: Final = (
     "open", "openat", "openat2", "creat", "stat", "open proc mem", "open proc environ", "open dev mem", "open sys",
     "tcp connect", "udp send", "abstract connect", "execve", "ptrace", "kill others", "process_vm_readv", "pidfd_open",
-    "mount", "pivot_root", "chroot", "sethostname", "capset", "mmap write exec", "mprotect exec",
+    "unshare", "clone namespace", "mount", "pivot_root", "chroot", "sethostname", "capset", "mmap write exec",
+    "mprotect exec",
 )  # fmt: skip
 """What the other layers must refuse by themselves."""
 
