@@ -63,12 +63,12 @@ _WORDS: Final = FrameDecoder[ToLine](ToLine)
 
 
 class Child:
-    """One started process. ``line`` is None once there is nobody to tell."""
+    """One started process. ``line`` is None while there is nobody to tell."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", line: socket.socket, *, gently: bool) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", *, gently: bool) -> None:
         self.process: Final = process
         self.pidfd: Final = os.pidfd_open(process.pid)
-        self.line: socket.socket | None = line
+        self.line: socket.socket | None = None
         self.gently: Final = gently
         self.kill_at_seconds: float | None = None
 
@@ -134,14 +134,15 @@ class Starter:
             if len(fds) != DESCRIPTORS:
                 raise FrameError(f"an order with {len(fds)} descriptors")
             line = _line(fds.pop())
-            if (why := self._objection(order, *fds)) is None:
-                self._obey(order, line, *fds)
-            else:
-                _tell(line, Failed(detail=why))
-                line.close()
+            outcome = self._obey(order, *fds)
         finally:
             for fd in fds:
                 os.close(fd)
+        if isinstance(outcome, Child):
+            self._attend(outcome, line)
+        else:
+            _tell(line, outcome)
+            line.close()
 
     def _objection(self, order: Order, given: int, pipe: int) -> str | None:
         """Why the order is not carried out. The kinds of the descriptors are no secret of the warden's that it could
@@ -155,18 +156,14 @@ class Starter:
             return "the descriptors are not of the kinds agreed"
         return None
 
-    def _obey(self, order: Order, line: socket.socket, given: int, pipe: int) -> None:
+    def _obey(self, order: Order, given: int, pipe: int) -> Child | Failed:
+        if (why := self._objection(order, given, pipe)) is not None:
+            return Failed(detail=why)
         try:
             process = self._start(order, given, pipe)
         except (OSError, subprocess.SubprocessError) as error:  # no memory, no process to be had, no interpreter
-            _tell(line, Failed(detail=str(error)[:_MAX_DETAIL]))
-            line.close()
-            return
-        child = Child(process, line, gently=isinstance(order, StartRunner))
-        self._children.add(child)
-        self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._ended(child))
-        self._selector.register(line, selectors.EVENT_READ, lambda: self._spoken_to(child))
-        self._say(child, Started(pid=process.pid))
+            return Failed(detail=str(error)[:_MAX_DETAIL])
+        return Child(process, gently=isinstance(order, StartRunner))
 
     def _start(self, order: Order, given: int, pipe: int) -> "subprocess.Popen[bytes]":
         match order:
@@ -192,6 +189,13 @@ class Starter:
                 )
 
     # --- lines ------------------------------------------------------------------------------------------------------
+
+    def _attend(self, child: Child, line: socket.socket) -> None:
+        child.line = line
+        self._children.add(child)
+        self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._ended(child))
+        self._selector.register(line, selectors.EVENT_READ, lambda: self._spoken_to(child))
+        self._say(child, Started(pid=child.process.pid))
 
     def _spoken_to(self, child: Child) -> None:
         """Raises ``FrameError`` for anything that is not a word. A line that the warden closed ends its process."""
