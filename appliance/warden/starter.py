@@ -66,15 +66,13 @@ _WORDS: Final = FrameDecoder[ToLine](ToLine)
 
 
 class Child:
-    """One started process. ``line`` is None once there is nobody to tell."""
+    """One started process. ``line`` is None while there is nobody to tell."""
 
-    def __init__(
-        self, process: "subprocess.Popen[bytes]", line: socket.socket, *, gently: bool, group: RunnerGroup | None
-    ) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", *, gently: bool, group: RunnerGroup | None = None) -> None:
         self.process: Final = process
         self.group: Final = group
         self.pidfd: Final = os.pidfd_open(process.pid)
-        self.line: socket.socket | None = line
+        self.line: socket.socket | None = None
         self.gently: Final = gently
         self.kill_at_seconds: float | None = None
 
@@ -143,14 +141,15 @@ class Starter:
             if len(fds) != DESCRIPTORS:
                 raise FrameError(f"an order with {len(fds)} descriptors")
             line = _line(fds.pop())
-            if (why := self._objection(order, *fds)) is None:
-                self._obey(order, line, *fds)
-            else:
-                _tell(line, Failed(detail=why))
-                line.close()
+            outcome = self._obey(order, *fds)
         finally:
             for fd in fds:
                 os.close(fd)
+        if isinstance(outcome, Child):
+            self._attend(outcome, line)
+        else:
+            _tell(line, outcome)
+            line.close()
 
     def _objection(self, order: Order, given: int, pipe: int) -> str | None:
         """Why the order is not carried out. The kinds of the descriptors are no secret of the warden's that it could
@@ -164,31 +163,30 @@ class Starter:
             return "the descriptors are not of the kinds agreed"
         return None
 
-    def _obey(self, order: Order, line: socket.socket, given: int, pipe: int) -> None:
-        group: RunnerGroup | None = None
+    def _obey(self, order: Order, given: int, pipe: int) -> Child | Failed:
+        if (why := self._objection(order, given, pipe)) is not None:
+            return Failed(detail=why)
         try:
             if isinstance(order, StartRunner):
-                if self._groups is not None:
-                    group = self._groups.make(order.runner_id, order.memory_bytes)
-                process = self._start_runner(given, pipe, group)
-            else:
-                process = self._start_validator(given, pipe)
+                return self._start_runner(order, given, pipe)
+            return Child(self._start_validator(given, pipe), gently=False)
         except (OSError, subprocess.SubprocessError, Fault) as error:  # no memory, process, group or interpreter
-            _tell(line, Failed(detail=str(error)[:_MAX_DETAIL]))
-            line.close()
-            if group is not None:
-                group.remove()
-            return
-        finally:
-            if group is not None:
-                os.close(group.procs)
-        child = Child(process, line, gently=isinstance(order, StartRunner), group=group)
-        self._children.add(child)
-        self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._ended(child))
-        self._selector.register(line, selectors.EVENT_READ, lambda: self._spoken_to(child))
-        self._say(child, Started(pid=process.pid))
+            return Failed(detail=str(error)[:_MAX_DETAIL])
 
-    def _start_runner(self, channel: int, stderr: int, group: RunnerGroup | None) -> "subprocess.Popen[bytes]":
+    def _start_runner(self, order: StartRunner, channel: int, stderr: int) -> Child:
+        if self._groups is None:
+            return Child(self._run(channel, stderr, None), gently=True)
+        group = self._groups.make(order.runner_id, order.memory_bytes)
+        try:
+            return Child(self._run(channel, stderr, functools.partial(enter, group.procs)), gently=True, group=group)
+        except BaseException:
+            group.remove()
+            raise
+        finally:
+            os.close(group.procs)
+
+    def _run(self, channel: int, stderr: int, first: Callable[[], None] | None) -> "subprocess.Popen[bytes]":
+        """A runner; ``first`` is done in it before it becomes one, which is safe since this process has one thread."""
         return subprocess.Popen(
             [*commands.RUNNER_COMMAND, "--channel-fd", str(channel), *self._degraded],
             stdin=subprocess.DEVNULL,
@@ -197,7 +195,7 @@ class Starter:
             pass_fds=[channel],
             env=commands.RUNNER_ENVIRONMENT,
             cwd="/",
-            preexec_fn=functools.partial(enter, group.procs) if group is not None else None,  # noqa: PLW1509 - one thread
+            preexec_fn=first,  # noqa: PLW1509
         )
 
     def _start_validator(self, model: int, answer: int) -> "subprocess.Popen[bytes]":
@@ -211,6 +209,13 @@ class Starter:
         )
 
     # --- lines ------------------------------------------------------------------------------------------------------
+
+    def _attend(self, child: Child, line: socket.socket) -> None:
+        child.line = line
+        self._children.add(child)
+        self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._ended(child))
+        self._selector.register(line, selectors.EVENT_READ, lambda: self._spoken_to(child))
+        self._say(child, Started(pid=child.process.pid))
 
     def _spoken_to(self, child: Child) -> None:
         """Raises ``FrameError`` for anything that is not a word. A line that the warden closed ends its process."""
@@ -321,9 +326,7 @@ def main(arguments: list[str]) -> Never:
     os.set_inheritable(options.orders_fd, False)
     groups = RunnerGroups(options.groups) if options.groups is not None else None
     with socket.socket(fileno=options.orders_fd) as orders:
-        starter = Starter(
-            orders, degraded=options.degraded, validators_only=options.validators_only, groups=groups
-        )
+        starter = Starter(orders, degraded=options.degraded, validators_only=options.validators_only, groups=groups)
         why = starter.run()
     if why:
         with suppress(OSError):
