@@ -97,13 +97,10 @@ def _run(arguments: list[str]) -> int:
 
     # 5. Into the new pid namespace. The process outside only waits, and ends as its child ends; in a unit it also ends
     # its child, which nobody else may signal there.
-    if in_a_unit:
+    if in_a_unit or layers.PID_NAMESPACE in stack.on:
         child = os.fork()
-        if child:
+        if child and in_a_unit:
             _stand_guard(child, channel)
-        layers.die_with_parent()
-    elif layers.PID_NAMESPACE in stack.on:
-        child = os.fork()
         if child:
             _wait_for(child)
         layers.die_with_parent()

@@ -2,8 +2,8 @@
 
 ``python -I -B -m appliance.warden.starter``, begun by the warden before the warden has read anything of a stranger's.
 It parses the orders of ``ipc.starting``, which are a few bytes of msgpack, and nothing else; holds no key; opens no
-file for anybody but a runner's control group. Commands and environments are fixed: a warden that was taken over can start what an honest one
-starts, up to ``MAX_PROCESSES``, and nothing more.
+file for anybody but a runner's control group. Commands and environments are fixed: a warden that was taken over can
+start what an honest one starts, up to ``MAX_PROCESSES``, and nothing more.
 
 What it does without: a terminal, privileges by execve, core files and being traced. What it must keep, because the
 processes that it starts would inherit the lack: fork and exec; namespaces, mount and pivot_root, hence no Landlock rule
@@ -48,7 +48,6 @@ from appliance.ipc.starting import (
     Order,
     Started,
     StartRunner,
-    StartValidator,
     ToLine,
 )
 from appliance.sandbox import layers
