@@ -25,6 +25,7 @@ image: .venv/.ready
 
 bench: .venv/.ready
 	$(BIN)/python bench/gate.py
+	$(BIN)/python bench/headers.py
 
 .venv/.ready: tools/setup.py pyproject.toml $(wildcard requirements/*.txt)
 	$(PYTHON) tools/setup.py

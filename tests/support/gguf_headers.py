@@ -1,6 +1,6 @@
 """GGUF headers as large as those of the largest models in use: their counts and text lengths, made-up texts.
 
-A header is all that the validator reads, so the tensor is a hole: the file is sparse and takes no more than its header.
+A header is all that the validator reads: the tensors are those of the smallest model.
 """
 
 import random

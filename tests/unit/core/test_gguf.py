@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import random
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from appliance.core.gguf import (
     MAX_ARRAY_ELEMENTS,
     MAX_ARRAY_STRINGS,
     MAX_HEADER_BYTES,
+    MAX_LONG_ARRAY_STRINGS,
+    MAX_TOKEN_BYTES,
     MAX_VOCABULARY_TOKENS,
     TENSOR_TYPES,
     GgufInvalid,
@@ -246,6 +249,83 @@ def test_largest_known_vocabulary_is_accepted_in_bounded_time() -> None:
     took_ms = 1000 * (time.process_time() - start)
     print(f"largest known vocabulary: {len(data)} bytes of header in {took_ms:.0f} ms of CPU")
     assert took_ms < 1000
+
+
+# --- strings in arrays: the quick way and the plain one ---------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from([0, 1, 2, 7, 63, 64, 65, 127, 128, 255, 256, 257, 300, 511, 512, 65_536]), max_size=300),
+    st.integers(1, 200),
+    st.integers(0, 2**32),
+)
+def test_strings_of_any_lengths_are_stepped_over_exactly(lengths: list[int], n_short: int, seed: int) -> None:
+    """Whatever the mix, what follows the array is found; texts full of lengths do not mislead."""
+    chance = random.Random(seed)
+    texts = [chance.choice((b"\0", b"\1", b"\xff", b"a")) * length for length in lengths]
+    texts[chance.randrange(len(texts) + 1) : 0] = [u64(chance.randrange(300)) for _ in range(n_short)]
+    gguf = small_model()
+    gguf.put("x", ARRAY, array(STRING, texts))
+    gguf.set("split.count", U16, 2)
+    assert reason_of(gguf.build()) == "gguf-split"
+    gguf.drop("split.count")
+    data = gguf.build()
+    assert parse_header(data, len(data)).header_bytes > sum(map(len, texts))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 63, 64, 65, 127, 128, 129, 1000])
+@pytest.mark.parametrize("n_bytes", [1, 8, 255, 256, 257])
+def test_vocabulary_is_judged_alike_at_every_length_of_a_run(n_tokens: int, n_bytes: int) -> None:
+    texts = [n.to_bytes(2, "little") * 2 for n in range(n_tokens - 1)] + [b"\0" * n_bytes]
+    gguf = small_model()
+    gguf.drop(SCORES)
+    gguf.put(TYPES, ARRAY, array(I32, [1] * n_tokens))
+    for name in [name for name, _kind, _value in gguf.keys if str(name).endswith("_token_id")]:
+        gguf.drop(name)
+    gguf.put(TOKENS, ARRAY, array(STRING, texts))
+    if n_bytes <= MAX_TOKEN_BYTES:
+        data = gguf.build()
+        assert parse_header(data, len(data)).vocabulary_tokens == n_tokens
+    else:
+        assert reason_of(gguf.build()) == "gguf-vocabulary"
+    for twin in {0, n_tokens // 2, n_tokens - 2} if n_tokens > 2 else ():
+        twins = texts.copy()
+        twins[-1] = texts[twin]
+        gguf.put(TOKENS, ARRAY, array(STRING, twins))
+        assert reason_of(gguf.build()) == "gguf-vocabulary"
+
+
+@pytest.mark.parametrize("kind", [0, 5, 6])
+@pytest.mark.parametrize("at", [0, 69])
+def test_byte_token_is_looked_at_wherever_it_stands(kind: int, at: int) -> None:
+    kinds = [1] * 70
+    kinds[at] = kind
+    gguf = small_model()
+    gguf.drop(SCORES)
+    gguf.put(TYPES, ARRAY, array(I32, kinds))
+    gguf.put(TOKENS, ARRAY, array(STRING, [f"t{number}" for number in range(70)]))
+    if kind == 6:
+        assert reason_of(gguf.build()) == "gguf-vocabulary"
+        gguf.put(TOKENS, ARRAY, array(STRING, [f"<0x{number:02X}>" for number in range(70)]))
+    data = gguf.build()
+    assert parse_header(data, len(data)).vocabulary_tokens == 70
+
+
+def test_great_scores_are_still_finite() -> None:
+    """Their top byte is that of what is not finite."""
+    data = model_with(put(SCORES, ARRAY, array(F32, [3.4e38, -3.4e38, 3.4e38, 1.8e38, -0.0])))
+    assert parse_header(data, len(data)).vocabulary_tokens == 5
+
+
+def test_texts_longer_than_tokens_are_capped_in_all_arrays_together() -> None:
+    gguf = small_model()
+    gguf.put("x", ARRAY, array(STRING, ["y" * 257] * (MAX_LONG_ARRAY_STRINGS - 1)))
+    gguf.put("y", ARRAY, array(STRING, ["y" * 257, "y" * 256]))
+    data = gguf.build()
+    assert parse_header(data, len(data)).tensor_count == 2
+    gguf.put("z", ARRAY, array(STRING, ["y" * 257]))
+    assert reason_of(gguf.build()) == "gguf-array-too-long"
 
 
 # --- reading in pieces ------------------------------------------------------------------------------------------------
