@@ -8,21 +8,25 @@ import random
 import re
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from appliance.core.refusals import Reason, Refused
+from appliance.core.values import Message
 from appliance.gateway.surfaces.openai import decode_request
 from appliance.ipc.frames import FrameDecoder, FrameError, encode
-from appliance.ipc.messages import Cancel, FromRunner, Load, LoadFailed, Ready, Reset, ResetDone, ToRunner
+from appliance.ipc.messages import Cancel, FromRunner, Load, LoadFailed, Reset, ResetDone, ToRunner
+from appliance.runner.chat.template import ChatTemplate
+from appliance.runner.main import EXIT_LOAD_FAILED
 from appliance.sandbox import bpf, seccomp
 from appliance.sandbox.syscalls import X86_64
 from tests.support.appliance import TestAppliance, appliance
 from tests.support.bpf_machine import run, seccomp_data
 from tests.support.chain_model import chain_model
 from tests.support.live_runner import inner_pid, launched, load, within_limit
-from tests.support.runner_client import sandboxed_runner
+from tests.support.runner_client import TIMEOUT_SECONDS, sandboxed_runner
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may look into a non-dumpable process")
 SOUND_LOAD = Load(runner_id="r", context_tokens=256, slots=1, threads=1)
@@ -38,35 +42,140 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestAppliance]:
 # --- templates --------------------------------------------------------------------------------------------------------
 
 CANARY = "{canary}"
-TEMPLATES = (
-    "{% for c in [].__class__.__base__.__subclasses__() %}{% if c.__name__ == 'catch_warnings' %}"
-    "{{ c()._module.__builtins__['__import__']('os').system('touch {canary}') }}{% endif %}{% endfor %}",
-    "{{ self._TemplateReference__context.cycler.__init__.__globals__.os.popen('touch {canary}').read() }}",
-    "{{ lipsum.__globals__['os'].system('touch {canary}') }}",
-    "{{ (''|attr('__class__')|attr('__mro__')|last)|attr('__subclasses__')() }}",
-    "{{ '{0.__class__.__init__.__globals__[os]}'.format(raise_exception) }}",
-    "{{ raise_exception.__globals__['os'].system('touch {canary}') }}",
-    "{% include '{canary}' %}",
-    "{% for a in range(1000000000) %}{% endfor %}",
-    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "{% set ns = namespace(x='x') %}{% for a in range(24) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
-)
 PLAIN = "{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}"
+TEMPLATES = {
+    "subclasses of object": (
+        "{% for c in [].__class__.__base__.__subclasses__() %}{% if c.__name__ == 'catch_warnings' %}"
+        "{{ c()._module.__builtins__['__import__']('os').system('touch {canary}') }}{% endif %}{% endfor %}",
+        "SecurityError",
+    ),
+    "subclasses of a dict that it made": ("{{ dict(a=1).__class__.__base__.__subclasses__() }}", "SecurityError"),
+    "attr filter": (
+        "{{ (''|attr('__class__')|attr('__mro__')|last)|attr('__subclasses__')() }}",
+        "has no attribute '__subclasses__'",
+    ),
+    "attr filter with escaped underscores": ("{{ (''|attr('\\x5f\\x5fclass\\x5f\\x5f')).mro() }}", "SecurityError"),
+    "map filter that looks up": ("{{ messages | map(attribute='__class__.__mro__') | list }}", "SecurityError"),
+    "format": ("{{ '{0.__class__.__init__.__globals__[os]}'.format(raise_exception) }}", "SecurityError"),
+    "format_map": ("{{ '{x.__class__.__mro__[1]}'.format_map({'x': messages}) }}", "SecurityError"),
+    "format kept in a variable": (
+        "{% set f = '{0.__class__.__init__.__globals__}'.format %}{{ f(raise_exception) }}",
+        "SecurityError",
+    ),
+    "lipsum.__globals__": ("{{ lipsum.__globals__['os'].system('touch {canary}') }}", "'lipsum' is undefined"),
+    "cycler.__init__.__globals__": ("{{ cycler.__init__.__globals__.os }}", "SecurityError"),
+    "joiner.__init__.__globals__": ("{{ joiner.__init__.__globals__.os }}", "SecurityError"),
+    "self": (
+        "{{ self._TemplateReference__context.cycler.__init__.__globals__.os.popen('touch {canary}').read() }}",
+        "SecurityError",
+    ),
+    "globals of a function that it is given": (
+        "{{ raise_exception.__globals__['os'].system('touch {canary}') }}",
+        "SecurityError",
+    ),
+    "include": ("{% include '{canary}' %}", "no loader"),
+    "import": ("{% import '{canary}' as x %}", "no loader"),
+    "change of the messages": ("{{ messages.append(messages[0]) }}", "SecurityError"),
+    "range of 1e9": ("{% for a in range(1000000000) %}{% endfor %}", "OverflowError"),
+    "recursive macro": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+    "two macros in a cycle": (
+        "{% macro f(g) %}{{ g(f) }}{% endmacro %}{% macro h(g) %}{{ g(h) }}{% endmacro %}{{ f(h) }}",
+        "RecursionError",
+    ),
+    "loop over itself": ("{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}", "RecursionError"),
+    "value that holds itself": (
+        "{% set ns = namespace() %}{% set ns.me = [ns] %}{{ ns.me | tojson }}",
+        "not JSON serializable",
+    ),
+    "text that doubles": (
+        "{% set ns = namespace(x='x') %}{% for a in range(24) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
+        "more than 1000000 characters",
+    ),
+    "many small texts": (
+        "{% for a in range(50000) %}{% for b in range(2) %}xxxxxxxxxxxxxxxx{% endfor %}{% endfor %}",
+        "more than 1000000 characters",
+    ),
+}
 
 
-@pytest.mark.parametrize("source", TEMPLATES, ids=range(len(TEMPLATES)))
-def test_cve_2024_34359_and_2026_5760_template_of_a_model_gains_nothing(tmp_path: Path, source: str) -> None:
-    """In the real runner, from the model's own file: refused at load, refused for the request, or dead; no effect."""
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_cve_2024_34359_and_2026_5760_template_of_a_model_gains_nothing(tmp_path: Path, name: str) -> None:
+    """In the real runner, from the model's own file: not served, for the reason that is meant, and without effect."""
+    source, why = TEMPLATES[name]
     canary = tmp_path / "canary"
     model = chain_model("a b c", template=source.replace(CANARY, str(canary)) + PLAIN, dim=64)
-    try:
-        with sandboxed_runner(model, context_tokens=256, expect=Ready | LoadFailed) as runner:  # type: ignore[arg-type]
-            if isinstance(runner.first, Ready):
-                answer = runner.ask("hello", max_completion_tokens=4)
-                assert answer.refused is not None or (answer.end is not None and answer.end.completion_tokens <= 4)
-    except AssertionError as ended:
-        assert "closed its channel" in str(ended)
+    with sandboxed_runner(model, context_tokens=256, expect=LoadFailed) as runner:
+        assert runner.first.reason == "template-invalid"
+        assert why in runner.first.detail
+        assert not ADDRESS.search(runner.first.detail.encode())
+        assert runner.process.wait(TIMEOUT_SECONDS) == EXIT_LOAD_FAILED
     assert not canary.exists()
+
+
+def test_cve_2024_34359_template_that_waits_for_a_second_message_gains_nothing(tmp_path: Path) -> None:
+    """Sound with the one message that a load tries; then refused for the request, and the runner goes on."""
+    canary = tmp_path / "canary"
+    attack = TEMPLATES["subclasses of object"][0].replace(CANARY, str(canary))
+    model = chain_model("a b c", template="{% if messages|length > 1 %}" + attack + "{% endif %}" + PLAIN, dim=64)
+    with sandboxed_runner(model, context_tokens=256) as runner:
+        two = [Message(role="user", content="x"), Message(role="assistant", content="y")]
+        refused = runner.ask(two).refused
+        assert refused is not None and refused.reason == "field-invalid"
+        assert runner.ask("x").text == "a b c"
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ '{0.__globals__}'.format(raise_exception) }}",
+        "{{ '{x.__globals__}'.format_map({'x': raise_exception}) }}",
+        "{{ ('{0.__globals__}'|string).format(strftime_now) }}",
+        "{{ ''|attr('__class__') }}{{ messages|attr('__class__') }}",
+        "{{ '' | attr('format') | attr('__self__') }}",
+    ],
+)
+def test_cve_2024_34359_attribute_that_is_not_given_is_nothing(source: str) -> None:
+    parts = ChatTemplate(source + PLAIN, bos_text="", eos_text="").render((Message(role="user", content="hello"),))
+    assert "".join(part.text for part in parts) == "userhello"
+
+
+SPINNING = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+DEADLINES = "runner_silence_seconds = 5\n[models]\nload_timeout_seconds = 10\nmax_loaded = 3\n"
+
+
+@pytest.mark.slow
+def test_cve_2024_34359_template_that_never_ends_costs_its_own_runner_only(tmp_path: Path) -> None:
+    """At load and at a request: each ends at its deadline, with its process; the sound model answers meanwhile."""
+    models = {
+        "chain": chain_model(),
+        "at-load": chain_model("a b c", template=SPINNING + PLAIN, dim=64),
+        "at-request": chain_model(
+            "a b c", template="{% if messages|length > 1 %}" + SPINNING + "{% endif %}" + PLAIN, dim=64
+        ),
+    }
+    two = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}, {"role": "user", "content": "z"}]
+    (tmp_path / "a").mkdir()
+    with appliance(tmp_path / "a", models, DEADLINES) as one, ThreadPoolExecutor(2) as callers:
+        token = one.token()
+        assert one.chat(token, max_tokens=2).status == 200
+        assert one.chat(token, model="at-request", max_tokens=2).status == 200
+        body = {"model": "at-request", "messages": two}
+        asked = [
+            callers.submit(one.chat, token, model="at-load"),
+            callers.submit(one.request, "POST", "/v1/chat/completions", token=token, body=body),
+        ]
+        while not all(future.done() for future in asked):
+            assert one.chat(token, max_tokens=2).status == 200
+        answers = [future.result() for future in asked]
+        assert [answer.json()["error"]["code"] for answer in answers] == ["runner-unavailable", "runner-lost"]
+        one.wait_until(lambda: n_runners(one) == 1, "both runners have ended")
+        assert one.chat(token, max_tokens=2).status == 200
+
+
+def n_runners(one: TestAppliance) -> int:
+    tasks = Path(f"/proc/{one.pid_of('warden')}/task").iterdir()
+    return sum(len((task / "children").read_text().split()) for task in tasks)
 
 
 @pytest.mark.parametrize("field", ["chat_template", "chat_template_kwargs", "template", "prompt_template", "documents",

@@ -135,7 +135,7 @@ NOT_OK = {
     "runner-error": "failed while answering",
     "request-timeout": "killed at the deadline",
 }
-"""What a caller may be told of a mutant. Anything else (unverified, internal, busy, denied) would be a gateway's fault."""
+"""What a caller may be told of a mutant. Anything else (unverified, internal, busy) would be a gateway's fault."""
 
 
 def told(answer: Answer) -> str:
