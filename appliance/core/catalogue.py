@@ -34,7 +34,11 @@ _ModelName = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9._-]{0,63}(:[a-z0-9]
 
 
 class CatalogueEntry(Value, frozen=True, kw_only=True):
-    """One model that may be loaded, until its own expiry: these bytes, by this signer, sealed at least so well."""
+    """One model that may be loaded, until its own expiry: these bytes, by this signer, sealed at least so well.
+
+    ``chat_template_digest``: of the chat template in them, which is a program (CVE-2024-34359). ``digest`` pins it too;
+    this one says which template was looked at, and can be compared from model to model.
+    """
 
     name: _ModelName
     version: _Version
@@ -42,6 +46,7 @@ class CatalogueEntry(Value, frozen=True, kw_only=True):
     signer: Annotated[str, Meta(min_length=1, max_length=512)]
     minimum_seal: SealMode
     expires_at_seconds: _Seconds
+    chat_template_digest: Digest | None = None
 
 
 class Catalogue(Value, frozen=True, kw_only=True):
@@ -52,11 +57,14 @@ class Catalogue(Value, frozen=True, kw_only=True):
     models: Annotated[tuple[CatalogueEntry, ...], Meta(max_length=MAX_MODELS)]
 
     def permits(self, model: VerifiedModel, seal_mode: SealMode, *, now_seconds: int) -> None:
-        """As ``lists``, and sealed well enough."""
+        """As ``lists``, sealed well enough, and with the chat template that was looked at, where one is named."""
         signers = frozenset(signer.name for signer in (model.signer, *model.cosigners))
         entry = self.lists(model.name, model.digest, signers, now_seconds=now_seconds)
         if _STRENGTH[seal_mode] < _STRENGTH[entry.minimum_seal]:
             raise catalogue_refused("seal-too-weak", f"{model.name} needs {entry.minimum_seal}, not {seal_mode}")
+        template = model.facts.chat_template_digest
+        if entry.chat_template_digest not in {None, template}:
+            raise catalogue_refused("catalogue-template", f"{model.name} has the chat template {template}")
 
     def lists(self, name: str, digest: Digest, signers: frozenset[str], *, now_seconds: int) -> CatalogueEntry:
         """The entry of a model.

@@ -180,6 +180,7 @@ class GgufFacts(Value, frozen=True, kw_only=True):
     has_chat_template: bool
     header_bytes: int
     file_bytes: int
+    chat_template_digest: Digest | None = None
 
 
 class Signer(Value, frozen=True, kw_only=True):

@@ -12,12 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
+from appliance.core.catalogue import Catalogue, CatalogueEntry, decode_catalogue, encode_catalogue
+from appliance.core.gguf import parse_header
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import Message
+from appliance.core.values import Digest, Message
 from appliance.gateway.surfaces.openai import decode_request
 from appliance.ipc.frames import FrameDecoder, FrameError, encode
 from appliance.ipc.messages import Cancel, FromRunner, Load, LoadFailed, Reset, ResetDone, ToRunner
+from appliance.ipc.validation import Facts, decode_answer, encode_answer
 from appliance.runner.chat.template import ChatTemplate
 from appliance.runner.main import EXIT_LOAD_FAILED
 from appliance.sandbox import bpf, seccomp
@@ -25,7 +29,9 @@ from appliance.sandbox.syscalls import X86_64
 from tests.support.appliance import TestAppliance, appliance
 from tests.support.bpf_machine import run, seccomp_data
 from tests.support.chain_model import chain_model
+from tests.support.gguf_files import STRING, small_model
 from tests.support.live_runner import inner_pid, launched, load, within_limit
+from tests.support.made_values import model as made_model
 from tests.support.runner_client import TIMEOUT_SECONDS, sandboxed_runner
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may look into a non-dumpable process")
@@ -141,7 +147,15 @@ def test_cve_2024_34359_attribute_that_is_not_given_is_nothing(source: str) -> N
 
 
 SPINNING = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-DEADLINES = "runner_silence_seconds = 5\n[models]\nload_timeout_seconds = 10\nmax_loaded = 3\n"
+DEADLINES = """\
+runner_silence_seconds = 5
+[models]
+load_timeout_seconds = 10
+max_loaded = 3
+[limits]
+address_requests_per_minute = 100_000
+principal_requests_per_minute = 100_000
+"""
 
 
 @pytest.mark.slow
@@ -168,7 +182,8 @@ def test_cve_2024_34359_template_that_never_ends_costs_its_own_runner_only(tmp_p
         while not all(future.done() for future in asked):
             assert one.chat(token, max_tokens=2).status == 200
         answers = [future.result() for future in asked]
-        assert [answer.json()["error"]["code"] for answer in answers] == ["runner-unavailable", "runner-lost"]
+        assert [answer.status for answer in answers] == [503, 502]
+        assert answers[1].json()["error"]["code"] == "runner-lost"
         one.wait_until(lambda: n_runners(one) == 1, "both runners have ended")
         assert one.chat(token, max_tokens=2).status == 200
 
@@ -183,6 +198,47 @@ def n_runners(one: TestAppliance) -> int:
 def test_cve_2026_5760_template_in_a_request_is_refused(server: TestAppliance, field: str) -> None:
     answer = server.chat(server.token(), **{field: "{{ ''.__class__ }}"})
     assert (answer.status, answer.json()["error"]["code"]) == (400, "field-unknown")
+
+
+def test_cve_2024_34359_catalogue_names_the_template_that_may_be_run() -> None:
+    """Of the model's own file, as the validator reads it; another is refused although the rest is listed."""
+    entry = CatalogueEntry(
+        name="demo",
+        version=1,
+        digest=Digest.of(b"demo"),
+        signer="release",
+        minimum_seal="ro-store",
+        expires_at_seconds=2000,
+        chat_template_digest=Digest.of(PLAIN.encode()),
+    )
+    catalogue = decode_catalogue(encode_catalogue(Catalogue(version=1, expires_at_seconds=2000, models=(entry,))))
+
+    def permit(template: str | None) -> None:
+        gguf = small_model()
+        gguf.drop("tokenizer.chat_template")
+        if template is not None:
+            gguf.set("tokenizer.chat_template", STRING, template)
+        data = gguf.build()
+        facts = decode_answer(encode_answer(Facts(facts=parse_header(data, len(data))))).facts  # type: ignore[union-attr]
+        catalogue.permits(structs.replace(made_model(), facts=facts), "sealed-memfd", now_seconds=1000)
+
+    permit(PLAIN)
+    for other in (None, "", PLAIN + " ", TEMPLATES["format"][0] + PLAIN):
+        with pytest.raises(Refused) as caught:
+            permit(other)
+        assert caught.value.reason is Reason.MODEL_NOT_VERIFIED
+        assert caught.value.detail.startswith("catalogue-template")
+
+
+def test_catalogue_that_names_no_template_trusts_the_digest_of_the_model() -> None:
+    digest = Digest.of(b"demo")
+    entry = CatalogueEntry(
+        name="demo", version=1, digest=digest, signer="release", minimum_seal="ro-store", expires_at_seconds=2000
+    )
+    catalogue = Catalogue(version=1, expires_at_seconds=2000, models=(entry,))
+    catalogue.permits(made_model(), "sealed-memfd", now_seconds=1000)
+    with pytest.raises(Refused, match="catalogue-digest"):
+        catalogue.permits(made_model(digest=Digest.of(b"other")), "sealed-memfd", now_seconds=1000)
 
 
 # --- numbers and grammars ---------------------------------------------------------------------------------------------
