@@ -9,6 +9,8 @@ read from the file (it is in the page cache), and whatever is made at first use 
 imports) is not in the verdict and has a column of its own; so has the whole process that the appliance starts for it:
 start, sandbox, verdict, answer. Texts are made up; their counts and lengths are those of the models named.
 
+The largest header is at the bar, or a fifth above where others share the core and its caches: ``core.gguf`` says why.
+
 Usage: python bench/headers.py [--quick]
 """
 
