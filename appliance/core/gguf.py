@@ -12,8 +12,8 @@ and their families.
 The bound: work and memory are linear in the header. A string in an array costs 0.04 us, a token 0.25 us more: its bytes
 become an object that is hashed, because two equal tokens abort the engine. So a verdict takes under 100 ms of CPU on a
 core of a 2020s server up to 260,000 tokens, or 200,000 with 450,000 merges; the largest known header (262,144 tokens,
-514,906 merges, 14 MB) takes 100 to 120 ms. A header at all caps at once, 16,384 tensors and 4096 keys too, takes half as
-long again. Memory rises by less than 64 MiB, the bytes included. ``bench/headers.py`` measures it.
+514,906 merges, 14 MB) takes 100 to 120 ms. A header at all caps at once, 16,384 tensors and 4096 keys too, takes half
+as long again. Memory rises by less than 64 MiB, the bytes included. ``bench/headers.py`` measures it.
 """
 
 import re
