@@ -241,6 +241,44 @@ def test_catalogue_that_names_no_template_trusts_the_digest_of_the_model() -> No
         catalogue.permits(made_model(digest=Digest.of(b"other")), "sealed-memfd", now_seconds=1000)
 
 
+# --- what the gateway holds in memory ---------------------------------------------------------------------------------
+
+
+def test_cve_2026_7482_what_one_caller_wrote_is_in_no_other_answer_and_in_no_file(server: TestAppliance) -> None:
+    """Bleeding Llama pushed heap memory into a stored model. A canary passes through every part that holds requests.
+
+    (A refusal's record names an unknown field or model, on purpose; what stands in a field is in no record.)
+    """
+    canary = f"canary-{os.urandom(16).hex()}"
+    mine = server.token("carol")
+    for fields in ({}, {"stream": True}):
+        assert server.chat(mine, canary, max_tokens=4, **fields).status == 200
+    server.chat(canary, "hello")
+    server.request("POST", "/v1/chat/completions", token=mine, body={"unknown": canary})
+    server.request("GET", f"/{canary}", token=mine)
+
+    others = server.token("mallory")
+    body = {"model": "chain", "messages": [{"role": "user", "content": 7}]}
+    answers = [
+        server.chat(others, max_tokens=64),
+        server.chat(others, max_tokens=64, stream=True),
+        server.chat(others, "x" * 4096, max_tokens=4),
+        server.chat(others, model="absent"),
+        server.chat(None),
+        server.chat("x" * 200),
+        server.request("GET", "/v1/models", token=others),
+        server.request("POST", "/v1/chat/completions", token=others, body=body),
+        server.request("POST", "/v1/chat/completions", token=others, body=b"{" * 1000),
+        server.request("GET", "/absent", token=others),
+    ]
+    for answer in answers:
+        assert canary.encode() not in answer.body
+        assert canary not in str(answer.headers)
+    files = [path for path in server.directory.rglob("*") if path.is_file()]
+    assert server.blob_of("chain") in files
+    assert [path for path in files if canary.encode() in path.read_bytes()] == []
+
+
 # --- numbers and grammars ---------------------------------------------------------------------------------------------
 
 NUMBERS = (

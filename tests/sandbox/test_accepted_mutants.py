@@ -102,8 +102,8 @@ async def _death(runner: LaunchedRunner) -> tuple[str, str]:
 
 
 def chosen(request: pytest.FixtureRequest, usual: int) -> tuple[int, int]:
-    """How many mutants, and their seed."""
-    return request.config.getoption("--mutants") or usual, request.config.getoption("--mutant-seed")
+    """How many mutants, and their seed. The options exist only when the path of these tests is given."""
+    return request.config.getoption("--mutants", 0) or usual, request.config.getoption("--mutant-seed", 1)
 
 
 @pytest.mark.slow
