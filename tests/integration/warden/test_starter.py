@@ -45,7 +45,7 @@ SLEEPER = ("/bin/sh", "-c", "exec sleep 600")
 ENDS = ("/bin/sh", "-c", "exit 7")
 DEAF = "import os, signal, sys; signal.signal(15, signal.SIG_IGN); os.write(int(sys.argv[2]), b'x'); signal.pause()"
 NAYSAYER = ("/bin/sh", "-c", """printf '{"type":"invalid","reason":"gguf-x","detail":""}'""")
-RUNNER = StartRunner(runner_id="test")
+RUNNER = StartRunner(runner_id="test", memory_bytes=2**31)
 DECODER = FrameDecoder[FromLine](FromLine)
 
 
@@ -369,8 +369,10 @@ BREACHES: dict[str, tuple[msgspec.Struct | bytes, tuple[str, ...]]] = {
     "an unknown order": (msgspec.msgpack.encode({"type": "StartShell"}), AGREED),
     "a command": (msgspec.msgpack.encode({"type": "StartRunner", "runner_id": "x", "command": ["sh"]}), AGREED),
     "another process's word": (End(), AGREED),
-    "a path for an id": (StartRunner(runner_id="../../x"), AGREED),
-    "a long id": (StartRunner(runner_id="x" * 65), AGREED),
+    "a path for an id": (StartRunner(runner_id="../../x", memory_bytes=2**31), AGREED),
+    "a long id": (StartRunner(runner_id="x" * 65, memory_bytes=2**31), AGREED),
+    "no memory": (StartRunner(runner_id="x", memory_bytes=0), AGREED),
+    "all memory": (StartRunner(runner_id="x", memory_bytes=2**63), AGREED),
     "a frame that is cut": (b"\x81" + bytes(2 * MAX_WORD_BYTES), AGREED),
     "nothing with it": (RUNNER, ()),
     "a line only": (RUNNER, ("line",)),
