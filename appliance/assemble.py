@@ -59,6 +59,8 @@ from appliance.warden.validate import SandboxedValidator
 KEYS_WAIT_SECONDS: Final = 30.0
 RESERVATION_SLACK_SECONDS: Final = 300
 REQUEST_SLACK_SECONDS: Final = 60
+LOAD_SLACK_SECONDS: Final = 5
+"""The warden's own limit comes first, so that a slow load is told as what it is."""
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +95,7 @@ async def gateway(config: Settings) -> None:
     notary = _notary_client(config, "gateway")
     warden = WardenClient(
         config.warden_socket,
-        load_timeout_seconds=config.models.load_timeout_seconds,
+        load_timeout_seconds=config.models.load_timeout_seconds + LOAD_SLACK_SECONDS,
         silence_seconds=config.gateway.runner_silence_seconds,
         server_uids=frozenset({0, _uid(config.users.warden)}),
     )

@@ -40,10 +40,11 @@ def starter_of(
     validator: tuple[str, ...] = VALIDATOR_COMMAND,
     allow_degraded: frozenset[str] = frozenset(),
     groups: Path | None = None,
+    before: str = "",
 ) -> Starter:
-    """A real starter, with other programs where the runner and the validator should be."""
+    """A real starter, with other programs where the runner and the validator should be, and ``before`` run first."""
     program = (
-        "import sys; from appliance.warden import commands, starter; "
+        f"{before}\nimport sys; from appliance.warden import commands, starter; "
         f"commands.RUNNER_COMMAND = {runner!r}; commands.VALIDATOR_COMMAND = {validator!r}; starter.main(sys.argv[1:])"
     )
     return Starter(allow_degraded=allow_degraded, groups=groups, command=(sys.executable, "-I", "-B", "-c", program))

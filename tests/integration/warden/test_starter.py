@@ -33,6 +33,7 @@ from appliance.ipc.starting import (
     StartValidator,
 )
 from appliance.warden import launch_spawn
+from appliance.warden.cgroups import NotDelegated, RunnerGroups, own_path
 from appliance.warden.launch_spawn import LaunchedRunner, SpawnLauncher
 from appliance.warden.starter import EXIT_BREACH, MAX_PROCESSES
 from appliance.warden.starter_client import Starter
@@ -301,6 +302,63 @@ def test_starter_does_not_outlive_a_killed_warden() -> None:
     os.close(starter)
 
 
+# --- control groups --------------------------------------------------------------------------------------------------
+
+GROUP_WITHOUT_LIMITS = """
+import os
+from appliance.core.refusals import Fault
+from appliance.warden.cgroups import RunnerGroup, RunnerGroups
+def make(self, runner_id, memory_bytes):
+    path = self.base / f"runner-{runner_id}"
+    try:
+        path.mkdir()
+    except OSError as error:
+        raise Fault(f"no control group for runner {runner_id}: {error}") from error
+    return RunnerGroup(path, os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+RunnerGroups.make = make
+"""
+"""Most hosts delegate no controllers, but any cgroup v2 has groups."""
+
+
+@pytest.fixture
+def groups() -> Iterator[RunnerGroups]:
+    try:
+        path, _ = own_path(Path("/proc/self/cgroup").read_text(), Path("/proc/self/mountinfo").read_text())
+        path = path / f"paddock-starter-{os.getpid()}"
+        path.mkdir()
+    except (NotDelegated, OSError) as error:
+        pytest.skip(f"no cgroup v2 to write to: {error}")
+    yield RunnerGroups(path)
+    path.rmdir()
+
+
+def test_runner_is_in_its_group_before_it_is_one_and_the_group_goes_with_it(groups: RunnerGroups) -> None:
+    group = groups.base / "runner-test"
+    with starter_of(runner=SLEEPER, validator=NAYSAYER, groups=groups.base, before=GROUP_WITHOUT_LIMITS) as starter:
+        with sleeper(starter) as (order, pidfd), descriptors() as fds:
+            (child,) = children(starter.pid)
+            assert (group / "cgroup.procs").read_text().split() == [str(child)]
+            with Order(starter, RUNNER, [fds["channel"], fds["pipe"], LINE]) as again:
+                failed = again.hear()
+            assert isinstance(failed, Failed)
+            assert "no control group" in failed.detail
+            order.line.send(encode(End()))
+            assert isinstance(order.hear(), Ended)
+            assert ends(pidfd)
+            assert not group.exists()
+        assert judge(starter) == "gguf-x"  # a validator needs none
+
+
+def test_runner_that_cannot_be_started_leaves_no_group(groups: RunnerGroups) -> None:
+    with (
+        starter_of(runner=("/nowhere",), groups=groups.base, before=GROUP_WITHOUT_LIMITS) as starter,
+        descriptors() as fds,
+        Order(starter, RUNNER, [fds["channel"], fds["pipe"], LINE]) as order,
+    ):
+        assert isinstance(order.hear(), Failed)
+    assert [path.name for path in groups.base.iterdir() if path.is_dir()] == []
+
+
 # --- many ------------------------------------------------------------------------------------------------------------
 
 
@@ -367,7 +425,10 @@ AGREED = ("channel", "pipe", "line")
 BREACHES: dict[str, tuple[msgspec.Struct | bytes, tuple[str, ...]]] = {
     "not msgpack": (b"\xc1 hello", AGREED),
     "an unknown order": (msgspec.msgpack.encode({"type": "StartShell"}), AGREED),
-    "a command": (msgspec.msgpack.encode({"type": "StartRunner", "runner_id": "x", "command": ["sh"]}), AGREED),
+    "a command": (
+        msgspec.msgpack.encode({"type": "StartRunner", "runner_id": "x", "memory_bytes": 2**31, "command": ["sh"]}),
+        AGREED,
+    ),
     "another process's word": (End(), AGREED),
     "a path for an id": (StartRunner(runner_id="../../x", memory_bytes=2**31), AGREED),
     "a long id": (StartRunner(runner_id="x" * 65, memory_bytes=2**31), AGREED),
