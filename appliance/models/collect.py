@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from typing import Final, Literal
 
 from appliance.core.refusals import Refused
-from appliance.core.values import Value
+from appliance.core.values import Digest, Value
 from appliance.models.files import (
     PARTIAL_SUFFIX,
     PARTIALS_DIRECTORY,
@@ -35,8 +35,6 @@ from appliance.sandbox.openat2 import open_beneath
 
 PARTIALS_KEPT_SECONDS: Final = 7 * 24 * 3600
 
-_HEX = re.compile(r"[0-9a-f]{64}")
-_PARTIAL = re.compile(_HEX.pattern + re.escape(PARTIAL_SUFFIX))
 _TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + r"[0-9a-f]{16}")
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -69,6 +67,18 @@ class Collection(Value, frozen=True, kw_only=True):
     left: tuple[str, ...]
 
 
+def _is_digest(name: str) -> bool:
+    try:
+        Digest(hex=name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_partial(name: str) -> bool:
+    return name.endswith(PARTIAL_SUFFIX) and _is_digest(name.removesuffix(PARTIAL_SUFFIX))
+
+
 def collect(root: int, pointers: Pointers, *, now_seconds: int, dry_run: bool) -> Collection:
     """Looks through a whole store, whose writer lock is held. Raises ``Fault`` or ``OSError``; some is then deleted."""
     sweep = _Sweep(now_seconds=now_seconds, dry_run=dry_run)
@@ -83,7 +93,7 @@ def collect(root: int, pointers: Pointers, *, now_seconds: int, dry_run: bool) -
 def _places(pointers: Pointers) -> dict[str, Judge]:
     def content(wanted: frozenset[str]) -> Judge:
         def judge(name: str) -> Kind:
-            if not _HEX.fullmatch(name):
+            if not _is_digest(name):
                 return _temporary_or_foreign(name)
             if name in wanted:
                 return "needed"
@@ -102,7 +112,7 @@ def _places(pointers: Pointers) -> dict[str, Judge]:
         "catalogue": only("seen.json"),
         "blobs/sha256": content(pointers.blobs),
         "bundles/sha256": content(pointers.bundles),
-        PARTIALS_DIRECTORY: lambda name: "partial" if _PARTIAL.fullmatch(name) else "foreign",
+        PARTIALS_DIRECTORY: lambda name: "partial" if _is_partial(name) else "foreign",
     }
 
 

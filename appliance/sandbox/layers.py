@@ -329,11 +329,12 @@ _MNT_DETACH: Final = 2
 
 
 def empty_root() -> None:
-    """An empty folder of a read-only tmpfs becomes the root; the host's tree is detached from this mount namespace.
+    """An empty read-only tmpfs becomes the root; the host's tree is detached from this mount namespace.
 
     It is mounted over ``/proc`` only because every host has that folder; it moves to ``/`` at once (pivot_root(2)).
-    The root is a folder of it, and not the tmpfs itself, because the kernel makes no user namespace for a process that
-    is chrooted (EPERM, user_namespaces(7)): a new one would bring back capabilities over whatever it contains.
+    Where it can, the root is an empty folder of it and not the tmpfs itself, because the kernel makes no user namespace
+    for a process that is chrooted (EPERM, user_namespaces(7)): a new one would bring back capabilities over whatever it
+    contains. A container's filter may forbid that one call (Podman's does without CAP_SYS_CHROOT).
     """
     flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
     mount = X86_64["mount"]
@@ -343,12 +344,23 @@ def empty_root() -> None:
     libc.syscall(X86_64["pivot_root"], b".", b".")
     libc.syscall(X86_64["umount2"], b".", _MNT_DETACH)
     os.chdir("/")
-    Path("/nothing").mkdir(0o555)
+    folder = "/nothing" if _may_chroot() else "/"
+    if folder != "/":
+        Path(folder).mkdir(0o555)
     libc.syscall(mount, b"none", b"/", None, _MS_REMOUNT | _MS_RDONLY | flags, None)
-    os.chroot("/nothing")
-    os.chdir("/")
+    if folder != "/":
+        os.chroot(folder)
+        os.chdir("/")
     if any(Path("/").iterdir()):
         raise OSError("the new root is not empty")
+
+
+def _may_chroot() -> bool:
+    try:
+        os.chroot("/")  # changes nothing
+    except PermissionError:
+        return False
+    return True
 
 
 def _no_mount_namespace() -> None:

@@ -23,6 +23,7 @@ from appliance import settings
 from appliance.core.gguf import GgufInvalid
 from appliance.runner.main import ENVIRONMENT
 from appliance.warden.commands import RUNNER_COMMAND, STARTER_COMMAND, VALIDATOR_COMMAND
+from appliance.warden.starter_client import Starter
 from appliance.warden.validate import SandboxedValidator
 from tests.support.gguf_files import small_model_bytes
 from tests.support.live_runner import launched, receive, within_limit
@@ -85,8 +86,8 @@ def test_litellm_1_82_8_planted_start_up_files_do_not_run_in_a_runner(trap: Trap
 def test_litellm_1_82_8_planted_start_up_files_do_not_run_in_a_validator(trap: Trap) -> None:
     fd = memory_file(small_model_bytes()[:-1])
     try:
-        with pytest.raises(GgufInvalid):
-            SandboxedValidator()(fd)
+        with Starter() as starter, pytest.raises(GgufInvalid):
+            SandboxedValidator(starter)(fd)
     finally:
         os.close(fd)
     assert not trap.canary.exists()

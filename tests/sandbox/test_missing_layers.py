@@ -30,6 +30,11 @@ def syscall(number, *arguments):
         raise OSError(errno.EINVAL, "Invalid argument")
     return real(number, *arguments)
 libc.syscall = syscall
+def chroot(path):
+    if "chroot" in lacking:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+    return real_chroot(path)
+real_chroot, os.chroot = os.chroot, chroot
 main.main(sys.argv[1:])
 """
 NAMESPACES = frozenset(name for name in layers.LAYERS if name.endswith("-namespace"))
@@ -72,6 +77,18 @@ def test_named_layer_may_be_missing_and_is_reported() -> None:
             assert isinstance(fenced, Fenced)
             assert fenced.degraded == ("mdwe",)
             assert set(fenced.layers) == set(layers.LAYERS) - {"mdwe", layers.SECCOMP_STAGE_1, layers.SECCOMP_STAGE_2}
+            assert isinstance(await hand_over(runner), Ready)
+
+    within_limit(scenario)
+
+
+def test_container_that_forbids_chroot_still_has_an_empty_root() -> None:
+    async def scenario() -> None:
+        async with launched(command=poorer("chroot")) as runner:
+            fenced = await receive(runner)
+            assert isinstance(fenced, Fenced)
+            assert layers.EMPTY_ROOT in fenced.layers
+            assert fenced.degraded == ()
             assert isinstance(await hand_over(runner), Ready)
 
     within_limit(scenario)

@@ -143,7 +143,7 @@ def test_configured_verity_is_never_replaced_by_a_weaker_seal(desk: Desk) -> Non
     """On a host or for a model without fs-verity; one that has it is in ``tests/integration/models``."""
     desk.load("acme")
     config = parse({"state_dir": str(desk.config.state_dir), "models": {"seal_mode": "verity"}})
-    store = TrustingStore(config)
+    store = TrustingStore(config, desk.starter)
     assert store.reference("demo").name == "demo"
     assert code_of(lambda: store.open_verified("demo")) in {"seal-mode-unsupported", "verity-missing"}
 

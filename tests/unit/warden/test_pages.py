@@ -74,7 +74,9 @@ def test_status_of_many_models_is_whole(
     config: Settings, monkeypatch: pytest.MonkeyPatch, make: type, count: int
 ) -> None:
     models = tuple(make(number) for number in range(count))
-    loaded = tuple(LoadedModel(model=one, runner=runner_facts(one, "r" * 64)) for one in models[-30:])
+    loaded = tuple(
+        LoadedModel(model=one, runner=runner_facts(one, "r" * 64), memory_limit_bytes=2**46) for one in models[-30:]
+    )
     asked = 0
 
     def ask(_path: object, question: AskStatus, _answers: object, *, who: str) -> WardenStatus:
