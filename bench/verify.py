@@ -96,11 +96,13 @@ def one_round(path: Path, n_bytes: int, seconds: int, with_verity: bool) -> dict
     receipts = verity.Receipts()
 
     def seal() -> int:
+        sealed.append(sealed_copy(file))
+        return sealed[-1]
+
+    def let_go() -> None:
         """One copy at a time: memory that the machine has never used before costs several times as much."""
         while sealed:
             os.close(sealed.pop())
-        sealed.append(sealed_copy(file))
-        return sealed[-1]
 
     def load_under_verity() -> None:
         receipts.observe(file, [UNSIGNED], Wholes())
@@ -112,14 +114,16 @@ def one_round(path: Path, n_bytes: int, seconds: int, with_verity: bool) -> dict
             found["verity, first load"] = measured(load_under_verity, n_bytes)
             found[LATER] = measured(load_under_verity, n_bytes)
         found["sealed-memfd"] = measured(lambda: observe(seal()), n_bytes)
+        let_go()
         found[COPY] = measured(seal, n_bytes)
         found[HASH] = measured(lambda: observe(sealed[-1]), n_bytes)
+        let_go()
         found["sealed-memfd, shards on 2 cores"] = measured(
             lambda: hash_shards(seal(), "sha256", n_bytes // SHARDS, n_bytes, threads=2), n_bytes
         )
     finally:
-        for fd in (file, *sealed):
-            os.close(fd)
+        let_go()
+        os.close(file)
     return found
 
 
