@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta, field
 
 from appliance.core import strict_json
-from appliance.core.catalogue_root import Root
+from appliance.core.catalogue_root import SeenRoot
 from appliance.core.codec import canonical_json, dec_hook
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Digest, SealMode, Value, VerifiedModel, seals_at_least
@@ -95,9 +95,9 @@ class Seen(Value, frozen=True, kw_only=True):
     version: int
     payload_digest: Digest
     models: dict[str, int]
-    roots: dict[str, Root] = field(default_factory=dict)
+    roots: dict[str, SeenRoot] = field(default_factory=dict)
 
-    def with_root(self, anchor: Digest, root: Root) -> "Seen":
+    def with_root(self, anchor: Digest, root: SeenRoot) -> "Seen":
         return Seen(
             version=self.version,
             payload_digest=self.payload_digest,

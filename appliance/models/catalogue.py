@@ -5,7 +5,8 @@
     trust/catalogue.json            a DSSE envelope, signed by as many of the keys in force as are required
     trust/catalogue-keys/<who>.pem  the operator's keys, from which those in force follow (``models.roots``); while this
                                     directory exists, so must the catalogue
-    models/catalogue/seen.json      what was accepted last (``core.catalogue.Seen``)
+    models/catalogue/seen.json      what was accepted last (``core.catalogue.Seen``): versions and digests, by which a
+                                    catalogue or a root is refused, and never accepted
 
 Trusts: the operator's trust directory; for rollback alone, whoever can write the store's root (the warden).
 Promises: ``current`` returns a catalogue that is signed, not expired and not older than any it returned before, with
@@ -32,7 +33,7 @@ from appliance.core.catalogue import (
     catalogue_refused,
     decode_catalogue,
 )
-from appliance.core.catalogue_root import ROOT_TYPE, Root, decode_root
+from appliance.core.catalogue_root import ROOT_TYPE, Root, SeenRoot, decode_root
 from appliance.core.codec import canonical_json, json_decoder
 from appliance.core.refusals import Fault, Refused
 from appliance.models.certificates import DenyList
@@ -105,8 +106,8 @@ class CatalogueKeeper:
             denied = load_deny_list(self._trust)
             required = load_policy_file(self._trust).required_catalogue_signers
             keys = keys_in_force(self._trust, seen.roots, denied, required=required)
-            if keys.root is not None and keys.root != seen.roots.get(keys.anchor.hex):
-                seen = seen.with_root(keys.anchor, keys.root)
+            if keys.root is not None and SeenRoot.of(keys.root) != seen.roots.get(keys.anchor.hex):
+                seen = seen.with_root(keys.anchor, SeenRoot.of(keys.root))
                 _write_seen(directory, seen)  # whatever becomes of the catalogue, no earlier root counts again
             keys.check_not_expired(now_seconds)
             payload = verify_catalogue(self._unverified(), keys.keys, denied, required=keys.required)

@@ -59,6 +59,7 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.trust, self.store = folder / "trust", folder / "models"
         self.keys, self.roots = self.trust / "catalogue-keys", self.trust / "catalogue-roots"
+        self.seen = self.store / "catalogue" / "seen.json"
         for directory in (self.trust, self.store, self.keys, self.roots):
             directory.mkdir(mode=0o700, parents=True)
         self.trusts(A)
@@ -243,31 +244,70 @@ def moved(place: Place) -> Place:
 
 @pytest.mark.parametrize("key", [A, B], ids="AB")
 def test_replaced_key_signs_no_catalogue_whatever_becomes_of_the_files(moved: Place, key: Key) -> None:
+    kept = {path: path.read_bytes() for path in moved.roots.iterdir()}
     for forget in (None, 2, 1):
         if forget is not None:
             (moved.roots / f"{forget}.json").unlink()
         for keys in ((key,), (key, C)):
             moved.publish(*keys, version=8)
-            assert code_of(moved.current) == "signer-unknown"
+            assert code_of(moved.current) == ("signer-unknown" if forget is None else "root-rollback")
     moved.roots.rmdir()
-    moved.publish(key, version=8)
-    assert code_of(moved.current) == "signer-unknown"
-    moved.publish(C, version=8)
+    for one in (key, C):
+        moved.publish(one, version=8)
+        assert code_of(moved.current) == "root-rollback"
+    moved.roots.mkdir(mode=0o700)
+    for path, made in kept.items():
+        path.write_bytes(made)
     assert moved.current() == (8, 2)
+
+
+def test_what_is_remembered_puts_no_key_in_force(moved: Place) -> None:
+    """The warden may write it; with the operator's files as they are, the most it does is to refuse."""
+    text = json.loads(moved.seen.read_bytes())
+    (anchor,) = text["roots"]
+    strangers = json.loads(encode_root(root(2, E)))
+    for planted in (
+        {"version": 2, "digest": str(Digest.of(encode_root(root(2, E))))},
+        {"version": 3, "digest": str(Digest.of(encode_root(root(3, E))))},
+        strangers,
+        strangers | {"digest": text["roots"][anchor]["digest"]},
+    ):
+        moved.seen.unlink()
+        moved.seen.write_text(json.dumps(text | {"roots": {anchor: planted}}))
+        moved.seen.chmod(0o444)
+        for key in (E, A, B, C):
+            moved.publish(key, version=9)
+            with pytest.raises((Refused, Fault)):
+                moved.current()
+    moved.seen.unlink()
+    moved.publish(E, version=9)
+    assert code_of(moved.current) == "signer-unknown"
 
 
 @pytest.mark.parametrize("by", [(A, E), (B, E)], ids=["the operator's first", "the last but one"])
 def test_replaced_key_hands_over_to_nobody(moved: Place, by: tuple[Key, ...]) -> None:
     """A thief of an old key makes the next root, or another one in place of an old."""
     moved.publish(E, version=8)
-    for version in (1, 2):
+    kept = {version: (moved.roots / f"{version}.json").read_bytes() for version in (1, 2)}
+    for version in (1, 2, 3):
         moved.put(version, hand_over(version, to=(E,), by=by))
-        assert code_of(moved.current) == "signer-unknown"
-    moved.put(3, hand_over(3, to=(E,), by=by))
-    assert code_of(moved.current) == "signer-unknown"
-    (moved.roots / "3.json").unlink()
+        assert code_of(moved.current) in {"signer-unknown", "root-equivocation"}
+        (moved.roots / f"{version}.json").unlink()
+        if version in kept:
+            moved.put(version, kept[version])
     moved.publish(C, version=8)
     assert moved.current() == (8, 2)
+
+
+def test_another_succession_that_is_as_well_signed_is_refused(moved: Place) -> None:
+    """Thieves of the operator's first key make one of their own, as long as the one that was seen, and longer."""
+    moved.put(1, hand_over(1, to=(E,), by=(A, E)))
+    moved.publish(E, version=8)
+    (moved.roots / "2.json").unlink()
+    assert code_of(moved.current) == "root-rollback"
+    for version in (2, 3):
+        moved.put(version, hand_over(version, to=(E,), by=(E,)))
+        assert code_of(moved.current) == "root-equivocation"
 
 
 def test_step_that_was_taken_is_not_taken_again_under_another_number(moved: Place) -> None:
@@ -282,7 +322,7 @@ def test_root_is_remembered_even_where_the_catalogue_is_refused(place: Place) ->
     assert code_of(place.current) == "signer-unknown"
     (place.roots / "1.json").unlink()
     place.publish(A, version=2)
-    assert code_of(place.current) == "signer-unknown"
+    assert code_of(place.current) == "root-rollback"
 
 
 @pytest.mark.parametrize("step", ["fsync", "rename", "write", "fchmod"])
@@ -382,6 +422,7 @@ def test_other_keys_of_the_operator_begin_anew(moved: Place) -> None:
 
 
 def test_operators_former_keys_come_back_to_where_they_had_handed_over(moved: Place) -> None:
+    kept = {version: (moved.roots / f"{version}.json").read_bytes() for version in (1, 2)}
     for path in moved.roots.iterdir():
         path.unlink()
     moved.trusts(E)
@@ -389,6 +430,9 @@ def test_operators_former_keys_come_back_to_where_they_had_handed_over(moved: Pl
     assert moved.current() == (8, 0)
     moved.trusts(A)
     moved.publish(A, version=9)
+    assert code_of(moved.current) == "root-rollback"
+    for version, made in kept.items():
+        moved.put(version, made)
     assert code_of(moved.current) == "signer-unknown"
     moved.publish(C, version=9)
     assert moved.current() == (9, 2)
