@@ -44,6 +44,7 @@ from appliance.models.roots import KEYS_DIRECTORY, keys_in_force
 from appliance.models.trust import load_deny_list, load_policy_file
 
 CATALOGUE_FILE: Final = "catalogue.json"
+IGNORED: Final = "trust/catalogue.json is ignored, since there is no trust/catalogue-keys to say who may sign it"
 _SEEN_FILE: Final = "seen.json"
 _MAX_SEEN_BYTES: Final = 4 * 1024 * 1024
 
@@ -116,6 +117,10 @@ class CatalogueKeeper:
                 _write_seen(directory, now_seen)
             return catalogue, keys.root
 
+    def is_ignored(self) -> bool:
+        """Whether a catalogue lies there that, for want of keys, restricts nothing."""
+        return (self._trust / CATALOGUE_FILE).exists() and not (self._trust / KEYS_DIRECTORY).exists()
+
     def _unverified(self) -> bytes:
         unverified = read_trust_file(self._trust, CATALOGUE_FILE)
         if unverified is None:
@@ -150,8 +155,11 @@ def _read_seen(directory: int) -> Seen:
 
 
 def _write_seen(directory: int, seen: Seen) -> None:
+    encoded = canonical_json(seen)
+    if len(encoded) > _MAX_SEEN_BYTES:  # what cannot be read again is not written
+        raise Fault(f"catalogue/seen.json would have more than {_MAX_SEEN_BYTES} bytes")
     with Incoming(directory, named=True) as incoming:
-        write_all(incoming.fd, canonical_json(seen))
+        write_all(incoming.fd, encoded)
         incoming.make_durable()
         incoming.rename(_SEEN_FILE)
     os.fsync(directory)

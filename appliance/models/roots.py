@@ -32,7 +32,7 @@ from appliance.core.refusals import Fault
 from appliance.core.values import Digest, Signer
 from appliance.models.certificates import DenyList
 from appliance.models.envelope import parse_envelope, sign, verified_signers
-from appliance.models.keys import TrustedKeys, read_pems, read_trust_file
+from appliance.models.keys import TrustedKeys, load_public_key, public_pem, read_pems, read_trust_file
 
 KEYS_DIRECTORY: Final = "catalogue-keys"
 ROOTS_DIRECTORY: Final = "catalogue-roots"
@@ -92,7 +92,12 @@ def _handed_over(held: KeysInForce, root: Root, required: int) -> KeysInForce:
 
 
 def _keys_of(root: Root) -> TrustedKeys:
+    """A key stands there as it would be written anew, with nothing beside it: a root is published, and a PEM file may
+    hold a private key as well."""
     try:
+        for key in root.keys:
+            if public_pem(load_public_key(key.name, key.pem.encode())) != key.pem.encode():
+                raise root_refused("root-malformed", f"the key of {key.name} is not the plain PEM of a public key")
         return TrustedKeys({key.name: key.pem.encode() for key in root.keys})
     except Fault as fault:
         raise root_refused("root-malformed", fault.detail) from None

@@ -2,7 +2,7 @@
 
 import json
 import os
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -449,7 +449,7 @@ def test_keys_that_are_gone_do_not_turn_the_catalogue_off_after_a_handing_over(m
 def test_roots_that_others_can_write_are_a_fault(moved: Place, spoil: str) -> None:
     moved.put(3, hand_over(3, to=(D,), by=(C, D)))
     (moved.roots if spoil == "directory" else moved.roots / "3.json").chmod(0o777)
-    with pytest.raises(Fault, match="writable"):
+    with pytest.raises(Fault, match=r"can be written by .*: chmod go-w /"):
         moved.current()
 
 
@@ -463,9 +463,6 @@ def test_keys_are_handed_over_on_the_command_line(place: Place, capsys: pytest.C
     for name, key in (("a", A), ("b", B)):
         (folder / f"{name}.key").write_bytes(private_pem(key))
         (folder / f"{name}.pem").write_bytes(public_pem(key.public_key()))
-
-    def paddock(*words: object) -> int:
-        return main(["models", "catalogue", *map(str, words)])
 
     half, whole = folder / "half.json", place.roots / "1.json"
     assert paddock("root", half, "--version", 1, "--trust", folder / "b.pem", "--key", folder / "a.key") == 0
@@ -481,6 +478,46 @@ def test_keys_are_handed_over_on_the_command_line(place: Place, capsys: pytest.C
     assert paddock("root", folder / "x", "--version", 2, "--trust", folder / "a.pem", "--required", 2, "--key",
                    folder / "b.key") == 1  # fmt: skip
     assert not (folder / "x").exists()
+
+
+def paddock(*words: object) -> int:
+    return main(["models", "catalogue", *map(str, words)])
+
+
+def test_root_publishes_no_private_key_that_stands_beside_the_public_one(tmp_path: Path) -> None:
+    (tmp_path / "a.key").write_bytes(private_pem(A))
+    (tmp_path / "b.key").write_bytes(private_pem(B))
+    (tmp_path / "b.pem").write_bytes(public_pem(B.public_key()) + private_pem(B))
+    keys = ("--key", tmp_path / "a.key", "--key", tmp_path / "b.key")
+    assert paddock("root", tmp_path / "1.json", "--version", 1, "--trust", tmp_path / "b.pem", *keys) == 0
+    payload = b64decode(json.loads((tmp_path / "1.json").read_bytes())["payload"])
+    assert b"PRIVATE" not in payload
+    assert json.loads(payload)["keys"] == [{"name": "b", "pem": public_pem(B.public_key()).decode()}]
+
+
+@pytest.mark.parametrize("pem", [
+    (public_pem(B.public_key()) + private_pem(B)).decode(), (private_pem(B) + public_pem(B.public_key())).decode(),
+    f"of B\n{public_pem(B.public_key()).decode()}", public_pem(B.public_key()).decode().rstrip(),
+])  # fmt: skip
+def test_root_with_more_than_a_public_key_is_neither_made_nor_taken(place: Place, pem: str) -> None:
+    more = Root(version=1, expires_at_seconds=NOW + 9, required=1, keys=(RootKey(name="B", pem=pem),))
+    assert code_of(lambda: sign_root(more, [A, B])) == "root-malformed"
+    place.put(1, envelope.sign(encode_root(more), ROOT_TYPE, [A, B]))
+    place.publish(B)
+    assert code_of(place.current) == "root-malformed"
+
+
+@pytest.mark.parametrize("days", ["0", "-1", "0.5", "many"])
+def test_root_that_has_expired_already_is_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], days: str
+) -> None:
+    (tmp_path / "a.key").write_bytes(private_pem(A))
+    (tmp_path / "a.pem").write_bytes(public_pem(A.public_key()))
+    with pytest.raises(SystemExit, match="2"):
+        paddock("root", tmp_path / "1.json", "--version", 1, f"--days={days}", "--trust", tmp_path / "a.pem",
+                "--key", tmp_path / "a.key")  # fmt: skip
+    assert f"{days} is not a whole number, 1 or more" in capsys.readouterr().err
+    assert not (tmp_path / "1.json").exists()
 
 
 def test_cosigning_takes_what_would_be_accepted_alone() -> None:
