@@ -374,6 +374,26 @@ def test_revoked_key_neither_hands_over_nor_takes_over(place: Place) -> None:
     assert place.current() == (2, 1)
 
 
+def test_key_that_handed_over_is_revoked_after_beginning_anew(moved: Place) -> None:
+    """As docs/models.md says: without that, the succession has a revoked signature in it."""
+    (moved.trust / "revoked.txt").write_text(f"{key_fingerprint(A.public_key())}\n")
+    assert code_of(moved.current) == "signer-revoked"
+    for path in moved.roots.iterdir():
+        path.unlink()
+    moved.trusts(C)
+    assert moved.current() == (7, 0)
+
+
+def test_operator_gives_the_catalogue_up_on_purpose(moved: Place) -> None:
+    for path in (*moved.keys.iterdir(), *moved.roots.iterdir(), moved.trust / "catalogue.json"):
+        path.unlink()
+    moved.keys.rmdir()
+    moved.roots.rmdir()
+    assert code_of(moved.current) == "catalogue-missing"
+    moved.seen.unlink()
+    assert CatalogueKeeper(moved.trust, moved.store).current(now_seconds=NOW) is None
+
+
 # --- k of n -----------------------------------------------------------------------------------------------------------
 
 
