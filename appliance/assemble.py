@@ -19,10 +19,11 @@ from typing import Final, Literal
 
 from appliance import __version__, settings
 from appliance.core.admit import AdmitLimits
+from appliance.core.catalogue import Catalogue
 from appliance.core.quota import Budget
 from appliance.core.records import ModelRef
 from appliance.core.refusals import Fault, Misconfigured, Reason, Refused
-from appliance.core.values import SealMode, VerifiedModel
+from appliance.core.values import Digest, SealMode, VerifiedModel
 from appliance.gateway import serve as gateway_process
 from appliance.gateway.app import build_app
 from appliance.gateway.chat import BodyLimits, ChatRoute
@@ -39,7 +40,7 @@ from appliance.limits.budget import MemoryTokenBudget
 from appliance.limits.gate import AddressGate
 from appliance.limits.rates import RequestRates
 from appliance.model_store import begin_starter, store_with
-from appliance.models.catalogue import CatalogueKeeper
+from appliance.models.catalogue import IGNORED, CatalogueKeeper
 from appliance.models.store import OpenedModel
 from appliance.models.trust import Trust
 from appliance.notary.main import NotaryConfig, run_notary
@@ -203,23 +204,31 @@ class TrustingStore:
         self._catalogue.prepare()
         self._trust_dir = config.trust_dir
         self._seal_mode = config.models.seal_mode
+        self._opened: dict[Digest, tuple[SealMode, Digest | None]] = {}
+        self._expiries: tuple[int, ...] = ()
+        self._has_warned = False
 
     def names(self) -> list[str]:
         return list(self._store.entries())
 
     def stamp(self, name: str) -> Hashable:
-        """Changes with the entry, with anything that the operator trusts, and every hour, since certificates and
-        catalogues expire by themselves."""
-        return self._store.stamp(name), Trust.stamp(self._trust_dir), int(time.time()) // 3600
+        """Changes with the entry, with anything that the operator trusts, when the catalogue, one of its entries or its
+        root expires, and every hour, since certificates expire too."""
+        now_seconds = int(time.time())
+        expired = sum(now_seconds >= expiry for expiry in self._expiries)
+        return self._store.stamp(name), Trust.stamp(self._trust_dir), expired, now_seconds // 3600
 
     def reference(self, name: str) -> ModelRef:
-        """Signatures and catalogue as of now; bytes and seal are looked at when the model is opened."""
+        """Signatures and catalogue as of now. Bytes are looked at when the model is opened; what was found then, and
+        how it was sealed, is held against the catalogue of now."""
         reference, signers = self._store.reference(name, self._trust())
         now_seconds = int(time.time())
-        catalogue = self._catalogue.current(now_seconds=now_seconds)
+        catalogue = self._current(now_seconds)
         if catalogue is not None:
             names = frozenset(signer.name for signer in signers)
-            catalogue.lists(reference.name, reference.digest, names, now_seconds=now_seconds)
+            entry = catalogue.lists(reference.name, reference.digest, names, now_seconds=now_seconds)
+            if opened := self._opened.get(reference.digest):
+                entry.check_fit(*opened)
         return reference
 
     def verify(self, name: str) -> VerifiedModel:
@@ -230,6 +239,7 @@ class TrustingStore:
         opened = self._store.open_verified(name, self._trust(), seal_mode=self._seal_mode)
         try:
             self._check_catalogue(opened.model, opened.seal_mode)
+            self._opened[opened.model.digest] = opened.seal_mode, opened.model.facts.chat_template_digest
         except BaseException:
             opened.close()
             raise
@@ -237,9 +247,22 @@ class TrustingStore:
 
     def _check_catalogue(self, model: VerifiedModel, seal_mode: SealMode) -> None:
         now_seconds = int(time.time())
-        catalogue = self._catalogue.current(now_seconds=now_seconds)
+        catalogue = self._current(now_seconds)
         if catalogue is not None:
             catalogue.permits(model, seal_mode, now_seconds=now_seconds)
+
+    def _current(self, now_seconds: int) -> Catalogue | None:
+        catalogue, root = self._catalogue.in_force(now_seconds=now_seconds)
+        if catalogue is None:
+            self._expiries = ()
+            if self._catalogue.is_ignored() and not self._has_warned:
+                self._has_warned = True
+                log.warning(IGNORED)
+            return None
+        roots = () if root is None else (root.expires_at_seconds,)
+        entries = (entry.expires_at_seconds for entry in catalogue.models)
+        self._expiries = (catalogue.expires_at_seconds, *roots, *entries)
+        return catalogue
 
     def _trust(self) -> Trust:
         return Trust.load(self._trust_dir, now_seconds=int(time.time()))

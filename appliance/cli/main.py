@@ -159,11 +159,21 @@ def _catalogue_verbs(models: "_Verbs", common: argparse.ArgumentParser) -> None:
     root.add_argument("--version", type=int, required=True, help="one more than the last; the first is 1")
     root.add_argument("--trust", type=Path, action="append", required=True, help="a public key; may be repeated")
     root.add_argument("--required", type=int, default=1, help="how many of them must sign (default: %(default)s)")
-    root.add_argument("--days", type=int, default=365, help="until it expires (default: %(default)s)")
+    root.add_argument("--days", type=_at_least_one, default=365, help="until it expires (default: %(default)s)")
     root.add_argument(
         "--key", type=Path, action="append", required=True, help="a private key, of the last keys or the new; repeat"
     )
     _verb(group, "show", _catalogue_show, "verify and show the catalogue", common)
+
+
+def _at_least_one(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number, 1 or more")
+    return number
 
 
 def _registry_options(parser: argparse.ArgumentParser) -> None:

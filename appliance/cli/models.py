@@ -19,7 +19,8 @@ from appliance.core.manifest import SignatureRefused
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import VerifiedModel
 from appliance.model_store import open_store
-from appliance.models.catalogue import CatalogueKeeper, cosign_catalogue, sign_catalogue
+from appliance.models.catalogue import IGNORED, CatalogueKeeper, cosign_catalogue, sign_catalogue
+from appliance.models.keys import load_public_key, read_pems
 from appliance.models.oms import (
     SHARD_BYTES,
     TrustedKeys,
@@ -38,6 +39,9 @@ from appliance.validator.reading import read_facts
 
 def keygen(private_path: Path, public_path: Path) -> str:
     """Makes a signing key (ECDSA P-256): the private half readable by this user alone. Overwrites nothing."""
+    for path in (private_path, public_path):
+        if path.exists():  # asked of both before one is written: half a pair is of no use
+            raise _exists_already(path)
     key = generate_signing_key()
     _write_new(private_path, private_pem(key), 0o600)
     _write_new(public_path, public_pem(key.public_key()), 0o644)
@@ -84,6 +88,8 @@ def import_model(config: Settings, source: Path, bundle_paths: Sequence[Path], n
     ``source`` is a GGUF file, or a directory with exactly one; its signatures stand beside it unless they are named,
     one for each signer.
     """
+    if not source.exists():
+        raise Fault(f"{source} does not exist")
     model_path = only_model(source) if source.is_dir() else source
     for bundle_path in bundle_paths or [beside(model_path)]:
         if not bundle_path.exists():
@@ -184,13 +190,22 @@ def check(config: Settings) -> tuple[str, ...]:
 
 
 def trust(config: Settings, public_path: Path, signer: str) -> str:
-    """Adds a public key to the trusted ones under the signer's name. Overwrites nothing; the same key twice is fine."""
-    pem = public_path.read_bytes()
-    TrustedKeys({signer: pem})  # judged before anything is written: the name becomes a file's, the bytes a key
+    """Adds a public key to the trusted ones under the signer's name. Overwrites nothing; the same key twice is fine.
+
+    Raises ``Fault``, before anything is written, for what would leave the appliance with trusted keys that it refuses.
+    """
+    pem = _public_half(public_path, signer)
     target = config.trust_dir / f"{signer}.pem"
-    if not (target.exists() and target.read_bytes() == pem):
+    trusted = read_pems(config.trust_dir)
+    TrustedKeys({name: other for name, other in trusted.items() if name != signer} | {signer: pem})
+    if signer not in trusted or public_pem(load_public_key(signer, trusted[signer])) != pem:
         _write_new(target, pem, 0o644)
     return f"signatures of {signer} count from now on ({target})"
+
+
+def _public_half(path: Path, name: str) -> bytes:
+    """The public key alone: a file that holds one may hold the private key as well, which must not be passed on."""
+    return public_pem(load_public_key(name, path.read_bytes()))
 
 
 def catalogue_sign(document_path: Path, key_paths: Sequence[Path], envelope_path: Path) -> str:
@@ -222,7 +237,7 @@ def catalogue_root(
         version=version,
         expires_at_seconds=int(time.time()) + days * 24 * 3600,
         required=required,
-        keys=tuple(RootKey(name=path.stem, pem=path.read_text(encoding="ascii")) for path in trusted_paths),
+        keys=tuple(RootKey(name=path.stem, pem=_public_half(path, path.stem).decode()) for path in trusted_paths),
     )
     keys = [load_signing_key(path.read_bytes()) for path in key_paths]
     _write_new(envelope_path, sign_root(root, keys), 0o644)
@@ -232,9 +247,11 @@ def catalogue_root(
 def catalogue_show(config: Settings) -> list[str]:
     """The catalogue that holds now, one line for each model. Raises ``Refused`` as a load would."""
     now_seconds = int(time.time())
-    catalogue, root = CatalogueKeeper(config.trust_dir, config.models_dir).in_force(now_seconds=now_seconds)
+    keeper = CatalogueKeeper(config.trust_dir, config.models_dir)
+    catalogue, root = keeper.in_force(now_seconds=now_seconds)
     if catalogue is None:
-        return ["no catalogue: every model whose signature is trusted may be loaded (see trust/catalogue-keys)"]
+        line = "no catalogue: every model whose signature is trusted may be loaded (see trust/catalogue-keys)"
+        return [line, *([f"warning: {IGNORED}"] if keeper.is_ignored() else [])]
     lines = [f"version {catalogue.version}, for {catalogue.expires_at_seconds - now_seconds} seconds more"]
     if root is not None:
         names = ", ".join(key.name for key in root.keys)
@@ -252,6 +269,15 @@ def catalogue_show(config: Settings) -> list[str]:
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    """With exactly this mode, whatever the umask: what another user of the appliance is to read, it can read."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    except FileExistsError:
+        raise _exists_already(path) from None
     with os.fdopen(fd, "wb") as file:
+        os.fchmod(fd, mode)
         file.write(data)
+
+
+def _exists_already(path: Path) -> Fault:
+    return Fault(f"{path} exists already and is not overwritten")

@@ -18,13 +18,15 @@ import msgspec
 from msgspec import Meta, field
 
 from appliance.core import strict_json
-from appliance.core.catalogue_root import Root
+from appliance.core.catalogue_root import SeenRoot
 from appliance.core.codec import canonical_json, dec_hook
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Digest, SealMode, Value, VerifiedModel, seals_at_least
 
 CATALOGUE_TYPE: Final = "application/vnd.paddock.catalogue.v1+json"
 MAX_MODELS: Final = 1000
+MAX_REMEMBERED: Final = 16 * MAX_MODELS
+"""Names of models whose versions are kept, listed or not: 2 MB at most."""
 MAX_VERSION: Final = 2**53 - 1
 
 _Version = Annotated[int, Meta(ge=1, le=MAX_VERSION)]
@@ -47,6 +49,13 @@ class CatalogueEntry(Value, frozen=True, kw_only=True):
     expires_at_seconds: _Seconds
     chat_template_digest: Digest | None = None
 
+    def check_fit(self, seal_mode: SealMode, chat_template_digest: Digest | None) -> None:
+        """Raises ``Refused`` unless sealed well enough and, where a chat template is named, with that one."""
+        if not seals_at_least(seal_mode, self.minimum_seal):
+            raise catalogue_refused("seal-too-weak", f"{self.name} needs {self.minimum_seal}, not {seal_mode}")
+        if self.chat_template_digest not in {None, chat_template_digest}:
+            raise catalogue_refused("catalogue-template", f"{self.name} has the chat template {chat_template_digest}")
+
 
 class Catalogue(Value, frozen=True, kw_only=True):
     """A list whose signatures were verified, well formed; ``accept`` judges whether it is the current one."""
@@ -59,11 +68,7 @@ class Catalogue(Value, frozen=True, kw_only=True):
         """As ``lists``, sealed well enough, and with the chat template that was looked at, where one is named."""
         signers = frozenset(signer.name for signer in (model.signer, *model.cosigners))
         entry = self.lists(model.name, model.digest, signers, now_seconds=now_seconds)
-        if not seals_at_least(seal_mode, entry.minimum_seal):
-            raise catalogue_refused("seal-too-weak", f"{model.name} needs {entry.minimum_seal}, not {seal_mode}")
-        template = model.facts.chat_template_digest
-        if entry.chat_template_digest not in {None, template}:
-            raise catalogue_refused("catalogue-template", f"{model.name} has the chat template {template}")
+        entry.check_fit(seal_mode, model.facts.chat_template_digest)
 
     def lists(self, name: str, digest: Digest, signers: frozenset[str], *, now_seconds: int) -> CatalogueEntry:
         """The entry of a model.
@@ -95,9 +100,9 @@ class Seen(Value, frozen=True, kw_only=True):
     version: int
     payload_digest: Digest
     models: dict[str, int]
-    roots: dict[str, Root] = field(default_factory=dict)
+    roots: dict[str, SeenRoot] = field(default_factory=dict)
 
-    def with_root(self, anchor: Digest, root: Root) -> "Seen":
+    def with_root(self, anchor: Digest, root: SeenRoot) -> "Seen":
         return Seen(
             version=self.version,
             payload_digest=self.payload_digest,
@@ -134,7 +139,8 @@ def accept(payload: bytes, seen: Seen, *, now_seconds: int) -> tuple[Catalogue, 
     """A verified payload and what was accepted before -> the catalogue that holds, and what to remember.
 
     The caller makes the second durable before it relies on the first. Raises ``Refused(MODEL_NOT_VERIFIED)``. Models
-    that a newer version leaves out stay remembered, so that leaving one out does not let an older one return.
+    that a newer version leaves out stay remembered, so that leaving one out does not let an older one return; until
+    there are more than ``MAX_REMEMBERED``, when only those that are listed do.
     """
     catalogue = decode_catalogue(payload)
     digest = Digest.of(payload)
@@ -149,5 +155,8 @@ def accept(payload: bytes, seen: Seen, *, now_seconds: int) -> tuple[Catalogue, 
             raise catalogue_refused("model-rollback", f"{entry.name} was listed with a higher version")
     if now_seconds >= catalogue.expires_at_seconds:
         raise catalogue_refused("catalogue-expired", f"version {catalogue.version} of the catalogue has expired")
-    models = seen.models | {entry.name: entry.version for entry in catalogue.models}
+    listed = {entry.name: entry.version for entry in catalogue.models}
+    models = seen.models | listed
+    if len(models) > MAX_REMEMBERED:
+        models = listed
     return catalogue, Seen(version=catalogue.version, payload_digest=digest, models=models, roots=seen.roots)

@@ -12,7 +12,7 @@ from msgspec import Meta
 from appliance.core import strict_json
 from appliance.core.codec import canonical_json
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import Value
+from appliance.core.values import Digest, Value
 
 ROOT_TYPE: Final = "application/vnd.paddock.catalogue-root.v1+json"
 MAX_ROOT_KEYS: Final = 16
@@ -33,6 +33,17 @@ class Root(Value, frozen=True, kw_only=True):
     expires_at_seconds: Annotated[int, Meta(ge=1, le=_MAX_NUMBER)]
     required: Annotated[int, Meta(ge=1, le=MAX_ROOT_KEYS)]
     keys: Annotated[tuple[RootKey, ...], Meta(min_length=1, max_length=MAX_ROOT_KEYS)]
+
+
+class SeenRoot(Value, frozen=True, kw_only=True):
+    """How far a succession had come. It says which root to expect and nothing of what that root allows."""
+
+    version: Annotated[int, Meta(ge=1, le=_MAX_NUMBER)]
+    digest: Digest
+
+    @classmethod
+    def of(cls, root: Root) -> "SeenRoot":
+        return cls(version=root.version, digest=Digest.of(encode_root(root)))
 
 
 def decode_root(payload: bytes) -> Root:

@@ -5,7 +5,8 @@
     trust/catalogue.json            a DSSE envelope, signed by as many of the keys in force as are required
     trust/catalogue-keys/<who>.pem  the operator's keys, from which those in force follow (``models.roots``); while this
                                     directory exists, so must the catalogue
-    models/catalogue/seen.json      what was accepted last (``core.catalogue.Seen``)
+    models/catalogue/seen.json      what was accepted last (``core.catalogue.Seen``): versions and digests, by which a
+                                    catalogue or a root is refused, and never accepted
 
 Trusts: the operator's trust directory; for rollback alone, whoever can write the store's root (the warden).
 Promises: ``current`` returns a catalogue that is signed, not expired and not older than any it returned before, with
@@ -32,7 +33,7 @@ from appliance.core.catalogue import (
     catalogue_refused,
     decode_catalogue,
 )
-from appliance.core.catalogue_root import ROOT_TYPE, Root, decode_root
+from appliance.core.catalogue_root import ROOT_TYPE, Root, SeenRoot, decode_root
 from appliance.core.codec import canonical_json, json_decoder
 from appliance.core.refusals import Fault, Refused
 from appliance.models.certificates import DenyList
@@ -43,6 +44,7 @@ from appliance.models.roots import KEYS_DIRECTORY, keys_in_force
 from appliance.models.trust import load_deny_list, load_policy_file
 
 CATALOGUE_FILE: Final = "catalogue.json"
+IGNORED: Final = "trust/catalogue.json is ignored, since there is no trust/catalogue-keys to say who may sign it"
 _SEEN_FILE: Final = "seen.json"
 _MAX_SEEN_BYTES: Final = 4 * 1024 * 1024
 
@@ -105,8 +107,8 @@ class CatalogueKeeper:
             denied = load_deny_list(self._trust)
             required = load_policy_file(self._trust).required_catalogue_signers
             keys = keys_in_force(self._trust, seen.roots, denied, required=required)
-            if keys.root is not None and keys.root != seen.roots.get(keys.anchor.hex):
-                seen = seen.with_root(keys.anchor, keys.root)
+            if keys.root is not None and SeenRoot.of(keys.root) != seen.roots.get(keys.anchor.hex):
+                seen = seen.with_root(keys.anchor, SeenRoot.of(keys.root))
                 _write_seen(directory, seen)  # whatever becomes of the catalogue, no earlier root counts again
             keys.check_not_expired(now_seconds)
             payload = verify_catalogue(self._unverified(), keys.keys, denied, required=keys.required)
@@ -114,6 +116,10 @@ class CatalogueKeeper:
             if now_seen != seen:
                 _write_seen(directory, now_seen)
             return catalogue, keys.root
+
+    def is_ignored(self) -> bool:
+        """Whether a catalogue lies there that, for want of keys, restricts nothing."""
+        return (self._trust / CATALOGUE_FILE).exists() and not (self._trust / KEYS_DIRECTORY).exists()
 
     def _unverified(self) -> bytes:
         unverified = read_trust_file(self._trust, CATALOGUE_FILE)
@@ -149,8 +155,11 @@ def _read_seen(directory: int) -> Seen:
 
 
 def _write_seen(directory: int, seen: Seen) -> None:
+    encoded = canonical_json(seen)
+    if len(encoded) > _MAX_SEEN_BYTES:  # what cannot be read again is not written
+        raise Fault(f"catalogue/seen.json would have more than {_MAX_SEEN_BYTES} bytes")
     with Incoming(directory, named=True) as incoming:
-        write_all(incoming.fd, canonical_json(seen))
+        write_all(incoming.fd, encoded)
         incoming.make_durable()
         incoming.rename(_SEEN_FILE)
     os.fsync(directory)

@@ -15,7 +15,6 @@ Not here: the entries (``models.store``); whether blobs are what their names say
 """
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Literal
@@ -25,7 +24,7 @@ from appliance.core.values import Digest, Value
 from appliance.models.files import (
     PARTIAL_SUFFIX,
     PARTIALS_DIRECTORY,
-    TEMPORARY_PREFIX,
+    TEMPORARY,
     check_directory,
     check_plain,
     claim,
@@ -35,7 +34,6 @@ from appliance.sandbox.openat2 import open_beneath
 
 PARTIALS_KEPT_SECONDS: Final = 7 * 24 * 3600
 
-_TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + r"[0-9a-f]{16}")
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 Kind = Literal["needed", "unreferenced", "temporary", "partial", "foreign", "damaged", "undecided"]
@@ -117,7 +115,7 @@ def _places(pointers: Pointers) -> dict[str, Judge]:
 
 
 def _temporary_or_foreign(name: str) -> Kind:
-    return "temporary" if _TEMPORARY.fullmatch(name) else "foreign"
+    return "temporary" if TEMPORARY.fullmatch(name) else "foreign"
 
 
 @contextmanager

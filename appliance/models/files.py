@@ -9,6 +9,7 @@ Not here: whether the bytes are the right ones (``models.descriptor``, ``core.ma
 import errno
 import fcntl
 import os
+import re
 import secrets
 import stat
 from contextlib import AbstractContextManager, suppress
@@ -20,6 +21,7 @@ from appliance.sandbox.openat2 import open_beneath
 
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not hold us up: it is refused after fstat
 TEMPORARY_PREFIX: Final = ".incoming-"
+TEMPORARY: Final = re.compile(re.escape(TEMPORARY_PREFIX) + r"[0-9a-f]{16}")
 PARTIALS_DIRECTORY: Final = "incoming"
 PARTIAL_SUFFIX: Final = ".part"
 _WRITABLE: Final = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
@@ -91,6 +93,22 @@ def claim(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def is_being_written(directory: int, name: str) -> bool:
+    """Whether this is a temporary file whose process has claimed it, or one that is gone by now."""
+    if not TEMPORARY.fullmatch(name):
+        return False
+    try:
+        fd = open_beneath(directory, name, _READ)
+    except FileNotFoundError:
+        return True
+    except OSError:  # a link, a socket, or a file of somebody else's
+        return False
+    try:
+        return not claim(fd)
+    finally:
+        os.close(fd)
 
 
 def read_file(directory: int, name: str, at_most_bytes: int) -> bytes:

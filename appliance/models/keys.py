@@ -50,11 +50,11 @@ def read_pems(directory: Path) -> dict[str, bytes]:
         directory_fd = _open_trust(directory)
         try:
             names = sorted(name for name in os.listdir(directory_fd) if name.endswith(".pem"))  # noqa: PTH208 - by fd
-            return {name.removesuffix(".pem"): _read_operators_own(directory_fd, name) for name in names}
+            return {name.removesuffix(".pem"): _read_operators_own(directory_fd, directory / name) for name in names}
         finally:
             os.close(directory_fd)
     except OSError as error:
-        raise Fault(f"the trusted keys could not be read: {error.strerror}") from error
+        raise Fault(f"the trusted keys in {directory} could not be read: {error.strerror}") from error
 
 
 def read_trust_file(directory: Path, name: str) -> bytes | None:
@@ -62,40 +62,47 @@ def read_trust_file(directory: Path, name: str) -> bytes | None:
     try:
         directory_fd = _open_trust(directory)
         try:
-            return _read_operators_own(directory_fd, name)
+            return _read_operators_own(directory_fd, directory / name)
         except FileNotFoundError:
             return None
         finally:
             os.close(directory_fd)
     except OSError as error:
-        raise Fault(f"{name} among the trusted keys could not be read: {error.strerror}") from error
+        raise Fault(f"{directory / name} could not be read: {error.strerror}") from error
 
 
 def _open_trust(directory: Path) -> int:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        _check_operators_own(fd, directory.name)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise Fault(f"there is no directory {directory}: run 'paddock init'") from None
+    try:
+        _check_operators_own(fd, directory)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _check_operators_own(fd: int, name: str) -> None:
+def _check_operators_own(fd: int, path: Path) -> None:
     status = os.fstat(fd)
-    if status.st_uid not in {0, os.geteuid()} or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise Fault(f"{name} among the trusted keys belongs to, or is writable by, somebody else")
+    if status.st_uid not in {0, os.geteuid()}:
+        raise Fault(f"{path} belongs to user {status.st_uid}, who could change whom this appliance trusts: chown it")
+    if status.st_mode & stat.S_IWGRP:
+        raise Fault(f"{path} can be written by its group: chmod go-w {path}")
+    if status.st_mode & stat.S_IWOTH:
+        raise Fault(f"{path} can be written by everybody: chmod go-w {path}")
 
 
-def _read_operators_own(directory_fd: int, name: str) -> bytes:
-    fd = open_beneath(directory_fd, name, os.O_RDONLY | os.O_NONBLOCK)
+def _read_operators_own(directory_fd: int, path: Path) -> bytes:
+    fd = open_beneath(directory_fd, path.name, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        _check_operators_own(fd, name)
+        _check_operators_own(fd, path)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise Fault(f"{name} among the trusted keys is not a file")
+            raise Fault(f"{path} is not a file")
         if status.st_size > MAX_TRUST_FILE_BYTES:
-            raise Fault(f"{name} among the trusted keys is larger than {MAX_TRUST_FILE_BYTES} bytes")
+            raise Fault(f"{path} is larger than {MAX_TRUST_FILE_BYTES} bytes")
         pieces = []
         while piece := os.read(fd, MAX_TRUST_FILE_BYTES):
             pieces.append(piece)
@@ -121,7 +128,7 @@ class TrustedKeys:
         """Signer name -> PEM of a public key. Raises ``Fault`` for anything else, and for one key under two names."""
         self._by_hint: dict[str, tuple[Signer, ec.EllipticCurvePublicKey]] = {}
         for name, pem in unverified_pems.items():
-            key = _public_key(name, pem)
+            key = load_public_key(name, pem)
             hint = key_hint(key)
             if hint in self._by_hint:
                 raise Fault(f"the keys of {self._by_hint[hint][0].name} and {name} are the same key")
@@ -143,7 +150,9 @@ class TrustedKeys:
         return found
 
 
-def _public_key(name: str, pem: bytes) -> ec.EllipticCurvePublicKey:
+def load_public_key(name: str, pem: bytes) -> ec.EllipticCurvePublicKey:
+    """The key of this owner. What else stands in the file is not looked at: pass on ``public_pem`` of the key, not the
+    file. Raises ``Fault`` for a name or a key that cannot be trusted."""
     check_signer_name(name)
     try:
         key = load_pem_public_key(pem)

@@ -6,12 +6,14 @@
     trust/catalogue-roots/<n>.json    the n-th handing over, a DSSE envelope of a ``core.catalogue_root.Root``
 
 Somebody with one machine changes the first and needs no second. Somebody with a hundred distributes the second together
-with the catalogue. A root that was accepted is remembered, for the operator's keys that it came from: whatever happens
-to the files, these keys never count directly again, nor does any root before it. To change the operator's keys is to
-begin anew, and takes removing the roots that the new keys have not signed.
+with the catalogue, and all of it: the whole succession is verified each time. How far it has come is remembered, for
+the operator's keys that it came from, as a version and a digest: a succession that ends earlier, or has another root
+there, is refused, so that no earlier key counts again. To change the operator's keys is to begin anew, and takes
+removing the roots that the new keys have not signed.
 
-Trusts: the operator's trust directory, and what the caller remembers.
-Promises: each step was signed by as many keys as were required before it, and by as many as it requires itself.
+Trusts: the operator's trust directory; what the caller remembers, to refuse and for nothing else.
+Promises: each step was signed by as many keys as were required before it, and by as many as it requires itself. No key
+    comes into force by being remembered.
 Not here: remembering (``models.catalogue``).
 """
 
@@ -24,13 +26,13 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from appliance.core.catalogue_root import ROOT_TYPE, Root, decode_root, encode_root, root_refused
+from appliance.core.catalogue_root import ROOT_TYPE, Root, SeenRoot, decode_root, encode_root, root_refused
 from appliance.core.manifest import SignatureRefused
 from appliance.core.refusals import Fault
 from appliance.core.values import Digest, Signer
 from appliance.models.certificates import DenyList
 from appliance.models.envelope import parse_envelope, sign, verified_signers
-from appliance.models.keys import TrustedKeys, read_pems, read_trust_file
+from appliance.models.keys import TrustedKeys, load_public_key, public_pem, read_pems, read_trust_file
 
 KEYS_DIRECTORY: Final = "catalogue-keys"
 ROOTS_DIRECTORY: Final = "catalogue-roots"
@@ -57,19 +59,23 @@ class KeysInForce:
             raise root_refused("root-expired", f"root {self.version} has expired, and none follows it")
 
 
-def keys_in_force(trust: Path, remembered: Mapping[str, Root], denied: DenyList, *, required: int) -> KeysInForce:
-    """(0) The operator's keys; (1) the last root that was accepted from them; (2) every root that follows that one.
+def keys_in_force(trust: Path, remembered: Mapping[str, SeenRoot], denied: DenyList, *, required: int) -> KeysInForce:
+    """(0) The operator's keys; (1) every root that follows from them; (2) no fewer, and no others, than were seen.
 
     ``remembered``: the last root by the anchor. ``required`` is the operator's own minimum, which holds for every step.
     Raises ``Refused(MODEL_NOT_VERIFIED)`` or ``Fault``.
     """
     operators = TrustedKeys(read_pems(trust / KEYS_DIRECTORY))
     held = KeysInForce(_anchor(operators), operators, required)
-    if root := remembered.get(held.anchor.hex):
-        held = _handed_over(held, root, required)
+    seen = remembered.get(held.anchor.hex)
     while (unverified := _read_root(trust, held.version + 1)) is not None:
-        held = _handed_over(held, _verified_root(unverified, held, denied), required)
+        root = _verified_root(unverified, held, denied)
+        if seen is not None and seen.version == root.version and seen != SeenRoot.of(root):
+            raise root_refused("root-equivocation", f"root {root.version} was seen with other content")
+        held = _handed_over(held, root, required)
     _check_reached(trust, held.version)
+    if seen is not None and held.version < seen.version:
+        raise root_refused("root-rollback", f"root {seen.version} was seen, and there is none after {held.version}")
     return held
 
 
@@ -86,7 +92,12 @@ def _handed_over(held: KeysInForce, root: Root, required: int) -> KeysInForce:
 
 
 def _keys_of(root: Root) -> TrustedKeys:
+    """A key stands there as it would be written anew, with nothing beside it: a root is published, and a PEM file may
+    hold a private key as well."""
     try:
+        for key in root.keys:
+            if public_pem(load_public_key(key.name, key.pem.encode())) != key.pem.encode():
+                raise root_refused("root-malformed", f"the key of {key.name} is not the plain PEM of a public key")
         return TrustedKeys({key.name: key.pem.encode() for key in root.keys})
     except Fault as fault:
         raise root_refused("root-malformed", fault.detail) from None

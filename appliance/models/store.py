@@ -45,6 +45,7 @@ from appliance.models.files import (
     Incoming,
     check_directory,
     file_stamp,
+    is_being_written,
     not_verified,
     open_directory,
     open_file,
@@ -178,7 +179,7 @@ class ModelStore(AbstractContextManager["ModelStore"]):
             return tuple(sorted(entry.name for entry in self._readable_entries()))
 
     def stamp(self, name: str) -> Hashable:
-        """Changes when the entry, its bundle or its file are replaced or touched. Raises ``Fault``."""
+        """Changes when the entry, one of its bundles or its file are replaced or touched. Raises ``Fault``."""
         with _port("looking at a model"):
             if not _NAME.fullmatch(name):
                 return ()
@@ -188,7 +189,8 @@ class ModelStore(AbstractContextManager["ModelStore"]):
                 entry = self._read_entry(name)
             if entry is None:
                 return (entry_stamp,)
-            return entry_stamp, file_stamp(self._bundles, entry.bundle.hex), file_stamp(self._blobs, entry.blob.hex)
+            bundle_stamps = tuple(file_stamp(self._bundles, bundle.hex) for bundle in entry.bundles())
+            return entry_stamp, bundle_stamps, file_stamp(self._blobs, entry.blob.hex)
 
     def reference(self, name: str, trusted: TrustedKeys | Trust) -> tuple[ModelRef, tuple[Signer, ...]]:
         """What the entry and its signatures say, the bytes apart, and all who signed. Raises as ``open_verified``."""
@@ -245,8 +247,11 @@ class ModelStore(AbstractContextManager["ModelStore"]):
             return tuple(self._read_bundle(digest) for digest in entry.bundles())
 
     def check(self) -> tuple[str, ...]:
-        """What should not be there, or should and is not, as lines for an operator. Reads no blob. Raises ``Fault``."""
-        with _port("checking the store"):
+        """What should not be there, or should and is not, as lines for an operator. Reads no blob. Raises ``Fault``.
+
+        What an import or a pull is writing is neither, and is not seen between its name and its entry.
+        """
+        with _port("checking the store"), self._lock():
             entries = self._readable_entries()
             lines = (
                 *(f"models/{name}: not an index entry" for name in self._foreign_index_names()),
@@ -296,9 +301,15 @@ class ModelStore(AbstractContextManager["ModelStore"]):
                     entries.append(entry)
         return entries
 
+    def _damaged(self, readable: Sequence[IndexEntry]) -> frozenset[str]:
+        """Files that stand where entries do and are none. A later version may have written them, and other names."""
+        sound = {f"{entry.name}.json" for entry in readable}
+        names = os.listdir(self._index)  # noqa: PTH208 - by descriptor
+        return frozenset(name for name in names if name.endswith(".json") and name not in sound)
+
     def _foreign_index_names(self) -> list[str]:
         sound = {f"{entry.name}.json" for entry in self._readable_entries()}
-        return sorted(set(os.listdir(self._index)) - sound)  # noqa: PTH208 - by descriptor
+        return sorted(_settled_names(self._index) - sound)
 
     def _verify(
         self, fd: int, mode: SealMode, entry: IndexEntry, signed: tuple[SignedStatement, ...], trust: Trust
@@ -379,9 +390,10 @@ class ModelStore(AbstractContextManager["ModelStore"]):
     def remove(self, name: str) -> None:
         """Makes a model invisible, then deletes its files unless another model shares them. Open descriptors live on.
 
-        Raises ``Refused(MODEL_NOT_FOUND)``, or ``Fault``.
+        Takes whatever ``check`` names as an entry, under a name that no model may have too: it would keep a collection
+        from every blob. Raises ``Refused(MODEL_NOT_FOUND)``, or ``Fault``.
         """
-        if not _NAME.fullmatch(name):
+        if not name or "/" in name or "\0" in name:
             raise Refused(Reason.MODEL_NOT_FOUND, "not a model's name")
         with _port(f"removing {name}"), self._lock():
             entry: IndexEntry | None = None
@@ -402,19 +414,17 @@ class ModelStore(AbstractContextManager["ModelStore"]):
         """
         with _port("collecting garbage"), self._lock():
             entries = self._readable_entries()
-            names = frozenset(f"{entry.name}.json" for entry in entries)
-            present = frozenset(os.listdir(self._index))  # noqa: PTH208 - by descriptor
             pointers = Pointers(
-                entries=names,
+                entries=frozenset(f"{entry.name}.json" for entry in entries),
                 blobs=frozenset(entry.blob.hex for entry in entries),
                 bundles=frozenset(bundle.hex for entry in entries for bundle in entry.bundles()),
-                damaged=frozenset(name for name in present - names if name.endswith(".json")),
+                damaged=self._damaged(entries),
             )
             return collect(self._directories[""], pointers, now_seconds=now_seconds, dry_run=dry_run)
 
     def _delete_unshared(self, entry: IndexEntry) -> None:
         others = self._readable_entries()
-        if len(others) != len(self._index_names()):
+        if self._damaged(others):
             return  # an entry that cannot be read may share the files
         if all(other.blob != entry.blob for other in others):
             unlink_if_present(self._blobs, entry.blob.hex)
@@ -510,7 +520,12 @@ def _is_index_name(name: str) -> bool:
     return name.endswith(".json") and _NAME.fullmatch(name.removesuffix(".json")) is not None
 
 
+def _settled_names(directory: int) -> set[str]:
+    """Without the temporary files that somebody is at work on."""
+    return {name for name in os.listdir(directory) if not is_being_written(directory, name)}
+
+
 def _differences(folder: str, directory: int, wanted: set[str]) -> Iterator[str]:
-    present = set(os.listdir(directory))
+    present = _settled_names(directory)
     yield from (f"{folder}/{name}: nothing points to it" for name in sorted(present - wanted))
     yield from (f"{folder}/{name}: missing" for name in sorted(wanted - present))

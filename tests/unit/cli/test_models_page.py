@@ -1,11 +1,15 @@
 """docs/models.md says what is so."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from appliance.cli import main as command
+from appliance.core.catalogue import decode_catalogue
+from appliance.core.values import SealMode, seals_at_least
 from appliance.models.transfer import media
 
 ROOT = Path(__file__).parents[3]
@@ -42,6 +46,16 @@ def test_every_code_of_the_page_is_given_somewhere() -> None:
     ]
     assert len(codes) > 10
     assert [code for code in codes if f'"{code}"' not in SOURCES and f'"{code}: ' not in SOURCES] == []
+
+
+def test_catalogue_of_the_page_is_one() -> None:
+    (shown,) = re.findall(r"^    \{\n.*?^    \}$", PAGE, re.MULTILINE | re.DOTALL)
+    (entry,) = decode_catalogue(shown.encode()).models
+    assert entry.chat_template_digest is not None
+    (seals,) = re.findall(r"the weakest first: (.*?)\.$", PAGE, re.MULTILINE)
+    weakest_first = re.findall(r"`(.*?)`", seals)
+    assert set(weakest_first) == set(get_args(SealMode))
+    assert all(seals_at_least(stronger, weaker) for weaker, stronger in pairwise(weakest_first))
 
 
 def test_every_media_type_of_the_page_is_accepted() -> None:

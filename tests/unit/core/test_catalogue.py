@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.core.catalogue import (
+    MAX_MODELS,
+    MAX_REMEMBERED,
     NOTHING_SEEN,
     Catalogue,
     CatalogueEntry,
@@ -258,3 +260,15 @@ def test_mutated_catalogue_never_raises_anything_else(data: st.DataObject) -> No
         assert isinstance(decode_catalogue(bytes(mutant)).models[0], CatalogueEntry)
     except Refused as error:
         assert error.reason is Reason.MODEL_NOT_VERIFIED
+
+
+def test_memory_stays_bounded_and_never_forgets_what_is_listed() -> None:
+    seen = NOTHING_SEEN
+    for version in range(1, 40):
+        models = [entry(f"m{version if number else 0}-{number}", version=version) for number in range(MAX_MODELS)]
+        _, seen = accept(payload(document(*models, version=version)), seen, now_seconds=NOW)
+        assert seen.models["m0-0"] == version
+        assert MAX_MODELS <= len(seen.models) <= MAX_REMEMBERED
+    assert code_of(lambda: accept(payload(document(entry("m0-0", version=1), version=99)), seen, now_seconds=NOW)) == (
+        "model-rollback"
+    )

@@ -223,6 +223,61 @@ def test_no_blob_is_deleted_while_an_entry_cannot_be_read(
     assert (root / "blobs/sha256" / DIGEST.hex).exists()
 
 
+@pytest.mark.parametrize("name", ["demo", "New Grammar", "OLD"])
+def test_entry_that_cannot_be_read_is_named_and_can_be_removed(root: Path, store: ModelStore, name: str) -> None:
+    put(store, "twin")
+    drop(root / "models" / f"{name}.json", b"{}")
+    drop(root / "blobs/sha256" / STRAY.hex)
+    assert f"models/{name}.json: not an index entry" in store.check()
+    store.remove("twin")
+    assert (root / "blobs/sha256" / DIGEST.hex).exists()  # the other might point to it
+    store.remove(name)
+    assert set(places(gc(store))) >= {f"blobs/sha256/{STRAY.hex}", f"blobs/sha256/{DIGEST.hex}"}
+    assert store.check() == ()
+
+
+@pytest.mark.parametrize("name", ["", "../blobs/x", "/etc/x", "x\0", "nothing", "."])
+def test_nothing_outside_is_removed_by_name(root: Path, store: ModelStore, name: str) -> None:
+    drop(root / "blobs" / "x.json")
+    before = tree(root)
+    with pytest.raises(Refused):
+        store.remove(name)
+    assert tree(root) == before
+
+
+def test_check_finds_no_fault_with_an_import_in_progress(
+    root: Path, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither with what has a temporary name nor between a blob and its entry, which it waits for."""
+    found: list[tuple[str, ...]] = []
+    with ModelStore.open(root) as other:
+        with Incoming(store._blobs, named=True) as incoming:
+            assert other.check() == ()
+            os.fchmod(incoming.fd, 0o444)
+        checking = threading.Thread(target=lambda: found.append(other.check()))
+        real, locking = ModelStore._put_entry, threading.Event()
+        flock = fcntl.flock
+
+        def put_entry(self: ModelStore, entry: store_module.IndexEntry) -> None:
+            checking.start()
+            assert locking.wait(20)
+            assert found == []
+            real(self, entry)
+
+        def watched(fd: int, how: int) -> None:
+            if threading.current_thread() is checking:
+                locking.set()
+            flock(fd, how)
+
+        monkeypatch.setattr(ModelStore, "_put_entry", put_entry)
+        monkeypatch.setattr(fcntl, "flock", watched)
+        put(store)
+        checking.join(timeout=20)
+    assert found == [()]
+    drop(root / "blobs/sha256" / f".incoming-{7:016x}")
+    assert store.check() == (f"blobs/.incoming-{7:016x}: nothing points to it",)
+
+
 # --- what is being made, fetched or loaded ----------------------------------------------------------------------------
 
 

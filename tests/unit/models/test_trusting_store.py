@@ -14,6 +14,7 @@ from appliance.core.records import reference
 from appliance.core.refusals import Refused
 from appliance.core.values import Digest
 from appliance.model_store import begin_starter
+from appliance.models.catalogue import IGNORED
 from appliance.models.keys import key_fingerprint, private_pem, public_pem
 from appliance.settings import Settings, parse
 from appliance.warden.starter_client import Starter
@@ -128,6 +129,70 @@ def test_what_is_taken_back_ends_what_is_loaded_and_is_not_loaded_again(
         assert store.stamp("demo") != before
         assert code_of(lambda: store.reference("demo")) == code
     assert code_of(lambda: store.open_verified("demo")) == code
+
+
+STRICTER: list[tuple[dict[str, str], str]] = [
+    ({"minimum_seal": "sealed-memfd"}, "seal-too-weak"),
+    ({"chat_template_digest": str(Digest.of(b"another"))}, "catalogue-template"),
+]
+
+
+@pytest.mark.parametrize(("entry", "code"), STRICTER)
+def test_stricter_entry_ends_what_is_loaded(desk: Desk, entry: dict[str, str], code: str) -> None:
+    desk.load("acme")
+    desk.publish()
+    paths = {"state_dir": str(desk.config.state_dir), "runtime_dir": str(desk.config.runtime_dir)}
+    store = TrustingStore(parse(paths | {"models": {"seal_mode": "ro-store"}}), desk.starter)
+    with store.open_verified("demo") as opened:
+        before = store.stamp("demo")
+        assert store.reference("demo") == reference(opened.model)
+        desk.publish(**entry)
+        assert store.stamp("demo") != before
+        assert code_of(lambda: store.reference("demo")) == code
+        desk.publish()
+        assert store.reference("demo") == reference(opened.model)
+
+
+@pytest.mark.parametrize("what", ["catalogue", "entry"])
+def test_expiry_is_noticed_when_it_comes(desk: Desk, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    hour = 500_000 * 3600
+    monkeypatch.setattr(time, "time", lambda: hour)
+    desk.load("acme")
+    desk.publish(**({"expires_at_seconds": hour + 500} if what == "entry" else {}))
+    end = hour + (500 if what == "entry" else 1000)
+    store = TrustingStore(desk.config, desk.starter)
+    store.reference("demo")
+    before = store.stamp("demo")
+    monkeypatch.setattr(time, "time", lambda: end - 1)
+    assert store.stamp("demo") == before
+    store.reference("demo")
+    monkeypatch.setattr(time, "time", lambda: end)
+    assert store.stamp("demo") != before
+    assert code_of(lambda: store.reference("demo")) in {"catalogue-expired", "catalogue-entry-expired"}
+
+
+def test_further_signature_that_is_touched_is_found_out(desk: Desk) -> None:
+    assert desk.load("acme", "board") == 0
+    store = TrustingStore(desk.config, desk.starter)
+    before = store.stamp("demo")
+    entry = json.loads((desk.config.models_dir / "models" / "demo.json").read_bytes())
+    (desk.config.models_dir / "bundles" / "sha256" / entry["cosigned"][0].removeprefix("sha256:")).unlink()
+    assert store.stamp("demo") != before
+    assert code_of(lambda: store.reference("demo")) == "unsigned"
+
+
+def test_catalogue_that_nobody_may_sign_is_not_ignored_in_silence(
+    desk: Desk, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    desk.load("acme")
+    (desk.config.trust_dir / "catalogue.json").write_bytes(b"{}")
+    store = TrustingStore(desk.config, desk.starter)
+    for _ in range(3):
+        store.reference("demo")
+    assert [record.getMessage() for record in caplog.records].count(IGNORED) == 1
+    capsys.readouterr()
+    assert desk.paddock("models", "catalogue", "show") == 0
+    assert f"warning: {IGNORED}" in capsys.readouterr().out
 
 
 def test_model_that_was_replaced_is_found_out(desk: Desk) -> None:
