@@ -1,6 +1,8 @@
 """The fences of the services themselves: seen from outside on the living ones, and tried from inside on their like."""
 
+import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -67,7 +69,8 @@ DONE = {
 }
 DONE_BY = {
     "gateway": DONE | {"read the policy", "list the policy", "socket of Unix messages", "connect to a peer"},
-    "notary": DONE | {"read a signing key", "read the log", "write the log", "make a directory in the log"},
+    "notary": DONE
+    | {"pidfd_open", "read a signing key", "read the log", "write the log", "make a directory in the log"},
     "warden": DONE
     | {
         "read a trusted key",
@@ -231,6 +234,45 @@ def test_other_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     with pytest.raises(Misconfigured, match="no filter for aarch64"):
         confine.confine("gateway", allow_degraded=())
+
+
+# --- taken over, under the operator's own uid -----------------------------------------------------------------------
+
+PEER = CHILD.with_name("notary_peer.py")
+
+
+def asked(server: TestAppliance, *orders: str) -> list[str]:
+    """What a process of our uid is answered that gives these orders to ``notary_peer``."""
+    command = [sys.executable, "-I", "-B", str(PEER)]
+    done = subprocess.run(command, input="\n".join(orders), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def known_to_the_notary(server: TestAppliance) -> int:
+    fds = Path(f"/proc/{server.pid_of('notary')}/fd").iterdir()
+    return sum(os.readlink(fd) == "anon_inode:[pidfd]" for fd in fds)
+
+
+def test_fenced_notary_gives_no_token_to_who_greeted_it(server: TestAppliance) -> None:
+    notary, admin = server.config.notary_socket, server.config.admin_socket
+    assert asked(server, f"token {admin}") == ["token"]
+    assert asked(server, f"hello {notary} warden", f"token {admin}", f"hello {notary} gateway") == [
+        "heard",
+        "refused",
+        "refused",
+    ]
+    server.wait_until(lambda: known_to_the_notary(server) == 2, "gateway and warden are watched, and nobody else")
+
+
+def test_notary_that_is_started_again_knows_the_living_services(server: TestAppliance) -> None:
+    former = server.pid_of("notary")
+    server.kill("notary")
+    server.wait_until(lambda: server.ready() and server.pid_of("notary") != former, "another notary")
+    words = Path(f"/proc/{server.pid_of('notary')}/cmdline").read_text().split("\0")
+    living = {f"{role}={server.pid_of(role)}" for role in ("gateway", "warden")}
+    assert {after for word, after in itertools.pairwise(words) if word == "--beside"} == living
+    server.wait_until(lambda: server.chat(server.token(), max_tokens=1).status == 200, "an answer")
 
 
 # --- at work --------------------------------------------------------------------------------------------------------
