@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from appliance import __version__, settings
 from appliance.cli import roles
-from appliance.core.refusals import Fault, Refused
+from appliance.core.refusals import Fault, Misconfigured, Refused
 from appliance.settings import SettingsInvalid
 
 Command = Callable[[argparse.Namespace], int]
@@ -230,7 +230,11 @@ def _serve(options: argparse.Namespace) -> int:
     from appliance.cli.supervisor import supervise
 
     config = settings.load(options.config)  # so that a mistake is told once, not by three processes
-    require_initialised(config)
+    try:
+        require_initialised(config)
+    except Misconfigured as error:
+        print(f"paddock serve: {error}", file=sys.stderr)
+        return roles.EXIT_CONFIG
     logging.basicConfig(level=logging.INFO, format="%(asctime)s serve %(levelname)s: %(message)s")
     return asyncio.run(supervise(options.config, config.state_dir))
 

@@ -30,8 +30,8 @@ NOBODY: Final[Mapping[int, str]] = MappingProxyType({})
 def known_service(text: str) -> tuple[int, str]:
     """``gateway=123`` -> (123, "gateway"). Raises ``ValueError``."""
     role, _, pid = text.partition("=")
-    if role not in {"gateway", "warden"} or int(pid) <= 0:
-        raise ValueError(text)
+    if role not in {"gateway", "warden"} or not pid.isdecimal() or int(pid) == 0:
+        raise ValueError(f"not ROLE=PID: {text}")
     return int(pid), role
 
 
