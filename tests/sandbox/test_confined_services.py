@@ -1,5 +1,6 @@
 """The fences of the services themselves: seen from outside on the living ones, and tried from inside on their like."""
 
+import http.client
 import itertools
 import json
 import os
@@ -7,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -351,21 +353,34 @@ def test_catalogue_is_followed_and_remembered_behind_the_fence(server: TestAppli
     server.wait_until(lambda: permitted(server), "the model's return")
 
 
-def test_policy_directory_that_is_replaced_is_not_read(server: TestAppliance) -> None:
+def answers_anew(server: TestAppliance, former: int) -> bool:
+    with suppress(OSError, AssertionError, http.client.HTTPException):
+        return server.pid_of("gateway") != former and server.request("GET", "/healthz").status == 200
+    return False
+
+
+def test_policy_directory_that_is_replaced_is_followed_by_another_gateway(server: TestAppliance) -> None:
     """The fence is around the directory that was there, not around its name."""
     folder = server.config.policy_dir
-    old = folder.with_name("policy.old")
-    complaints = server.log.count("the changed policy is not used")
-    before = digests(server)
-    other = folder.with_name("policy.new")
+    old, other = folder.with_name("policy.old"), folder.with_name("policy.new")
     other.mkdir()
     for path in folder.glob("*.*"):
         if not path.is_symlink():
             (other / path.name).write_bytes(path.read_bytes().replace(b'["*"]', b'["x"]'))
-    folder.rename(old)
-    other.rename(folder)
-    server.wait_until(lambda: server.log.count("the changed policy is not used") > complaints, "the complaint")
     assert permitted(server)
-    assert digests(server) == before
-    folder.rename(other)
+
+    def put_in_place(change: Callable[[], object]) -> None:
+        gateway, said = server.pid_of("gateway"), server.log.count("another directory has become")
+        change()
+        server.wait_until(lambda: answers_anew(server, gateway), "another gateway")
+        assert server.log.count("another directory has become") == said + 1
+
+    folder.rename(old)
+    put_in_place(lambda: folder.symlink_to(other))
+    server.wait_until(lambda: not permitted(server), "the other policy's refusal")
+    link = folder.with_name("policy.link")
+    link.symlink_to(old)
+    put_in_place(lambda: link.rename(folder))
+    server.wait_until(lambda: permitted(server), "the first policy's answer")
+    folder.unlink()
     old.rename(folder)
