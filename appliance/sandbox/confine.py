@@ -13,6 +13,7 @@ import logging
 import os
 import sysconfig
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Final
 
@@ -48,6 +49,7 @@ def confine(
         raise RuntimeError("a thread was started before the layers that are per thread")
     stack = layers.Stack(frozenset(allow_degraded))
     abi = _landlock_abi()
+    _import_machine_code()
     try:
         program = seccomp.prepare_service(role, os.getpid())
         _put_on(stack, program, [*python_installation(), *readable], writable)
@@ -70,6 +72,15 @@ def _put_on(stack: layers.Stack, program: bytes, readable: Iterable[Path], writa
     stack.apply(SECCOMP, lambda: seccomp.install(program))
 
 
+_WITH_MACHINE_CODE: Final = ("encodings.idna", "unicodedata", "zoneinfo", "decimal", "uuid", "queue", "bisect")
+"""What libraries import only when a rare input asks for it, and the fence would no longer let be mapped."""
+
+
+def _import_machine_code() -> None:
+    for name in _WITH_MACHINE_CODE:
+        import_module(name)
+
+
 def _landlock_abi() -> int:
     """0 where there is none; whether one may do without is judged when the layer is put on."""
     try:
@@ -79,6 +90,6 @@ def _landlock_abi() -> int:
 
 
 def python_installation() -> tuple[Path, ...]:
-    """Where modules that are imported late come from, and the source lines of a traceback."""
+    """Where modules of Python text that are imported late come from, and the source lines of a traceback."""
     libraries = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     return (Path(__file__).parents[1], *map(Path, sorted(libraries)))
