@@ -13,8 +13,9 @@ import os
 import pwd
 import socket
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Literal
 
 from appliance import __version__, settings
@@ -44,6 +45,7 @@ from appliance.models.catalogue import IGNORED, CatalogueKeeper
 from appliance.models.store import OpenedModel
 from appliance.models.trust import Trust
 from appliance.notary.main import NotaryConfig, run_notary
+from appliance.notary.speakers import Process
 from appliance.policy.reload import ReloadingPolicy
 from appliance.sandbox.confine import confine
 from appliance.sandbox.seccomp import Role
@@ -356,8 +358,11 @@ def _operator_uids(config: Settings) -> frozenset[int]:
     return frozenset({0, os.getuid(), *map(_uid, config.users.operators)})
 
 
-async def notary(config: Settings, stop: asyncio.Event) -> None:
-    """The process that holds the keys and writes the log. Raises ``Fault`` when it cannot start."""
+async def notary(config: Settings, stop: asyncio.Event, beside: Mapping[int, str] = MappingProxyType({})) -> None:
+    """The process that holds the keys and writes the log. Raises ``Fault`` when it cannot start.
+
+    ``beside``: the pids of this user's services that live already, with their roles.
+    """
     for directory in (config.notary_dir, config.public_dir, config.runtime_dir):
         directory.mkdir(mode=0o750, parents=True, exist_ok=True)
     await run_notary(
@@ -378,5 +383,6 @@ async def notary(config: Settings, stop: asyncio.Event) -> None:
         stop=stop,
         listening=_inherited("notary"),
         admin_listening=_inherited("admin"),
+        beside={Process(pid, os.getuid()): role for pid, role in beside.items()},
         before_peers=lambda: fence("notary", config),
     )

@@ -5,6 +5,7 @@ Promises: no terminal escape from a model's answer reaches the terminal.
 Not here: what is tried (``demo_steps``).
 """
 
+import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,6 +28,8 @@ class Report:
         self._live = live
         self.outcomes: list[Outcome] = []
         self.notes: list[str] = []
+        self.lacking: tuple[str, ...] = ()
+        """Layers that this host lacks and that the demo did without."""
 
     @property
     def good(self) -> bool:
@@ -56,12 +59,18 @@ class Report:
     def summary(self) -> None:
         good = sum(outcome.ok for outcome in self.outcomes)
         print(f"\n{good} of {len(self.outcomes)} outcomes as expected.")
+        if self.lacking:
+            print(
+                f"\nThis host lacks {', '.join(self.lacking)}. The demo did without; an appliance refuses to start here"
+                f" unless its settings say\n\n    [sandbox]\n    allow_degraded = {json.dumps(self.lacking)}"
+            )
 
     def as_object(self) -> dict[str, Any]:
         return {
             "ok": self.good,
             "outcomes": [asdict(outcome) for outcome in self.outcomes],
             "notes": self.notes,
+            "lacking": list(self.lacking),
         }
 
 

@@ -120,7 +120,7 @@ def sandbox_layers(config: Settings, report: Report) -> None:
     opened = [entry.record for entry in read_entries(config.notary_dir / "log") if isinstance(entry.record, Opened)]
     runner = opened[0].runner if opened else None
     layers = runner.layers if runner else ()
-    degraded = runner.degraded if runner else ()
+    report.lacking = degraded = runner.degraded if runner else ()
     report.add(
         "runner-sandbox",
         expected="the record of each answer names every layer as on or as missing here; both seccomp stages are on",

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance import __version__, settings
-from appliance.core.refusals import Fault, Refused
+from appliance.cli import roles
+from appliance.core.refusals import Fault, Misconfigured, Refused
 from appliance.settings import SettingsInvalid
 
 Command = Callable[[argparse.Namespace], int]
@@ -66,6 +67,14 @@ def _parser() -> argparse.ArgumentParser:
         one = _verb(verbs, role, _role, f"run the {role} alone (what 'serve' and the systemd units start)", common)
         one.set_defaults(role=role)
         one.add_argument("--parent", type=int, help="end when this process ends")
+        one.add_argument(
+            "--beside",
+            type=roles.known_service,
+            action="append",
+            default=[],
+            metavar="ROLE=PID",
+            help="a service that lives already, for the notary; may be repeated",
+        )
     return parser
 
 
@@ -231,7 +240,11 @@ def _serve(options: argparse.Namespace) -> int:
     from appliance.cli.supervisor import supervise
 
     config = settings.load(options.config)  # so that a mistake is told once, not by three processes
-    require_initialised(config)
+    try:
+        require_initialised(config)
+    except Misconfigured as error:
+        print(f"paddock serve: {error}", file=sys.stderr)
+        return roles.EXIT_CONFIG
     logging.basicConfig(level=logging.INFO, format="%(asctime)s serve %(levelname)s: %(message)s")
     return asyncio.run(supervise(options.config, config.state_dir))
 
@@ -250,9 +263,7 @@ def _check_config(options: argparse.Namespace) -> int:
 
 
 def _role(options: argparse.Namespace) -> int:
-    from appliance.cli import roles
-
-    return roles.run(options.role, options.config, options.parent)
+    return roles.run(options.role, options.config, options.parent, dict(options.beside))
 
 
 def _token_issue(options: argparse.Namespace) -> int:

@@ -11,7 +11,10 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 from appliance import settings
 from appliance.core.refusals import Fault, Misconfigured, Refused
@@ -21,10 +24,19 @@ from appliance.settings import SettingsInvalid
 EXIT_UNAVAILABLE = 69
 EXIT_CONFIG = 78
 """sysexits.h EX_CONFIG: the role cannot work as configured; the supervisor then ends everything."""
+NOBODY: Final[Mapping[int, str]] = MappingProxyType({})
 
 
-def run(role: str, config_file: Path | None, parent: int | None) -> int:
-    """Runs until a signal. Returns the exit status."""
+def known_service(text: str) -> tuple[int, str]:
+    """``gateway=123`` -> (123, "gateway"). Raises ``ValueError``."""
+    role, _, pid = text.partition("=")
+    if role not in {"gateway", "warden"} or not pid.isdecimal() or int(pid) == 0:
+        raise ValueError(f"not ROLE=PID: {text}")
+    return int(pid), role
+
+
+def run(role: str, config_file: Path | None, parent: int | None, beside: Mapping[int, str] = NOBODY) -> int:
+    """Runs until a signal. Returns the exit status. ``beside``: for the notary, the services that live already."""
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s {role} %(levelname)s %(name)s: %(message)s"
     )
@@ -35,7 +47,7 @@ def run(role: str, config_file: Path | None, parent: int | None) -> int:
     os.umask(0o027)
     try:
         config = settings.load(config_file)
-        asyncio.run(_role(role, config))
+        asyncio.run(_role(role, config, beside))
     except (SettingsInvalid, Misconfigured) as error:
         print(f"paddock {role}: {error}", file=sys.stderr)
         return EXIT_CONFIG
@@ -45,7 +57,7 @@ def run(role: str, config_file: Path | None, parent: int | None) -> int:
     return 0
 
 
-async def _role(role: str, config: settings.Settings) -> None:
+async def _role(role: str, config: settings.Settings, beside: Mapping[int, str]) -> None:
     from appliance import assemble
 
     if role == "gateway":
@@ -54,4 +66,7 @@ async def _role(role: str, config: settings.Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await {"notary": assemble.notary, "warden": assemble.warden}[role](config, stop)
+    if role == "notary":
+        await assemble.notary(config, stop, beside)
+    else:
+        await assemble.warden(config, stop)

@@ -20,7 +20,7 @@ def probe(config: Settings, *, as_json: bool) -> int:
     """Tries every attempt in live runners on this host, then those of the other layers with the filters left out."""
     with Starter(allow_degraded=frozenset(config.sandbox.allow_degraded)) as starter:
         inside = asyncio.run(run_probe(SpawnLauncher(starter)))
-    beneath = run_without_filters()
+    beneath = run_without_filters(config.sandbox.allow_degraded)
     outcomes = [*inside, *beneath]
     good = bool(inside) and all(outcome.ok for outcome in outcomes)
     if as_json:

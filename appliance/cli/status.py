@@ -35,7 +35,7 @@ def whole_status(config: Settings) -> WardenStatus:
     loaded: list[LoadedModel] = []
     after, more = "", True
     while more:
-        page = ask(config.warden_socket, AskStatus(call=1, after=after), FromWarden, who="warden")
+        page = ask(config, "warden", AskStatus(call=1, after=after), FromWarden)
         if not isinstance(page, WardenStatus):
             raise Fault("the warden answered something else")
         models += page.models

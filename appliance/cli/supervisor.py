@@ -93,8 +93,9 @@ class Supervisor:
 
     def _start(self, role: str) -> Child:
         config = ["--config", str(self._config_file)] if self._config_file else []
+        beside = self._beside() if role == "notary" else []
         process = subprocess.Popen(
-            [sys.executable, "-I", "-B", "-m", "appliance", role, *config, "--parent", str(os.getpid())],
+            [sys.executable, "-I", "-B", "-m", "appliance", role, *config, "--parent", str(os.getpid()), *beside],
             stdin=subprocess.DEVNULL,
             env=child_environment(),
             start_new_session=True,
@@ -103,6 +104,11 @@ class Supervisor:
         _call_when_ended(process, child.ended.set)
         self._children[role] = child
         return child
+
+    def _beside(self) -> list[str]:
+        """A notary that is started again knows its old peers at once: one that was taken over would not greet it."""
+        living = [child for child in self._children.values() if child.role != "notary" and not child.ended.is_set()]
+        return [word for child in living for word in ("--beside", f"{child.role}={child.process.pid}")]
 
     async def _end(self, role: str) -> None:
         child = self._children.get(role)

@@ -34,7 +34,7 @@ def issue(
         models=tuple(models),
         ttl_seconds=ttl_seconds,
     )
-    answer = ask(config.admin_socket, question, FromNotaryAdmin, who="notary")
+    answer = ask(config, "notary", question, FromNotaryAdmin)
     if not isinstance(answer, TokenSigned):
         raise Fault(f"the notary refused: {answer.reason}: {answer.detail}")
     return answer.token

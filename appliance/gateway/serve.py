@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 
 
 class RecordedPolicy(Protocol):
-    """A policy that follows its files, and has itself recorded before it decides (``policy.reload``)."""
+    """A policy that follows its files, and has itself recorded before it decides (``policy.reload``). ``run`` returns
+    when it can follow them no further."""
 
     @property
     def record(self) -> PolicyLoaded: ...
@@ -53,8 +54,10 @@ async def serve(
     limits: wire.WireLimits,
     listeners: Callable[[], Sequence[socket.socket]],
 ) -> None:
-    """Runs until a signal; listens last. Raises ``Refused(AUDIT_UNAVAILABLE)`` while the log cannot be written, and
-    what ``listeners`` raises."""
+    """Runs until a signal, or until the policy is out of reach and another gateway is needed; listens last.
+
+    Raises ``Refused(AUDIT_UNAVAILABLE)`` while the log cannot be written, and what ``listeners`` raises.
+    """
     async with _background(notary.run()), _background(warden.run()):
         try:
             async with asyncio.timeout(NOTARY_START_SECONDS):
@@ -64,8 +67,9 @@ async def serve(
         await notary.open(policy.record)
         sockets = listeners()
         log.info("listening on %s; policy %s", ", ".join(map(_name, sockets)), policy.record.policy_digest)
-        async with _background(_summarise(gate.refusals, notary)), _background(policy.run(notary.open)):
-            await http_server(gate, limits, gate.refusals).serve(sockets=list(sockets))
+        server = http_server(gate, limits, gate.refusals)
+        async with _background(_summarise(gate.refusals, notary)), _background(_follow(policy, notary, server)):
+            await server.serve(sockets=list(sockets))
         _write_summary(gate.refusals, notary)
         with contextlib.suppress(TimeoutError):  # the notary closes as gateway-lost what it did not hear of
             async with asyncio.timeout(GRACE_SECONDS):
@@ -155,6 +159,13 @@ async def _background(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+async def _follow(policy: RecordedPolicy, notary: NotaryClient, server: uvicorn.Server) -> None:
+    """Ends the server as a signal would, with its requests answered, when the policy is out of reach."""
+    await policy.run(notary.open)
+    server.should_exit = True
+    await asyncio.Event().wait()  # until the server has ended
 
 
 async def _summarise(refusals: Tally, notary: NotaryClient) -> None:

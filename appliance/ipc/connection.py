@@ -56,9 +56,14 @@ def channel_pair() -> tuple[socket.socket, socket.socket]:
 
 def peer_uid(sock: socket.socket) -> int:
     """The uid of the process that connected, by the kernel's word."""
+    return peer_pid_and_uid(sock)[1]
+
+
+def peer_pid_and_uid(sock: socket.socket) -> tuple[int, int]:
+    """The process that connected, by the kernel's word; pid 0 where this process's pid namespace does not show it."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _pid, uid, _gid = struct.unpack("3i", credentials)
-    return int(uid)
+    pid, uid, _gid = struct.unpack("3i", credentials)
+    return int(pid), int(uid)
 
 
 class Connection(Generic[MessageT]):

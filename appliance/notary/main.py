@@ -7,7 +7,8 @@ its next ``Hello``; ``log-closed``, the last checkpoint.
 
 Trusts: gateway and warden for what they record, by the uid that the kernel names; the operator's uids for tokens.
 Promises: a role speaks only for itself: gateways of requests, refusals and policy, wardens of models and runners,
-    and nobody but the notary of the log and of tokens. Anything else ends the connection. An answer to a durable
+    and nobody but the notary of the log and of tokens. A process has one role, and one that has any gets no token,
+    whatever its uid. Anything else ends the connection. An answer to a durable
     record follows its sync; a token follows the sync of its record.
 Not here: signal handling (the caller sets ``stop``); reading the log (``audit``).
 """
@@ -15,10 +16,11 @@ Not here: signal handling (the caller sets ``stop``); reading the log (``audit``
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from appliance.core.note import valid_name
@@ -38,7 +40,7 @@ from appliance.core.records import (
 )
 from appliance.core.refusals import Fault, Refused
 from appliance.core.values import Digest, Value
-from appliance.ipc.connection import Connection, accept_forever, listen, peer_uid
+from appliance.ipc.connection import Connection, accept_forever, listen, peer_pid_and_uid
 from appliance.ipc.frames import FrameDecoder
 from appliance.ipc.messages import (
     Append,
@@ -60,6 +62,7 @@ from appliance.notary.journal import Journal, Outcome, Written
 from appliance.notary.keys import load_keys, publish_keys
 from appliance.notary.recover import lock_directory
 from appliance.notary.signer import TokenSigner
+from appliance.notary.speakers import Process, Speakers
 from appliance.notary.wal import exists
 
 _MAY_RECORD: Final[dict[str, tuple[type[Record], ...]]] = {
@@ -99,12 +102,16 @@ async def run_notary(
     stop: asyncio.Event,
     listening: socket.socket | None = None,
     admin_listening: socket.socket | None = None,
+    beside: Mapping[Process, str] = MappingProxyType({}),
+    process_of: Callable[[socket.socket], Process] = lambda sock: Process(*peer_pid_and_uid(sock)),
     before_peers: Callable[[], object] = lambda: None,
     on_ready: Callable[[], None] = lambda: None,
     files: Files | None = None,
     clock: Clock | None = None,
 ) -> None:
     """Serves until ``stop`` is set. Sockets that are handed in (socket activation) are used instead of the paths.
+    ``beside`` are the services that lived when this notary was started, and greeted the one before: they are known
+    before they say ``Hello``, since one that was taken over would not.
     ``before_peers`` is called once everything is open that the start needs, and nothing was heard from anybody yet.
 
     Raises ``Fault`` or ``OSError`` when the log or the keys cannot be used, at the start or later: the process should
@@ -118,7 +125,9 @@ async def run_notary(
             with _sockets(config, listening, admin_listening) as sockets:
                 before_peers()
                 await _put_opening_on_record(config, journal)
-                await _Server(config, journal, desk, signer, clock).serve(stop, sockets, on_ready)
+                server = _Server(config, journal, desk, signer, clock, process_of)
+                with server.speakers_known(beside):
+                    await server.serve(stop, sockets, on_ready)
             await journal.append(LogClosed())
         finally:
             await journal.close()
@@ -159,7 +168,7 @@ class _Peer:
 
     def __init__(self, sock: socket.socket, server: "_Server") -> None:
         self._server = server
-        self._uid = peer_uid(sock)
+        self._process = server.process_of(sock)
         self.role: str | None = None
         self.connection: Connection[ToNotary] = Connection(
             sock, FrameDecoder(ToNotary), on_message=self._received, on_closed=lambda why: server.gone(self, why)
@@ -176,8 +185,12 @@ class _Peer:
             self._append(message)
 
     def _hello(self, message: Hello) -> None:
-        if self.role is not None or self._uid not in self._server.uids_of(message.role):
-            self.connection.close(f"uid {self._uid} may not say Hello as {message.role} now")
+        if self.role is not None or self._process.uid not in self._server.uids_of(message.role):
+            self.connection.close(f"uid {self._process.uid} may not say Hello as {message.role} now")
+            return
+        if not self._server.speakers.claim(self._process, message.role):
+            _log.error("the %s said Hello as %s", self._server.described(self._process), message.role)
+            self.connection.close(f"this process has another role than {message.role}")
             return
         self.role = message.role
         self._server.greeted(self, frozenset(message.open_requests))
@@ -200,10 +213,11 @@ class _Peer:
 
 
 class _Operator:
-    """One connection to the admin socket."""
+    """One connection to the admin socket. Its process is judged with each question, since it may have spoken since."""
 
     def __init__(self, sock: socket.socket, server: "_Server") -> None:
         self._server = server
+        self._process = server.process_of(sock)
         self.connection: Connection[ToNotaryAdmin] = Connection(
             sock,
             FrameDecoder(ToNotaryAdmin),
@@ -212,6 +226,10 @@ class _Operator:
         )
 
     def _received(self, message: IssueToken, _fds: list[int]) -> None:
+        if self._server.speakers.role_of(self._process) is not None:
+            _log.error("the %s asked for a token and gets none", self._server.described(self._process))
+            self.connection.close("a service gets no token")
+            return
         self._server.issue(message, self._send)
 
     def _send(self, answer: TokenSigned | Failed) -> None:
@@ -236,12 +254,22 @@ def _sockets(config: NotaryConfig, notary: socket.socket | None, admin: socket.s
 
 
 class _Server:
-    def __init__(self, config: NotaryConfig, journal: Journal, desk: Desk, signer: TokenSigner, clock: Clock) -> None:
+    def __init__(
+        self,
+        config: NotaryConfig,
+        journal: Journal,
+        desk: Desk,
+        signer: TokenSigner,
+        clock: Clock,
+        process_of: Callable[[socket.socket], Process],
+    ) -> None:
         self._config = config
         self._journal = journal
         self.desk = desk
         self._signer = signer
         self._clock = clock
+        self.process_of = process_of
+        self.speakers = Speakers()
         self._peers: set[_Peer] = set()
         self.operators: set[_Operator] = set()
         self._gateway_seen = False
@@ -289,6 +317,19 @@ class _Server:
             operator.connection.close("the notary stops")
 
     # --- gateways and wardens ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def speakers_known(self, beside: Mapping[Process, str]) -> Iterator[None]:
+        """Who speaks as what, beginning with those who live already; watched until the end."""
+        try:
+            for process, role in beside.items():
+                self.speakers.claim(process, role)
+            yield
+        finally:
+            self.speakers.close()
+
+    def described(self, process: Process) -> str:
+        return f"{self.speakers.role_of(process)} (pid {process.pid}, uid {process.uid})"
 
     def uids_of(self, role: str) -> frozenset[int]:
         return self._config.gateway_uids if role == "gateway" else self._config.warden_uids

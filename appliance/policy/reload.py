@@ -3,6 +3,9 @@
 New files come into force only if they load completely and the log has a record of them; otherwise the policy that was
 good goes on deciding and the operator's log says why.
 
+The process has put a fence around the directory that it found. Another one in its place, or a link that leads elsewhere
+now, cannot be followed from within: it takes another process.
+
 Trusts: the operator who can write the files.
 Promises: every decision is made by one whole policy, whose digest is on record.
 Not here: what a policy is (``embedded``).
@@ -31,6 +34,7 @@ class ReloadingPolicy:
     def __init__(self, wasm_path: Path, data_path: Path) -> None:
         """Raises ``Fault`` when the files cannot be used: there is no policy to fall back to yet."""
         self._paths = (wasm_path, data_path)
+        self._directory = _identity(wasm_path.parent)
         self._seen = self._stamp()
         self._current = _load(wasm_path, data_path)
 
@@ -47,8 +51,9 @@ class ReloadingPolicy:
         return await self._current.evaluate(policy_input)
 
     async def run(self, put_on_record: Callable[[PolicyLoaded], Awaitable[object]]) -> None:
-        """Looks at the files until cancelled. ``put_on_record`` returns when the record is durable, or raises."""
-        while True:
+        """Looks at the files. ``put_on_record`` returns when the record is durable, or raises. Returns when another
+        directory stands where the files were; while none does, the policy that was good goes on."""
+        while _identity(self._paths[0].parent) in (self._directory, None):
             await asyncio.sleep(CHECK_SECONDS)
             stamp = self._stamp()
             if stamp != self._seen:
@@ -60,6 +65,7 @@ class ReloadingPolicy:
                     log.warning("the changed policy is not used, the former one goes on: %s", fault.detail)
                 except Refused as refusal:
                     log.warning("the changed policy waits for the log: %s", refusal)
+        log.warning("another directory has become %s, which a new gateway must read", self._paths[0].parent)
 
     async def _replace(self, put_on_record: Callable[[PolicyLoaded], Awaitable[object]]) -> None:
         fresh = await asyncio.to_thread(_load, *self._paths, self._current)
@@ -67,7 +73,7 @@ class ReloadingPolicy:
             return
         await put_on_record(_record(fresh))
         self._current = fresh
-        log.warning("policy %s is in force", fresh.policy_digest)
+        log.info("policy %s is in force", fresh.policy_digest)
 
     def _stamp(self) -> tuple[tuple[int, int, int], ...] | None:
         """What changes when a file is written or replaced; None while one is missing."""
@@ -76,6 +82,14 @@ class ReloadingPolicy:
         except OSError:
             return None
         return tuple((status.st_ino, status.st_size, status.st_mtime_ns) for status in stats)
+
+
+def _identity(directory: Path) -> tuple[int, int] | None:
+    try:
+        status = directory.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _load(wasm_path: Path, data_path: Path, known: EmbeddedPolicy | None = None) -> EmbeddedPolicy:

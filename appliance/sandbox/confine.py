@@ -1,8 +1,8 @@
 """The fence of a service, put on by itself once it has everything that it will ever open.
 
 The gateway, the notary and the warden are trusted when they start and talk to others ever after. So each starts as any
-process does, makes its sockets, reads what it needs, and then, before the first peer is accepted, gives up the rest:
-privileges, executable memory, files beyond its own, the network, and every system call without a reason.
+process does, makes its sockets, reads what it needs, and then, before its first peer or client is accepted, gives up
+the rest: privileges, executable memory, files beyond its own, the network, every system call without a reason.
 
 Trusts: the kernel to do what a successful call says; what ran in this process so far.
 Promises: ``confine`` returns with every layer on, for every thread to come, or raises; nothing takes one off again.
@@ -13,6 +13,7 @@ import logging
 import os
 import sysconfig
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Final
 
@@ -39,20 +40,24 @@ def confine(
 ) -> tuple[str, ...]:
     """Irreversible. Returns the layers that are on, and says so in the operator's log.
 
-    Besides ``readable`` and ``writable`` only the Python installation can be read afterwards. Raises ``Misconfigured``
-    for a layer that the host lacks and ``allow_degraded`` does not name, or cannot do without; ``RuntimeError`` beside
-    another thread, since Landlock and capabilities are per thread.
+    Besides ``readable`` and ``writable`` only the Python installation can be read afterwards. The log names Landlock
+    with its ABI: it covers TCP from 4 on, abstract sockets and signals from 6 on; before, the filter alone holds them.
+    Raises ``Misconfigured`` for a layer that the host lacks and ``allow_degraded`` does not name, or cannot do without;
+    ``RuntimeError`` beside another thread, since Landlock and capabilities are per thread.
     """
     if layers.threads() != 1:
         raise RuntimeError("a thread was started before the layers that are per thread")
     stack = layers.Stack(frozenset(allow_degraded))
+    abi = _landlock_abi()
+    _import_machine_code()
     try:
         program = seccomp.prepare_service(role, os.getpid())
         _put_on(stack, program, [*python_installation(), *readable], writable)
         stack.require()
     except (bpf.PolicyError, layers.LayerMissing) as error:
         raise Misconfigured(f"this host cannot fence the {role} in: {error}") from error
-    log.info("fenced in by %s; missing: %s", ", ".join(stack.on), ", ".join(stack.degraded) or "none")
+    on = (f"{name} (ABI {abi})" if name == layers.LANDLOCK else name for name in stack.on)
+    log.info("fenced in by %s; missing: %s", ", ".join(on), ", ".join(stack.degraded) or "none")
     return stack.on
 
 
@@ -67,7 +72,24 @@ def _put_on(stack: layers.Stack, program: bytes, readable: Iterable[Path], writa
     stack.apply(SECCOMP, lambda: seccomp.install(program))
 
 
+_WITH_MACHINE_CODE: Final = ("encodings.idna", "unicodedata", "zoneinfo", "decimal", "uuid", "queue", "bisect")
+"""What libraries import only when a rare input asks for it, and the fence would no longer let be mapped."""
+
+
+def _import_machine_code() -> None:
+    for name in _WITH_MACHINE_CODE:
+        import_module(name)
+
+
+def _landlock_abi() -> int:
+    """0 where there is none; whether one may do without is judged when the layer is put on."""
+    try:
+        return layers.landlock_abi()
+    except OSError:
+        return 0
+
+
 def python_installation() -> tuple[Path, ...]:
-    """Where modules that are imported late come from, and the source lines of a traceback."""
+    """Where modules of Python text that are imported late come from, and the source lines of a traceback."""
     libraries = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     return (Path(__file__).parents[1], *map(Path, sorted(libraries)))

@@ -16,12 +16,11 @@ from struct import pack, unpack_from
 from typing import Final
 
 from appliance.sandbox import libc
-from appliance.sandbox.layers import ruleset_attributes
+from appliance.sandbox.layers import landlock_abi, ruleset_attributes
 from appliance.sandbox.syscalls import X86_64
 
 _ADD_RULE: Final = 445  # the same number on every architecture: it came after the tables were unified
 _RULE_PATH_BENEATH: Final = 1
-_VERSION: Final = 1
 _BIND_TCP: Final = 1
 
 _WRITE_FILE: Final = 1 << 1
@@ -57,8 +56,7 @@ def landlock_files(*, readable: Iterable[str], writable: Iterable[str]) -> None:
 
 
 def _restrict(rules: list[tuple[str, int]], narrow: Callable[[bytes], bytes] = bytes) -> None:
-    abi = libc.syscall(X86_64["landlock_create_ruleset"], None, 0, _VERSION)
-    attributes = narrow(ruleset_attributes(abi))
+    attributes = narrow(ruleset_attributes(landlock_abi()))
     (handled,) = unpack_from("<Q", attributes)
     ruleset = libc.syscall(X86_64["landlock_create_ruleset"], attributes, len(attributes), 0)
     try:

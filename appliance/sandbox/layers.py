@@ -56,11 +56,16 @@ INDISPENSABLE: Final = frozenset({NO_NEW_PRIVS, NO_CAPABILITIES, NON_DUMPABLE, S
 DEGRADABLE: Final = frozenset(LAYERS) - INDISPENSABLE
 
 
+CURE: Final = "; if this host cannot have it, name it in sandbox.allow_degraded"
+
+
 class LayerMissing(Exception):
-    """The host lacks layers that nobody agreed to do without. ``missing`` maps each name to why."""
+    """The host lacks layers that nobody agreed to do without. ``missing`` maps each name to why. The text ends with
+    what the operator can do about it, where there is anything."""
 
     def __init__(self, missing: dict[str, str]) -> None:
-        super().__init__("; ".join(f"{name}: {why}" for name, why in missing.items()))
+        cure = CURE if missing.keys() <= DEGRADABLE else ""
+        super().__init__("; ".join(f"{name}: {why}" for name, why in missing.items()) + cure)
         self.missing = missing
 
 
@@ -382,13 +387,17 @@ def landlock() -> None:
 
     It does not cover UDP, nor TCP before ABI 4, nor signals before ABI 6: the namespaces and the filters do.
     """
-    abi = libc.syscall(X86_64["landlock_create_ruleset"], None, 0, _LANDLOCK_CREATE_RULESET_VERSION)
-    attributes = ruleset_attributes(abi)
+    attributes = ruleset_attributes(landlock_abi())
     ruleset = libc.syscall(X86_64["landlock_create_ruleset"], attributes, len(attributes), 0)
     try:
         libc.syscall(X86_64["landlock_restrict_self"], ruleset, 0)
     finally:
         os.close(ruleset)
+
+
+def landlock_abi() -> int:
+    """Which version of Landlock this kernel has. Raises ``OSError`` where it has none, or does not say."""
+    return libc.syscall(X86_64["landlock_create_ruleset"], None, 0, _LANDLOCK_CREATE_RULESET_VERSION)
 
 
 def ruleset_attributes(abi: int) -> bytes:

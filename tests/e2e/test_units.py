@@ -90,7 +90,8 @@ def test_the_inherited_listener_does_not_need_the_network(seen: dict) -> None:
 
 @booted
 def test_no_unit_keeps_a_service_from_its_own_fence(seen: dict) -> None:
-    whole = "no-new-privs, no-capabilities, mdwe, landlock, non-dumpable, seccomp; missing: none"
+    landlock = f"landlock (ABI {layers.landlock_abi()})"
+    whole = f"no-new-privs, no-capabilities, mdwe, {landlock}, non-dumpable, seccomp; missing: none"
     assert seen["fences"] == dict.fromkeys(("gateway", "notary", "warden"), whole)
 
 

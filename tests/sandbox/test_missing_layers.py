@@ -52,6 +52,7 @@ def test_missing_layer_is_refused_before_a_model_is_taken(lacking: str) -> None:
             assert isinstance(answer, LoadFailed)
             assert answer.reason == "layer-missing"
             assert answer.detail.startswith(f"{lacking}: ")
+            assert answer.detail.endswith("name it in sandbox.allow_degraded")
             return await runner.wait()
 
     assert within_limit(scenario) == runner_main.EXIT_LAYER_MISSING

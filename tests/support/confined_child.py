@@ -19,6 +19,7 @@ from pathlib import Path
 
 from appliance import assemble, settings
 from appliance.sandbox import libc
+from appliance.sandbox.openat2 import open_beneath
 from appliance.sandbox.syscalls import X86_64
 
 ROLE, CONFIG, VICTIM = sys.argv[1], settings.load(Path(sys.argv[2])), int(sys.argv[3])
@@ -40,6 +41,7 @@ NAMED.listen()
 LINK = CONFIG.policy_dir / "linked"
 LINK.unlink(missing_ok=True)
 LINK.symlink_to("/etc/passwd")
+CATALOGUE_FD = os.open(CONFIG.models_dir / "catalogue", os.O_RDONLY | os.O_DIRECTORY)
 
 
 def probe(function: Callable[[], object]) -> Callable[[], object]:
@@ -150,6 +152,7 @@ reads("a model", next((CONFIG.models_dir / "blobs" / "sha256").iterdir()))
 reads("a public key", CONFIG.public_dir / "jwks.json")
 reads("a module", os.__file__)
 PROBES["import a module"] = lambda: __import__("colorsys")
+PROBES["encode an international name"] = lambda: "b\u00fccher.example".encode("idna")
 PROBES["list the root"] = lambda: os.listdir("/")
 PROBES["list the policy"] = lambda: os.listdir(CONFIG.policy_dir)
 writes("/tmp", FOLDER / "new")
@@ -161,6 +164,9 @@ writes("a public key", CONFIG.public_dir / "jwks.json")
 writes("a model", CONFIG.models_dir / "new")
 PROBES["an unnamed file"] = lambda: os.open(CONFIG.notary_dir, os.O_TMPFILE | os.O_WRONLY)
 PROBES["a set-user-id file"] = lambda: os.open(CONFIG.notary_dir / "suid", os.O_WRONLY | os.O_CREAT, 0o4755)
+PROBES["a set-user-id file by openat2"] = lambda: open_beneath(
+    CATALOGUE_FD, "set-user-id", os.O_WRONLY | os.O_CREAT, 0o4755
+)
 PROBES["set-user-id afterwards"] = lambda: os.fchmod(KEPT.fileno(), 0o4755)
 PROBES["remove the policy"] = lambda: os.unlink(CONFIG.policy_dir / "data.json")
 PROBES["rename the policy"] = lambda: os.rename(CONFIG.policy_dir / "data.json", CONFIG.policy_dir / "other")
@@ -239,4 +245,6 @@ def attempt(function: Callable[[], object]) -> str:
     return said if status == 0 else f"ended with {status}"
 
 
-print(json.dumps({name: attempt(function) for name, function in PROBES.items()}))
+outcomes = {name: attempt(function) for name, function in PROBES.items()}
+(CONFIG.models_dir / "catalogue" / "set-user-id").unlink(missing_ok=True)
+print(json.dumps(outcomes))

@@ -1,18 +1,21 @@
 """A gateway, a warden and an operator, as far as a notary can tell; and a notary to talk to."""
 
 import asyncio
+import itertools
 import os
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from appliance.core.records import Record
 from appliance.core.values import Digest
-from appliance.ipc.connection import Caller, Connection, connect
+from appliance.ipc.connection import Caller, Connection, connect, peer_uid
 from appliance.ipc.frames import FrameDecoder
 from appliance.ipc.messages import Append, Appended, AppendFailed, FromNotary, FromNotaryAdmin, Hello, IssueToken
 from appliance.notary.main import NotaryConfig, run_notary
+from appliance.notary.speakers import Process
 
 ORIGIN = "paddock.test/log"
 TIMEOUT_SECONDS = 10
@@ -92,9 +95,19 @@ def notary_config(place: Path, **changes: Any) -> NotaryConfig:
     return NotaryConfig(**(fields | changes))
 
 
+def every_connection_a_process() -> Callable[[socket.socket], Process]:
+    """The tests' peers are all in one process. No process has a negative number, so that none is watched."""
+    numbers = itertools.count(-1, -1)
+    return lambda sock: Process(next(numbers), peer_uid(sock))
+
+
 @asynccontextmanager
 async def running_notary(config: NotaryConfig, **given: Any) -> AsyncIterator[asyncio.Event]:
-    """A notary in this event loop, stopped in an orderly way at the end. Yields its stop event."""
+    """A notary in this event loop, stopped in an orderly way at the end. Yields its stop event.
+
+    Each connection counts as a process of its own, unless ``process_of`` says otherwise.
+    """
+    given.setdefault("process_of", every_connection_a_process())
     stop, ready = asyncio.Event(), asyncio.Event()
     task = asyncio.create_task(run_notary(config, stop=stop, on_ready=ready.set, **given))
     waiting = asyncio.create_task(ready.wait())
