@@ -155,6 +155,7 @@ class Catalogue:
                 del self._pending[name]
                 if isinstance(outcome, VerifiedModel):
                     self.know(outcome, stamp)
+                    self.recovered(name)
                 else:
                     self.failed(name, None, stamp, outcome)
         finally:
@@ -171,10 +172,16 @@ class Catalogue:
             return Fault(f"verifying failed: {type(error).__name__}")
 
     def know(self, model: VerifiedModel, stamp: Hashable) -> None:
-        """This model has just been verified, by whomever."""
+        """This model has just been verified, by whomever. Its failures stay: one that verifies may still not load, and
+        finding that out again costs no less."""
+        if self._models.get(model.name) != model or model.name in self._failures:
+            log.info("model %s is verified", printable(model.name))
         self._models[model.name] = model
         self._seen[model.name] = stamp
-        self._failures.pop(model.name, None)
+
+    def recovered(self, name: str) -> None:
+        """What this model failed with is over."""
+        self._failures.pop(name, None)
 
     # --- failures ---------------------------------------------------------------------------------------------------
 

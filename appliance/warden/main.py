@@ -109,7 +109,7 @@ class _Peer:
             task.add_done_callback(self._tasks.discard)
 
     def _closed(self, why: str) -> None:
-        log.info("a gateway's connection closed: %s", why)
+        log.info("a peer's connection closed: %s", why)
         self._peers.discard(self)
 
     async def _answer(self, question: ListModels | AskLease | AskStatus) -> None:
