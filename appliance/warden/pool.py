@@ -218,7 +218,7 @@ class Pool:
         try:
             async with asyncio.timeout(self._settings.load_timeout_seconds):
                 fenced, ready = await handshake(launched.channel, load, opened.file, self._launcher.allow_degraded)
-            await launched.inspect(frozenset(fenced.layers))
+                await launched.inspect(frozenset(fenced.layers))
         except (Refused, Fault, TimeoutError) as error:
             status = await self._bury(launched)
             detail = f"{getattr(error, 'detail', '') or 'no answer in time'} (exit status {status})"

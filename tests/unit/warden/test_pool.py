@@ -769,6 +769,19 @@ def test_runner_that_does_not_become_ready_in_time_is_killed() -> None:
     run(scenario)
 
 
+def test_runner_that_cannot_be_looked_at_in_time_is_killed() -> None:
+    async def scenario() -> None:
+        async with warden(load_timeout_seconds=0.05) as one:
+            leasing = one.lease()
+            runner = await one.launcher.launched.get()
+            runner.inspect = lambda _named: asyncio.Event().wait()  # type: ignore[assignment,method-assign,return-value]
+            await runner.become_ready()
+            assert "no answer in time" in (await one.refusal(leasing)).detail
+            assert runner.kills == 1
+
+    run(scenario)
+
+
 def test_descriptor_from_a_runner_is_closed_and_the_runner_killed() -> None:
     async def scenario() -> None:
         async with warden() as one:
