@@ -143,12 +143,22 @@ class LoadedModel(Value, frozen=True, kw_only=True):
     memory_limit_bytes: int
 
 
+class FailedModel(Value, frozen=True, kw_only=True):
+    """A model whose last verification or load failed, and nothing since has gone better."""
+
+    name: Annotated[str, Meta(max_length=128)]
+    reason: Annotated[str, Meta(max_length=64)]
+    detail: Annotated[str, Meta(max_length=500)]
+
+
 class WardenStatus(Value, frozen=True, kw_only=True, tag=True):
-    """``models`` are all that verify, ``loaded`` those with a runner now; in pages, as ``ModelList``."""
+    """``models`` are all that verify, ``loaded`` those with a runner now, ``failed`` those that did not verify, or did
+    and did not load; in pages, as ``ModelList``."""
 
     call: int
     models: tuple[VerifiedModel, ...]
     loaded: tuple[LoadedModel, ...]
+    failed: tuple[FailedModel, ...] = ()
     more: bool = False
 
 

@@ -27,7 +27,7 @@ from appliance.core.ports import AuditLog
 from appliance.core.records import ModelLoaded, ModelRef, RunnerEnded, reference
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import GgufFacts, RunnerFacts, Value, VerifiedModel
-from appliance.ipc.messages import Fenced, Load, LoadedModel, Ready
+from appliance.ipc.messages import FailedModel, Fenced, Load, LoadedModel, Ready
 from appliance.warden import fence, memory
 from appliance.warden.catalogue import Catalogue, printable, replaced
 from appliance.warden.handshake import handshake
@@ -111,6 +111,10 @@ class Pool:
     def pending(self) -> tuple[str, ...]:
         """Those that are still being hashed."""
         return self._catalogue.pending()
+
+    def failed(self) -> tuple[FailedModel, ...]:
+        """Those that did not verify, or verify and did not load, when that was tried last."""
+        return self._catalogue.failures()
 
     async def settled(self) -> None:
         """Waits until everything that was found has been verified."""

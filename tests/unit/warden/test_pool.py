@@ -833,10 +833,12 @@ def test_model_that_verifies_and_does_not_load_is_tried_less_and_less_often(cloc
             for _second in range(60):
                 await one.refusal(one.lease())
                 clock.now += 1
+            assert [(failed.name, failed.detail) for failed in one.pool.failed()] == [("a", "no more processes")]
             assert len(one.store.hashed) == 6  # after 0, 1, 3, 7, 15 and 31 seconds
             one.launcher.fault = None
             clock.now += 60
             runner, _facts = await one.leased()
+            assert one.pool.failed() == ()
             runner.end(0)
             await until(lambda: "runner-ended" in one.events())
             one.launcher.fault = Fault("no more processes")
