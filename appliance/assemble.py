@@ -63,7 +63,10 @@ KEYS_WAIT_SECONDS: Final = 30.0
 RESERVATION_SLACK_SECONDS: Final = 300
 REQUEST_SLACK_SECONDS: Final = 60
 LOAD_SLACK_SECONDS: Final = 5
-"""The warden's own limit comes first, so that a slow load is told as what it is."""
+"""For what the warden does outside its limit: it hashes the model once more, at some GB a second, and has a process
+started. So its own limit comes first for a model of a few GB, and a slow load is told as what it is. For a larger one,
+or from a slow disk, the gateway may give up before; the warden goes on, and whoever asks next finds the model loaded.
+"""
 
 log = logging.getLogger(__name__)
 

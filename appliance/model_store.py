@@ -23,8 +23,9 @@ _IN_A_UNIT: Final = layers.NAMESPACES | {layers.EMPTY_ROOT}
 
 
 def begin_starter(config: Settings, *, groups: Path | None = None) -> Starter:
-    """The process that starts this one's runners and validators. To be begun on the main thread, before anything
-    foreign is read. ``groups``: where its runners get control groups. Raises ``Fault``."""
+    """The process that starts this one's runners and validators. To be begun on the main thread, and by a
+    process that serves before anything foreign is read. ``groups``: where its runners get control groups. Raises
+    ``Fault``."""
     allow_degraded: frozenset[str] = frozenset(config.sandbox.allow_degraded)
     if config.sandbox.launcher == "systemd":
         return Starter(allow_degraded=allow_degraded | _IN_A_UNIT, validators_only=True)
@@ -38,8 +39,9 @@ def store_with(config: Settings, validator: SandboxedValidator) -> ModelStore:
 
 @contextmanager
 def open_store(config: Settings) -> Iterator[ModelStore]:
-    """The store for one command, on the main thread. Its starter is begun when the first header is to be judged: many
-    commands judge none. Raises as ``ModelStore.open``."""
+    """The store for one command, on the main thread. Its starter is begun when the first header is to be judged, since
+    many commands judge none; this process has checked signatures and hashed the file by then, and parsed no header.
+    Raises as ``ModelStore.open``."""
     with ExitStack() as stack:
         validator = functools.cache(lambda: SandboxedValidator(stack.enter_context(begin_starter(config))))
 

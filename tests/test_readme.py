@@ -40,6 +40,9 @@ def test_own_model_section_works_as_written(tmp_path: Path) -> None:
         assert command[0] == "paddock"
         paddock(command[1:], tmp_path, HOME=str(tmp_path))
     assert "signed by acme" in paddock(["models", "list"], tmp_path, HOME=str(tmp_path))
+    left = {f"/{path.name}" for path in tmp_path.iterdir()} - {"/.local"}
+    assert "/publisher.key" in left
+    assert left <= set((ROOT / ".gitignore").read_text().splitlines())  # a private key is not to be committed
 
 
 def test_policy_example_admits_who_it_says(tmp_path: Path) -> None:

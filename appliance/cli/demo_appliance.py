@@ -53,7 +53,9 @@ def prepare(directory: Path, report: Report) -> tuple[Settings, Path]:
     original = demo_model().read_bytes()
     twin = original.replace(MODEL.encode(), TAMPERED.encode()[: len(MODEL)], 1)  # another digest, as valid
     key = generate_signing_key()
-    (config.trust_dir / f"{SIGNER}.pem").write_bytes(public_pem(key.public_key()))
+    trusted = config.trust_dir / f"{SIGNER}.pem"
+    trusted.write_bytes(public_pem(key.public_key()))
+    trusted.chmod(0o644)  # whatever this user's umask is: a key that others could write is not trusted
     with open_store(config) as store:
         for name, content in ((MODEL, original), (TAMPERED, twin)):
             path = directory / f"{name}.gguf"

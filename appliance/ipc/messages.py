@@ -29,6 +29,7 @@ Line = Annotated[
 RunnerId = Annotated[str, Meta(min_length=1, max_length=64)]
 Nonce = Annotated[str, Meta(max_length=64)]
 MemoryBytes = Annotated[int, Meta(ge=2**28, le=2**46)]
+DEFAULT_MEMORY_BYTES: Final = 2**31
 ContextTokens = Annotated[int, Meta(ge=64, le=2**22)]
 Slots = Annotated[int, Meta(ge=1, le=64)]
 
@@ -142,12 +143,22 @@ class LoadedModel(Value, frozen=True, kw_only=True):
     memory_limit_bytes: int
 
 
+class FailedModel(Value, frozen=True, kw_only=True):
+    """A model whose last verification or load failed, and nothing since has gone better."""
+
+    name: Annotated[str, Meta(max_length=128)]
+    reason: Annotated[str, Meta(max_length=64)]
+    detail: Annotated[str, Meta(max_length=500)]
+
+
 class WardenStatus(Value, frozen=True, kw_only=True, tag=True):
-    """``models`` are all that verify, ``loaded`` those with a runner now; in pages, as ``ModelList``."""
+    """``models`` are all that verify, ``loaded`` those with a runner now, ``failed`` those that did not verify, or did
+    and did not load; in pages, as ``ModelList``."""
 
     call: int
     models: tuple[VerifiedModel, ...]
     loaded: tuple[LoadedModel, ...]
+    failed: tuple[FailedModel, ...] = ()
     more: bool = False
 
 
@@ -200,7 +211,7 @@ class Load(Value, frozen=True, kw_only=True, tag=True):
     slots: Slots
     threads: Annotated[int, Meta(ge=1, le=256)]
     batch_tokens: Annotated[int, Meta(ge=32, le=8192)] = 512
-    memory_bytes: MemoryBytes = 2**31
+    memory_bytes: MemoryBytes = DEFAULT_MEMORY_BYTES
 
 
 class Ready(Value, frozen=True, kw_only=True, tag=True):

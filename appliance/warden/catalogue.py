@@ -20,6 +20,7 @@ from appliance.core.ports import AuditLog
 from appliance.core.records import ModelRef, ModelRefused, reference
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import Digest, VerifiedModel
+from appliance.ipc.messages import FailedModel
 from appliance.warden.ports import VerifiedStore
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,14 @@ class Catalogue:
 
     def pending(self) -> tuple[str, ...]:
         return tuple(self._pending)
+
+    def failures(self) -> tuple[FailedModel, ...]:
+        return tuple(
+            FailedModel(
+                name=printable(name)[:128], reason=_code(failure.error), detail=printable(failure.error.detail)[:500]
+            )
+            for name, failure in sorted(self._failures.items())
+        )
 
     async def settled(self) -> None:
         if self._verifying is not None:
@@ -155,6 +164,7 @@ class Catalogue:
                 del self._pending[name]
                 if isinstance(outcome, VerifiedModel):
                     self.know(outcome, stamp)
+                    self.recovered(name)
                 else:
                     self.failed(name, None, stamp, outcome)
         finally:
@@ -171,10 +181,16 @@ class Catalogue:
             return Fault(f"verifying failed: {type(error).__name__}")
 
     def know(self, model: VerifiedModel, stamp: Hashable) -> None:
-        """This model has just been verified, by whomever."""
+        """This model has just been verified, by whomever. Its failures stay: one that verifies may still not load, and
+        finding that out again costs no less."""
+        if self._models.get(model.name) != model or model.name in self._failures:
+            log.info("model %s is verified", printable(model.name))
         self._models[model.name] = model
         self._seen[model.name] = stamp
-        self._failures.pop(model.name, None)
+
+    def recovered(self, name: str) -> None:
+        """What this model failed with is over."""
+        self._failures.pop(name, None)
 
     # --- failures ---------------------------------------------------------------------------------------------------
 
@@ -200,11 +216,14 @@ class Catalogue:
     def _record_refused(self, name: str, digest: Digest | None, error: Refused | Fault) -> None:
         detail = printable(error.detail)
         log.error("model %s refused: %s", printable(name), detail)
-        reason = error.reason.code if isinstance(error, Refused) else "fault"
-        self._audit.close(ModelRefused(name=name[:128], digest=digest, reason=reason, detail=detail[:500]))
+        self._audit.close(ModelRefused(name=name[:128], digest=digest, reason=_code(error), detail=detail[:500]))
 
 
 _GONE: Final = object()
+
+
+def _code(error: Refused | Fault) -> str:
+    return error.reason.code if isinstance(error, Refused) else "fault"
 
 
 def replaced(wanted: ModelRef) -> Refused:

@@ -92,8 +92,8 @@ class Witness:
     fails, whoever has its number then. And how many filters it had before it met a model: those of its unit."""
 
     def __init__(self, sender: Sender) -> None:
-        """To be called while the sender waits for its ``Load``. Raises ``Fault`` when it is not to be seen, is root,
-        this process's user, or has company of its own user that is not its parent."""
+        """To be called while the sender waits for its ``Load``. Raises ``Fault`` when it is not to be seen, is root or
+        this process's user."""
         if sender.pid <= 0:
             raise Fault("the runner's process cannot be seen from here")
         if sender.uid in (0, os.getuid()):
@@ -102,11 +102,28 @@ class Witness:
             self._folder = os.open(f"/proc/{sender.pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             on_failure.callback(self.close)
             seen = _status_in(self._folder)
-            _require_alone(sender, guardian=seen["PPid"])
+            self._own = (str(sender.pid), seen["PPid"])
+            self._uid = str(sender.uid)
             self._inherited = int(seen["Seccomp_filters"])
             if not self._inherited:
                 raise Fault("the runner's unit put no filter on it")
             on_failure.pop_all()
+
+    def require_alone(self) -> None:
+        """Every process of a user may signal every other: a runner's user is no other's, but its guardian's, which is
+        its parent. Looks at each process there is, some 0.1 ms each: for a thread. Raises ``Fault``."""
+        with _looking():
+            for process in Path("/proc").iterdir():
+                if process.name.isdigit() and process.name not in self._own:
+                    self._require_other_user(process)
+
+    def _require_other_user(self, process: Path) -> None:
+        try:
+            users = _status(process / "status")["Uid"].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return  # it has just ended
+        if self._uid in users:
+            raise Fault(f"the runner's user {self._uid} has another process, {process.name}")
 
     def require_fenced(self) -> None:
         """As ``inspect``. Raises ``Fault``, also when the process has ended."""
@@ -136,18 +153,6 @@ def _status_in(folder: int, thread: str = ".") -> dict[str, str]:
     status = os.open(f"{thread}/status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
     with os.fdopen(status, encoding="utf-8", errors="replace") as file:
         return _fields(file.read())
-
-
-def _require_alone(sender: Sender, *, guardian: str) -> None:
-    """Every process of a user may signal every other: a runner's user is no other's, but its guardian's."""
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and process.name not in (str(sender.pid), guardian):
-            try:
-                users = _status(process / "status")["Uid"].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it has just ended
-            if str(sender.uid) in users:
-                raise Fault(f"the runner's user {sender.uid} has another process, {process.name}")
 
 
 def _only_child(pid: int) -> int:

@@ -55,6 +55,8 @@ async def handshake(
         fenced = _require(Fenced, await heard.get())
         fence.require_whole(fenced, allow_degraded)
         with closing(fence.Witness(sender)) if sender else nullcontext() as witness:
+            if witness:
+                await asyncio.to_thread(witness.require_alone)  # whatever the machine's size, others are not held up
             connection.send(load, [model_file])
             ready = _require(Ready, await heard.get())
             fence.require_as_asked(ready, load)

@@ -21,15 +21,13 @@ from typing import Final
 from appliance.core.refusals import Fault
 from appliance.ipc.connection import Connection
 from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder
+from appliance.ipc.messages import DEFAULT_MEMORY_BYTES
 from appliance.ipc.starting import End, Ended, Failed, FencedIn, FromLine, Inspect, NotFencedIn, Started, StartRunner
 from appliance.warden.starter_client import Starter
 from appliance.warden.stderr_tap import StderrTap
 
 ANSWER_SECONDS: Final = 10.0
 """The starter answers in milliseconds. One that does not is stopped or starved, and nobody may wait for it for ever."""
-
-DEFAULT_MEMORY_BYTES: Final = 2**31
-"""What a ``Load`` that says nothing else allows."""
 
 _DATAGRAM_OVERHEAD_BYTES: Final = 1024
 _DECODER: Final = FrameDecoder[FromLine](FromLine)

@@ -109,7 +109,7 @@ class _Peer:
             task.add_done_callback(self._tasks.discard)
 
     def _closed(self, why: str) -> None:
-        log.info("a gateway's connection closed: %s", why)
+        log.info("a peer's connection closed: %s", why)
         self._peers.discard(self)
 
     async def _answer(self, question: ListModels | AskLease | AskStatus) -> None:
@@ -137,7 +137,7 @@ class _Peer:
                 runner, channel = await pool.lease(question.model)
                 self._reply(Leased(call=question.call, runner=runner), [channel.fileno()])
             case AskStatus():
-                self._reply(pages.status(question, pool.models(), pool.loaded()))
+                self._reply(pages.status(question, pool.models(), pool.loaded(), pool.failed()))
 
     def _fail(self, call: int, reason: str, detail: str) -> None:
         self._reply(Failed(call=call, reason=reason, detail=detail[:2000]))

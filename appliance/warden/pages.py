@@ -14,7 +14,7 @@ import msgspec
 
 from appliance.core.values import VerifiedModel
 from appliance.ipc.frames import encoded_bytes
-from appliance.ipc.messages import AskStatus, ListModels, LoadedModel, ModelList, WardenStatus
+from appliance.ipc.messages import AskStatus, FailedModel, ListModels, LoadedModel, ModelList, WardenStatus
 
 PAGE_BYTES: Final = 256 * 1024
 
@@ -30,14 +30,21 @@ def model_list(question: ListModels, models: tuple[VerifiedModel, ...], pending:
     )
 
 
-def status(question: AskStatus, models: tuple[VerifiedModel, ...], loaded: tuple[LoadedModel, ...]) -> WardenStatus:
+def status(
+    question: AskStatus,
+    models: tuple[VerifiedModel, ...],
+    loaded: tuple[LoadedModel, ...],
+    failed: tuple[FailedModel, ...],
+) -> WardenStatus:
     items: list[tuple[str, msgspec.Struct]] = [(model.name, model) for model in models]
     items += [(one.model.name, one) for one in loaded]
+    items += [(one.name, one) for one in failed]
     names, more = _page(question.after, ((name, encoded_bytes(item)) for name, item in items))
     return WardenStatus(
         call=question.call,
         models=tuple(model for model in models if model.name in names),
         loaded=tuple(one for one in loaded if one.model.name in names),
+        failed=tuple(one for one in failed if one.name in names),
         more=more,
     )
 

@@ -7,7 +7,7 @@ every start, and the descriptor that was hashed is the one that the runner gets.
 Trusts: the store to verify, the launcher to confine.
 Promises: a lease is given only for a runner that was fenced in before it got the verified model, that shows its
     filters, and whose ``ModelLoaded`` is durable. A model that fails costs one attempt per back-off, however often it
-    is asked for; its failure is forgotten when its files or the trusted keys change.
+    is asked for; its failure is forgotten when it loads, or its files or the trusted keys change.
 Not here: which models there are (``catalogue``); what gateways may ask (``main``); how a runner is confined
     (``sandbox``), and how that is checked (``fence``).
 """
@@ -27,7 +27,7 @@ from appliance.core.ports import AuditLog
 from appliance.core.records import ModelLoaded, ModelRef, RunnerEnded, reference
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import GgufFacts, RunnerFacts, Value, VerifiedModel
-from appliance.ipc.messages import Fenced, Load, LoadedModel, Ready
+from appliance.ipc.messages import FailedModel, Fenced, Load, LoadedModel, Ready
 from appliance.warden import fence, memory
 from appliance.warden.catalogue import Catalogue, printable, replaced
 from appliance.warden.handshake import handshake
@@ -112,6 +112,10 @@ class Pool:
         """Those that are still being hashed."""
         return self._catalogue.pending()
 
+    def failed(self) -> tuple[FailedModel, ...]:
+        """Those that did not verify, or verify and did not load, when that was tried last."""
+        return self._catalogue.failures()
+
     async def settled(self) -> None:
         """Waits until everything that was found has been verified."""
         await self._catalogue.settled()
@@ -173,6 +177,7 @@ class Pool:
             await self._introduce(runner, load_ms=round((time.monotonic() - started) * 1000))
         finally:
             self._loads -= 1
+        self._catalogue.recovered(wanted.name)
         self._runners[wanted] = runner
         runner.ended = asyncio.create_task(self._watch(runner))
         return runner
@@ -211,19 +216,17 @@ class Pool:
         load = self._what_to_load(runner_id, opened.model.facts)
         try:
             launched = await self._launcher.launch(runner_id, load.memory_bytes)
-        except Fault as fault:
-            raise Refused(Reason.RUNNER_UNAVAILABLE, fault.detail) from fault
+        except Fault as fault:  # the host's, and yet each attempt costs a hash of the whole model
+            raise self._not_loaded(opened, stamp, fault.detail) from fault
         os.lseek(opened.file, 0, os.SEEK_SET)  # verifying read it; the runner maps from where the descriptor stands
         try:
             async with asyncio.timeout(self._settings.load_timeout_seconds):
                 fenced, ready = await handshake(launched.channel, load, opened.file, self._launcher.allow_degraded)
-            await launched.inspect(frozenset(fenced.layers))
+                await launched.inspect(frozenset(fenced.layers))
         except (Refused, Fault, TimeoutError) as error:
             status = await self._bury(launched)
             detail = f"{getattr(error, 'detail', '') or 'no answer in time'} (exit status {status})"
-            refused = Refused(Reason.RUNNER_UNAVAILABLE, printable(detail))
-            self._catalogue.failed(opened.model.name, opened.model.digest, stamp, refused)
-            raise refused from error
+            raise self._not_loaded(opened, stamp, detail) from error
         except BaseException:
             launched.kill()
             launched.channel.close()
@@ -237,6 +240,12 @@ class Pool:
             channel=launched.channel,
             memory_limit_bytes=load.memory_bytes,
         )
+
+    def _not_loaded(self, opened: OpenedModel, stamp: Hashable, detail: str) -> Refused:
+        """What everybody who asks is told until the back-off is over."""
+        refused = Refused(Reason.RUNNER_UNAVAILABLE, printable(detail))
+        self._catalogue.failed(opened.model.name, opened.model.digest, stamp, refused)
+        return refused
 
     def _what_to_load(self, runner_id: str, facts: GgufFacts) -> Load:
         context_tokens = min(self._settings.context_tokens, facts.context_tokens)

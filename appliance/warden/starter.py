@@ -68,9 +68,15 @@ class Child:
     """One started process. ``line`` is None while there is nobody to tell."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", *, gently: bool, group: RunnerGroup | None = None) -> None:
+        """Raises ``OSError`` when there is no descriptor for it; the process has then ended."""
         self.process: Final = process
         self.group: Final = group
-        self.pidfd: Final = os.pidfd_open(process.pid)
+        try:
+            self.pidfd: Final = os.pidfd_open(process.pid)
+        except OSError:
+            process.kill()
+            process.wait()
+            raise
         self.line: socket.socket | None = None
         self.gently: Final = gently
         self.kill_at_seconds: float | None = None

@@ -36,8 +36,9 @@ class Starter:
         command: tuple[str, ...] = commands.STARTER_COMMAND,
     ) -> None:
         """To be called on the main thread, since the starter ends with the thread that began it (PR_SET_PDEATHSIG), and
-        before anything foreign is read. ``allow_degraded``: the layers that its processes may do without.
-        ``groups``: where in the cgroup tree its runners get groups (``cgroups.RunnerGroups``).
+        by a process that serves before anything foreign is read: from then on it could be another's.
+        ``allow_degraded``: the layers that its processes may do without. ``groups``: where in the cgroup tree its
+        runners get groups (``cgroups.RunnerGroups``).
 
         Raises ``Fault`` when the process cannot be started.
         """

@@ -3,7 +3,8 @@
 It stands here because the warden's starter is what starts processes; the store is given the callable.
 
 Trusts: the installed ``appliance.validator`` package, and the starter that starts it.
-Promises: facts, or an exception, within ``WALL_SECONDS``; no process, descriptor or byte of its output is left over.
+Promises: facts, or an exception, within ``WALL_SECONDS`` and the few in which the kernel kills; no process, descriptor
+    or byte of its output is left over. What ends or stops a validator from outside is never told as the model's fault.
 Not here: the sandbox (``validator.main``, by the process itself); whether the bytes are the signed ones (the store).
 """
 
@@ -53,6 +54,7 @@ class SandboxedValidator:
                 os.close(theirs)
             with line:
                 try:
+                    _require_started(line, deadline)
                     data = _read(answer, deadline)
                     status = _status(line, deadline)
                 except GgufInvalid:
@@ -61,6 +63,18 @@ class SandboxedValidator:
         finally:
             os.close(answer)
         return _judged(data, status)
+
+
+def _require_started(line: socket.socket, deadline: float) -> None:
+    """Until then the time that passes is the host's. Raises ``Fault``."""
+    try:
+        word = _hear(line, deadline)
+    except TimeoutError:
+        raise Fault("the starter does not answer") from None
+    if isinstance(word, Failed):
+        raise Fault(f"the validator cannot be started: {word.detail}")
+    if not isinstance(word, Started):
+        raise Fault(f"the starter says {type(word).__name__} of a validator")
 
 
 def _read(pipe: int, deadline: float) -> bytes:
@@ -80,37 +94,46 @@ def _read(pipe: int, deadline: float) -> bytes:
 
 
 def _status(line: socket.socket, deadline: float) -> int:
-    """How the process ended, once it has. Raises ``GgufInvalid`` for one that closed its pipe and stayed, ``Fault``
-    when there was none."""
-    while True:
-        line.settimeout(max(0.1, deadline - time.monotonic()))
-        try:
-            data = line.recv(MAX_WORD_BYTES)
-        except TimeoutError:
-            raise GgufInvalid("gguf-validator-overrun", "the validator did not end") from None
-        except OSError:
-            data = b""
-        if not data:  # then the kernel ends what it started
-            raise Fault("the starter ended before the validator")
-        match word := _DECODER.decode(data):
-            case Ended():
-                return word.status
-            case Failed():
-                raise Fault(f"the validator cannot be started: {word.detail}")
-            case Started():
-                continue
-            case _:
-                raise Fault(f"the starter says {type(word).__name__} of a validator")
+    """How the process ended, once it has. Raises ``GgufInvalid`` for one that closed its pipe and stayed."""
+    try:
+        word = _hear(line, deadline)
+    except TimeoutError:
+        raise GgufInvalid("gguf-validator-overrun", "the validator did not end") from None
+    if not isinstance(word, Ended):
+        raise Fault(f"the starter says {type(word).__name__} of a validator")
+    return word.status
+
+
+def _hear(line: socket.socket, deadline: float) -> FromLine:
+    """The starter's next word. Raises ``TimeoutError``, or ``Fault`` when it has gone."""
+    line.settimeout(max(0.1, deadline - time.monotonic()))
+    try:
+        data = line.recv(MAX_WORD_BYTES)
+    except TimeoutError:
+        raise
+    except OSError:
+        data = b""
+    if not data:  # then the kernel ends what it started
+        raise Fault("the starter ended before the validator")
+    return _DECODER.decode(data)
 
 
 def _kill(line: socket.socket) -> None:
-    """Ends the process and waits for that, as long as the kernel may reasonably take."""
-    with suppress(GgufInvalid, Fault, OSError):
+    """Ends the process and waits for that, as long as the kernel may reasonably take.
+
+    Raises ``Fault`` when nobody tells of its end: what does not answer then is not the validator.
+    """
+    with suppress(OSError):
         line.send(encode(End()))
+    try:
         _status(line, time.monotonic() + _KILLED_SECONDS)
+    except GgufInvalid:
+        raise Fault("the starter does not tell of the validator's end") from None
 
 
 def _judged(data: bytes, status: int) -> GgufFacts:
+    if status == -signal.SIGTERM:  # what systemd sends to all of a unit that it stops; nothing in a header does
+        raise Fault("the validator was told to end")
     if status < 0:
         name = signal.Signals(-status).name
         raise GgufInvalid("gguf-validator-died", f"judging the header ended the validator with {name}")

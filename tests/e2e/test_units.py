@@ -51,6 +51,12 @@ def test_no_socket_file_is_open_to_all() -> None:
         assert re.search(r"^(FileDescriptorName=\w+|Accept=yes)$", text, re.MULTILINE), path.name
 
 
+def test_what_is_installed_by_the_documented_commands_is_all_that_there_is() -> None:
+    named = " ".join(nspawn.documented_commands(REPOSITORY))
+    for path in UNITS.iterdir():
+        assert path.name in named or f"*{path.suffix}" in named
+
+
 # --- in a booted system -----------------------------------------------------------------------------------------------
 
 
@@ -68,7 +74,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict:
         subprocess.run(["tar", "-xf", layers / f"{layer}.tar", "-C", folder / "overlay"], check=True, timeout=60)
     (folder / "check").mkdir()
     shutil.copy(REPOSITORY / "tests" / "support" / "unit_checks.py", folder / "check" / "check.py")
-    nspawn.make_root(folder / "root", UNITS)
+    nspawn.make_root(folder / "root", REPOSITORY)
     printed = nspawn.boot(folder / "root", folder / "overlay" / "usr", folder / "check")
     if not printed.startswith("{"):
         journal, stderr = folder / "check" / "journal", folder / "check" / "stderr"

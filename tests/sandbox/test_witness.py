@@ -96,8 +96,16 @@ def test_process_that_has_ended_is_not_taken_for_fenced_in() -> None:
 def test_two_runners_of_one_user_are_not_apart() -> None:
     with process() as child, process() as other:
         install(child)
-        with pytest.raises(Fault, match=f"another process, {other.pid}"):
-            Witness(sender(child))
+        with closing(Witness(sender(child))) as witness, pytest.raises(Fault, match=f"another process, {other.pid}"):
+            witness.require_alone()
+
+
+@as_root
+def test_runner_and_its_guardian_are_alone() -> None:
+    with process() as child:
+        install(child)
+        with closing(Witness(sender(child))) as witness:
+            witness.require_alone()
 
 
 def test_process_out_of_sight_gets_no_model() -> None:

@@ -4,12 +4,16 @@ The container's root is a handful of links and an /etc of our making; /usr is th
 appliance laid over it. Needs root and systemd-nspawn, and a Debian-like /usr with Python 3.11.
 """
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 # nspawn filters these; a runner needs them for its own sandbox.
 SYSTEM_CALLS = "landlock_create_ruleset landlock_add_rule landlock_restrict_self seccomp"
+
+# What its systemd package brings under /etc. The paddock.toml that is replaced comes with the appliance's layer.
+DEBIANS_FOLDERS = ("etc/systemd/system", "etc/tmpfiles.d")
 
 CHECK_TARGET = """\
 [Unit]
@@ -32,9 +36,9 @@ StandardError=file:/check/stderr
 """
 
 
-def make_root(root: Path, units: Path) -> None:
-    """An almost empty root folder that nspawn accepts, with ``units`` (the repository's folder) installed."""
-    for folder in ("etc/systemd/system", "etc/sysusers.d", "etc/tmpfiles.d", "etc/paddock", "check", "usr", "root"):
+def make_root(root: Path, repository: Path) -> None:
+    """An almost empty root folder that nspawn accepts, with the units installed as docs/install.md says."""
+    for folder in (*DEBIANS_FOLDERS, "etc/paddock", "check", "usr", "root"):
         (root / folder).mkdir(parents=True)
     for folder in ("var/lib", "run", "tmp", "proc", "sys", "dev", "home", "boot"):
         (root / folder).mkdir(parents=True)
@@ -42,14 +46,16 @@ def make_root(root: Path, units: Path) -> None:
         (root / link).symlink_to(f"usr/{link}")
     shutil.copy("/etc/os-release", root / "etc/os-release")
     (root / "etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")  # else every preset would be enabled
-    for unit in units.iterdir():
-        if unit.suffix in {".service", ".socket", ".target"}:
-            shutil.copy(unit, root / "etc/systemd/system" / unit.name)
-    shutil.copy(units / "paddock.sysusers", root / "etc/sysusers.d/paddock.conf")
-    shutil.copy(units / "paddock.tmpfiles", root / "etc/tmpfiles.d/paddock.conf")
-    shutil.copy(units / "paddock.toml", root / "etc/paddock/paddock.toml")
+    script = "\n".join(documented_commands(repository)).replace(" /etc/", f" {root}/etc/")
+    subprocess.run(["/bin/sh", "-e", "-c", script], cwd=repository, check=True, timeout=60)
     (root / "etc/systemd/system/check.target").write_text(CHECK_TARGET)
     (root / "etc/systemd/system/check.service").write_text(CHECK_SERVICE)
+
+
+def documented_commands(repository: Path) -> list[str]:
+    """Those of docs/install.md that put the units and what belongs to them under /etc."""
+    guide = (repository / "docs" / "install.md").read_text(encoding="utf-8")
+    return re.findall(r"^    ((?:cp|install) .*systemd/.* /etc/\S+)", guide, re.MULTILINE)
 
 
 def boot(root: Path, usr: Path, check: Path, *, timeout_seconds: float = 220) -> str:

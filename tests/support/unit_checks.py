@@ -20,6 +20,7 @@ PACKAGES = Path("/usr/lib/paddock/lib/python3.11/site-packages")
 WEAKENED = {
     "network shared": ("PrivateNetwork=no", "network-namespace"),
     "sockets allowed": ("RestrictAddressFamilies=AF_INET", "network-namespace"),
+    "sockets to the hypervisor allowed": ("RestrictAddressFamilies=AF_VSOCK", "network-namespace"),
     "root of the host": ("RootDirectory=", "empty-root"),
     "a folder of the host": ("BindReadOnlyPaths=/etc", "empty-root"),
     "a folder of the host, writable": ("BindPaths=/var/lib/paddock/models:/srv", "mount-namespace"),

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import statistics
 import sys
 import time
@@ -19,6 +20,7 @@ from appliance.core.values import GgufFacts
 from appliance.ipc.validation import MAX_ANSWER_BYTES, decode_answer
 from appliance.models.store import ModelStore
 from appliance.validator.reading import read_facts
+from appliance.warden import validate
 from appliance.warden.starter_client import Starter
 from appliance.warden.validate import WALL_SECONDS, SandboxedValidator
 from tests.support.gguf_files import small_model, small_model_bytes
@@ -206,6 +208,34 @@ def test_validator_that_dies_refuses_the_file(number: str) -> None:
 def test_validator_that_answers_and_then_dies_refuses_the_file() -> None:
     program = "import os; os.write(1, b'{}'); os.kill(os.getpid(), 9)"
     assert reason_of(standing_in(program)) == "gguf-validator-died"
+
+
+def test_validator_that_the_host_ends_says_nothing_of_the_file() -> None:
+    """systemd stops a unit by SIGTERM to all of its processes."""
+    with opened(b"GGUF") as fd, pytest.raises(Fault, match="told to end"):
+        standing_in("import os; os.kill(os.getpid(), 15)")(fd)
+
+
+def test_starter_that_is_stopped_says_nothing_of_the_file() -> None:
+    with starter_of() as starter, opened(b"GGUF") as fd:
+        os.kill(starter.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(Fault, match="the starter does not answer"):
+                SandboxedValidator(starter, wall_seconds=0.2)(fd)
+        finally:
+            os.kill(starter.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("then", ["", "; time.sleep(600)"], ids=["and it ends", "and it hangs"])
+def test_starter_that_is_stopped_later_says_nothing_of_the_file(then: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validate, "_KILLED_SECONDS", 0.2)
+    program = f"import os, time; os.kill(os.getppid(), {int(signal.SIGSTOP)}){then}"
+    with starter_of(validator=(sys.executable, "-I", "-B", "-c", program)) as starter, opened(b"GGUF") as fd:
+        try:
+            with pytest.raises(Fault, match="the starter does not"):
+                SandboxedValidator(starter, wall_seconds=1.0)(fd)
+        finally:
+            os.kill(starter.pid, signal.SIGCONT)
 
 
 def test_validator_that_hangs_is_killed() -> None:

@@ -399,6 +399,17 @@ def test_a_hundred_starts_leave_no_descriptor_in_either_process() -> None:
     within_limit(scenario)
 
 
+def test_process_that_cannot_be_watched_does_not_live_on() -> None:
+    """It would be answered as failed, and nobody would ever end it."""
+    before = "import os\ndef none(pid): raise OSError(24, 'no more descriptors')\nos.pidfd_open = none"
+    with starter_of(runner=SLEEPER, before=before) as starter, descriptors() as fds:
+        with Order(starter, RUNNER, [fds["channel"], fds["pipe"], LINE]) as order:
+            failed = order.hear()
+        assert isinstance(failed, Failed)
+        assert "no more descriptors" in failed.detail
+        assert children(starter.pid) == []
+
+
 def test_no_more_than_the_cap_run_however_many_are_ordered() -> None:
     with starter_of(runner=SLEEPER) as starter, descriptors() as fds, ExitStack() as held:
         agreed = [fds["channel"], fds["pipe"], LINE]

@@ -1,6 +1,7 @@
 """What a runner in a unit takes as evidence, on made-up texts of /proc: each lie of a weakened unit is seen as one."""
 
 import errno
+import os
 import re
 import socket
 from pathlib import Path
@@ -105,17 +106,20 @@ def test_another_interface_or_socket_is_seen() -> None:
         given.network_namespace(NET_DEV, NET_UNIX + "0: 00000002 00000000 00010000 0001 01 16 /run/dbus\n")
 
 
-def test_socket_that_can_be_made_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Made:
-        def __init__(self, family: int, _kind: int) -> None:
-            if family != socket.AF_INET6:
-                raise OSError(errno.EAFNOSUPPORT, "")
+REAL_SOCKET, REAL_SCANDIR = socket.socket, os.scandir
 
-        def close(self) -> None:
-            pass
 
-    monkeypatch.setattr(given.socket, "socket", Made)
-    with pytest.raises(NotGiven, match="RestrictAddressFamilies="):
+@pytest.mark.parametrize("family", range(46))
+def test_socket_of_any_one_family_that_can_be_made_is_seen(family: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filter that lets one family through leaves the answer to the kernel, which may have no module for it yet."""
+
+    def filtered(asked: int, kind: int) -> socket.socket:
+        if asked != family:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return REAL_SOCKET(asked, kind)
+
+    monkeypatch.setattr(given.socket, "socket", filtered)
+    with pytest.raises(NotGiven, match=f"family {family} can be made"):
         given.network_namespace(NET_DEV, NET_UNIX)
 
 
@@ -176,6 +180,27 @@ def test_what_systemd_does_not_give_is_not_claimed() -> None:
 def test_anything_else_in_sight_is_seen(path: str, name: str) -> None:
     with pytest.raises(NotGiven, match=f"{path} shows {name}"):
         given.empty_root(FOLDERS | {path: FOLDERS.get(path, frozenset()) | {name}}, MOUNTINFO)
+
+
+@pytest.mark.parametrize("shown", [".", "inner"])
+def test_folder_that_hides_its_names_but_opens_by_name_is_seen(
+    shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can list it, root aside, who is not asked here: the kernel's two answers are made up."""
+    folder = tmp_path / shown
+    folder.mkdir(exist_ok=True)
+
+    def may_list(path: str) -> "os._ScandirIterator[str]":
+        if Path(path) == folder:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return REAL_SCANDIR(path)
+
+    monkeypatch.setattr(given.os, "scandir", may_list)
+    monkeypatch.setattr(given, "_CONTENTS", {str(tmp_path): frozenset()})
+    with pytest.raises(NotGiven, match="cannot be listed and yet"):
+        given._folders()
+    monkeypatch.setattr(given.os, "access", lambda _path, _mode: False)
+    assert given._folders() == {str(tmp_path): frozenset()}
 
 
 @pytest.mark.parametrize("option", ["hidepid=invisible", "subset=pid"])

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,37 @@ async def test_runner_of_the_wardens_own_user_gets_no_model(listening: socket.so
     with pytest.raises(BlockingIOError):
         theirs.recv(100)
     assert runner.channel.fileno() == -1
+    theirs.close()
+    await ended(runner)
+
+
+@in_loop
+async def test_looking_for_company_does_not_hold_up_the_warden(
+    listening: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine has any number of processes; what the look finds still comes before the model."""
+    released = threading.Event()
+
+    class Slow:
+        def __init__(self, _sender: fence.Sender) -> None: ...
+
+        def close(self) -> None: ...
+
+        def require_alone(self) -> None:
+            assert released.wait(10)
+            raise Fault("it has company")
+
+    monkeypatch.setattr(fence, "Witness", Slow)
+    runner = await launcher(listening).launch("r")
+    theirs, _ = listening.accept()
+    theirs.send(encode(FENCED))
+    shaking = asyncio.create_task(handshake.handshake(runner.channel, LOAD, 0, frozenset()))
+    asyncio.get_running_loop().call_later(0.05, released.set)  # on the loop, which is free to call it
+    with pytest.raises(Fault, match="it has company"):
+        await shaking
+    theirs.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        theirs.recv(100)
     theirs.close()
     await ended(runner)
 

@@ -7,7 +7,7 @@ from appliance.cli import status as command
 from appliance.core.refusals import Fault
 from appliance.core.values import Digest, Signer, VerifiedModel
 from appliance.ipc.frames import MAX_FRAME_BYTES, encode
-from appliance.ipc.messages import AskStatus, ListModels, LoadedModel, WardenStatus
+from appliance.ipc.messages import AskStatus, FailedModel, ListModels, LoadedModel, WardenStatus
 from appliance.settings import Settings, parse
 from appliance.warden import pages
 from tests.support.made_values import model, runner_facts
@@ -77,18 +77,22 @@ def test_status_of_many_models_is_whole(
     loaded = tuple(
         LoadedModel(model=one, runner=runner_facts(one, "r" * 64), memory_limit_bytes=2**46) for one in models[-30:]
     )
+    failed = tuple(
+        FailedModel(name=name, reason="model-not-verified", detail="\U0001f512" * 500)
+        for name in sorted([*(one.name for one in models[:50]), *(f"zzz{number}" for number in range(300))])
+    )
     asked = 0
 
     def ask(_path: object, question: AskStatus, _answers: object, *, who: str) -> WardenStatus:
         nonlocal asked
         asked += 1
-        page = pages.status(question, models, loaded)
+        page = pages.status(question, models, loaded, failed)
         assert len(encode(page)) <= MAX_FRAME_BYTES
         return page
 
     monkeypatch.setattr(command, "ask", ask)
     whole = command.whole_status(config)
-    assert (whole.models, whole.loaded, whole.more) == (models, loaded, False)
+    assert (whole.models, whole.loaded, whole.failed, whole.more) == (models, loaded, failed, False)
     assert asked > 1
 
 
@@ -97,3 +101,17 @@ def test_status_that_does_not_go_on_is_a_fault(config: Settings, monkeypatch: py
     monkeypatch.setattr(command, "ask", lambda *_args, **_kwargs: page)
     with pytest.raises(Fault, match="does not go on"):
         command.whole_status(config)
+
+
+def test_status_hides_no_model_that_is_not_loaded_and_none_that_failed(
+    config: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = FailedModel(name="bad", reason="model-not-verified", detail="one byte was changed")
+    loaded = LoadedModel(model=plain(1), runner=runner_facts(plain(1), "r"), memory_limit_bytes=2**30)
+    page = WardenStatus(call=1, models=(plain(1), plain(2)), loaded=(loaded,), failed=(failed,))
+    monkeypatch.setattr(command, "ask", lambda *_args, **_kwargs: page)
+    assert command.show(config, as_json=False) == 0
+    text = capsys.readouterr().out
+    assert text.count("verified, not loaded") == 1
+    assert f"m00002  {plain(2).digest}\n  verified, not loaded" in text
+    assert "bad\n  failed    model-not-verified: one byte was changed" in text

@@ -180,6 +180,22 @@ def test_model_is_verified_again_when_the_disk_has_recovered(clock: Clock) -> No
     run(scenario)
 
 
+def test_recovery_of_a_model_is_told_once(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        one = Warden()
+        one.store.fail = {"a": Fault("the disk")}
+        with caplog.at_level("INFO"):
+            await one.scan()
+            assert caplog.messages == ["model a refused: the disk", "model b is verified"]
+            one.store.fail = {}
+            clock.now += 10
+            for _ in range(3):
+                await one.scan()
+            assert caplog.messages[2:] == ["model a is verified"]
+
+    run(scenario)
+
+
 def test_verification_that_fails_in_an_unforeseen_way_does_not_stop_the_others() -> None:
     async def scenario() -> None:
         one = Warden()
@@ -753,6 +769,19 @@ def test_runner_that_does_not_become_ready_in_time_is_killed() -> None:
     run(scenario)
 
 
+def test_runner_that_cannot_be_looked_at_in_time_is_killed() -> None:
+    async def scenario() -> None:
+        async with warden(load_timeout_seconds=0.05) as one:
+            leasing = one.lease()
+            runner = await one.launcher.launched.get()
+            runner.inspect = lambda _named: asyncio.Event().wait()  # type: ignore[assignment,method-assign,return-value]
+            await runner.become_ready()
+            assert "no answer in time" in (await one.refusal(leasing)).detail
+            assert runner.kills == 1
+
+    run(scenario)
+
+
 def test_descriptor_from_a_runner_is_closed_and_the_runner_killed() -> None:
     async def scenario() -> None:
         async with warden() as one:
@@ -771,12 +800,50 @@ def test_descriptor_from_a_runner_is_closed_and_the_runner_killed() -> None:
     run(scenario)
 
 
-def test_launcher_that_fails_is_a_refusal() -> None:
+def test_launcher_that_fails_is_a_refusal(clock: Clock) -> None:
     async def scenario() -> None:
         async with warden() as one:
             one.launcher.fault = Fault("no more processes")
             assert (await one.refusal(one.lease())).reason is Reason.RUNNER_UNAVAILABLE
             one.assert_no_descriptor_is_open()
+            one.launcher.fault = None
+            clock.now += 60
+            await one.leased()
+
+    run(scenario)
+
+
+def test_launcher_that_fails_does_not_cost_a_hash_for_each_who_asks(clock: Clock) -> None:
+    async def scenario() -> None:
+        async with warden() as one:
+            one.launcher.fault = Fault("no more processes")
+            for _ in range(20):
+                refused = await one.refusal(one.lease())
+                assert (refused.reason, refused.detail) == (Reason.RUNNER_UNAVAILABLE, "no more processes")
+            assert one.store.hashed == ["a"]
+            assert one.events() == ["model-refused"]
+
+    run(scenario)
+
+
+def test_model_that_verifies_and_does_not_load_is_tried_less_and_less_often(clock: Clock) -> None:
+    async def scenario() -> None:
+        async with warden() as one:
+            one.launcher.fault = Fault("no more processes")
+            for _second in range(60):
+                await one.refusal(one.lease())
+                clock.now += 1
+            assert [(failed.name, failed.detail) for failed in one.pool.failed()] == [("a", "no more processes")]
+            assert len(one.store.hashed) == 6  # after 0, 1, 3, 7, 15 and 31 seconds
+            one.launcher.fault = None
+            clock.now += 60
+            runner, _facts = await one.leased()
+            assert one.pool.failed() == ()
+            runner.end(0)
+            await until(lambda: "runner-ended" in one.events())
+            one.launcher.fault = Fault("no more processes")
+            await one.refusal(one.lease())
+            clock.now += 1  # it has loaded meanwhile, so this is its first failure again
             one.launcher.fault = None
             await one.leased()
 

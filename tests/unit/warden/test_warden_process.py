@@ -20,6 +20,7 @@ from appliance.ipc.messages import (
     AskStatus,
     Complain,
     Failed,
+    FailedModel,
     FromWarden,
     Leased,
     ListModels,
@@ -57,6 +58,9 @@ class FakePool:
 
     def pending(self) -> tuple[str, ...]:
         return ("large",)
+
+    def failed(self) -> tuple[FailedModel, ...]:
+        return ()
 
     def loaded(self) -> tuple[Any, ...]:
         if isinstance(self.outcome, ZeroDivisionError):
