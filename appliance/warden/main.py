@@ -56,9 +56,13 @@ async def serve(
         await notary.connected()  # a lease needs its record: whoever asks before the log is there waits
         await accept_forever(listening, allowed_uids=gateway_uids | operator_uids, welcome=welcome)
 
+    async def look() -> None:
+        await notary.connected()  # it knows us as the warden before a byte of the store is read
+        await pool.run()
+
     notary_task = asyncio.create_task(notary.run())
     accepting = asyncio.create_task(accept())
-    looking = asyncio.create_task(pool.run())
+    looking = asyncio.create_task(look())
     leaning = asyncio.create_task(starter.run())
     stopping = asyncio.create_task(stop.wait())
     try:

@@ -83,7 +83,7 @@ def test_status_of_many_models_is_whole(
     )
     asked = 0
 
-    def ask(_path: object, question: AskStatus, _answers: object, *, who: str) -> WardenStatus:
+    def ask(_config: object, _who: str, question: AskStatus, _answers: object) -> WardenStatus:
         nonlocal asked
         asked += 1
         page = pages.status(question, models, loaded, failed)
