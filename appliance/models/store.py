@@ -391,11 +391,12 @@ class ModelStore(AbstractContextManager["ModelStore"]):
         """Makes a model invisible, then deletes its files unless another model shares them. Open descriptors live on.
 
         Takes whatever ``check`` names as an entry, under a name that no model may have too: it would keep a collection
-        from every blob. Raises ``Refused(MODEL_NOT_FOUND)``, or ``Fault``.
+        from every blob. Such a name is looked for in the listing, so that no call ever names what is not there
+        (CVE-2024-37032). Raises ``Refused(MODEL_NOT_FOUND)``, or ``Fault``.
         """
-        if not name or "/" in name or "\0" in name:
-            raise Refused(Reason.MODEL_NOT_FOUND, "not a model's name")
-        with _port(f"removing {name}"), self._lock():
+        with _port("removing a model"), self._lock():
+            if not _NAME.fullmatch(name) and f"{name}.json" not in os.listdir(self._index):  # noqa: PTH208 - by descriptor
+                raise Refused(Reason.MODEL_NOT_FOUND, "not a model's name")
             entry: IndexEntry | None = None
             with suppress(Refused):  # a damaged entry can be removed too; its files are then left for check to list
                 entry = self._find(name)
