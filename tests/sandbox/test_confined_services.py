@@ -348,15 +348,17 @@ def listed(server: TestAppliance) -> list[str]:
 
 
 def test_catalogue_is_followed_and_remembered_behind_the_fence(server: TestAppliance) -> None:
+    memory = server.config.models_dir / "catalogue" / "seen.json"
+
+    def remembered() -> int:
+        return int(json.loads(memory.read_bytes())["version"]) if memory.exists() else 0
+
     publish(server, 1, "chain")
-    memory = server.config.models_dir / "catalogue"
-    server.wait_until(lambda: any(memory.iterdir()), "what was seen of the catalogue")
-    first = [path.read_bytes() for path in memory.iterdir()]
+    server.wait_until(lambda: remembered() == 1, "the memory of the first catalogue")
     publish(server, 2)
-    server.wait_until(lambda: listed(server) == [], "the model's disappearance")
-    assert [path.read_bytes() for path in memory.iterdir()] != first
+    server.wait_until(lambda: remembered() == 2 and listed(server) == [], "the model's disappearance")
     publish(server, 3, "chain")
-    server.wait_until(lambda: permitted(server), "the model's return")
+    server.wait_until(lambda: remembered() == 3 and permitted(server), "the model's return")
 
 
 def answers_anew(server: TestAppliance, former: int) -> bool:
