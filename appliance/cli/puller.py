@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from appliance.core.refusals import Fault
+from appliance.core.text import printable
 from appliance.models.transfer import jobs
 
 COMMAND: Final = (sys.executable, "-I", "-B", "-m", "appliance.models.transfer")
@@ -43,7 +44,7 @@ def run(
         ending.callback(_end, child)
         event = _converse(child, jobs.encode(job), on_progress)
     if isinstance(event, jobs.No):
-        raise Fault(f"{event.reason}: {_printable(event.detail)}")
+        raise Fault(f"{event.reason}: {printable(event.detail)}")
     return event
 
 
@@ -86,7 +87,3 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
     if child.stdout is not None:
         child.stdout.close()
     child.wait()
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -10,6 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from appliance.core.codec import dec_hook, enc_hook
+from appliance.core.text import printable
 
 MAX_FRAME_BYTES: Final = 384 * 1024
 """Below the largest datagram that Linux's default ``wmem_max`` allows once ``SO_SNDBUF`` is raised to it."""
@@ -48,9 +49,4 @@ class FrameDecoder(Generic[MessageT]):
         try:
             return self._decoder.decode(data)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise FrameError(f"not a valid frame: {_printable(str(error))}") from None
-
-
-def _printable(text: str) -> str:
-    """The decoder quotes what it found, which is the peer's."""
-    return "".join(c if c.isprintable() else "?" for c in text[:_MAX_QUOTE])
+            raise FrameError(f"not a valid frame: {printable(str(error)[:_MAX_QUOTE])}") from None

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import Final, Literal
 
 from appliance.core.refusals import Refused
+from appliance.core.text import printable
 from appliance.core.values import Digest, Value
 from appliance.models.files import (
     PARTIAL_SUFFIX,
@@ -187,8 +188,3 @@ class _Sweep:
         if not self._dry_run:
             unlink_if_present(directory, name)
         self.garbage.append(Garbage(place=place, size_bytes=status.st_size, kind=kind))
-
-
-def printable(text: str) -> str:
-    """The name is perhaps a stranger's, and goes to a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)

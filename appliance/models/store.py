@@ -37,9 +37,10 @@ from appliance.core.gguf import GgufInvalid
 from appliance.core.manifest import SignatureRefused, SignedStatement, enough_signers, verified_model
 from appliance.core.records import ModelRef
 from appliance.core.refusals import Fault, Reason, Refused
+from appliance.core.text import printable
 from appliance.core.values import Digest, GgufFacts, SealMode, Signer, Value, VerifiedModel
 from appliance.models import verity
-from appliance.models.collect import Collection, Pointers, collect, printable
+from appliance.models.collect import Collection, Pointers, collect
 from appliance.models.descriptor import Wholes, copy_and_observe, observe, observe_signed, sealed_copy
 from appliance.models.files import (
     Incoming,

@@ -22,6 +22,7 @@ from appliance.core.manifest import Observed, Statement
 from appliance.core.refusals import Refused
 from appliance.models.descriptor import Wholes, observe_signed
 from appliance.models.files import not_verified
+from appliance.sandbox.procfs import mounts
 
 FILE_SYSTEMS: Final = frozenset({"btrfs", "ext4", "f2fs"})
 
@@ -129,9 +130,6 @@ def _check_file_system(fd: int) -> None:
 def _file_system_of(fd: int) -> str:
     """By the descriptor's own mount (proc_pid_fdinfo(5), proc_pid_mountinfo(5)); a path could be mounted over."""
     described = Path(f"/proc/self/fdinfo/{fd}").read_text().split()
-    mount = described[described.index("mnt_id:") + 1]
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        words = line.split()
-        if words[0] == mount:
-            return words[words.index("-", 6) + 1]
-    return "an unknown file system"
+    number = described[described.index("mnt_id:") + 1]
+    kinds = {mount.number: mount.kind for mount in mounts(Path("/proc/self/mountinfo").read_text())}
+    return kinds.get(number, "an unknown file system")

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Never
 
+from appliance.core.text import printable
 from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder, FrameError, encode
 from appliance.ipc.messages import Fenced, Load, LoadFailed, Ready, ToRunner
 from appliance.sandbox import given, layers, probe, seccomp
@@ -274,8 +275,7 @@ _MAX_DETAIL: Final = 2000
 def _refuse(channel: socket.socket, reason: str, detail: str, status: int) -> int:
     _say(f"{reason}: {detail}")
     with suppress(OSError), channel:  # the warden may have gone; the exit status says it too
-        line = "".join(c if c.isprintable() else "?" for c in detail[:_MAX_DETAIL])
-        channel.send(encode(LoadFailed(reason=reason, detail=line)))
+        channel.send(encode(LoadFailed(reason=reason, detail=printable(detail[:_MAX_DETAIL]))))
     return status
 
 

@@ -25,6 +25,7 @@ from typing import Final
 
 from appliance.sandbox import layers
 from appliance.sandbox.layers import Stack
+from appliance.sandbox.procfs import mounts, status_fields
 
 NOT_GIVEN: Final = frozenset({layers.PID_NAMESPACE, layers.CGROUP_NAMESPACE})
 """What systemd does not give to a service before 257: missing, said so, and allowed for this launcher."""
@@ -63,7 +64,7 @@ def _number(namespace: str) -> int:
 
 def no_new_privs(status: str) -> None:
     """The unit set no-new-privs, and a filter of its own (``SystemCallFilter=``), before this program ran."""
-    seen = _fields(status)
+    seen = status_fields(status)
     if seen.get("NoNewPrivs") != "1":
         raise NotGiven("the unit does not set NoNewPrivileges=")
     if seen.get("Seccomp") != "2":
@@ -72,7 +73,7 @@ def no_new_privs(status: str) -> None:
 
 def no_capabilities(status: str) -> None:
     """All five sets are empty, the bounding set too (capabilities(7))."""
-    seen = _fields(status)
+    seen = status_fields(status)
     held = [kind for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb") if seen.get(f"Cap{kind}") != "0" * 16]
     if held:
         raise NotGiven(f"the unit leaves capabilities: {', '.join(held)}")
@@ -98,10 +99,6 @@ def memory_deny_write_execute() -> None:
         except PermissionError:
             return
         raise NotGiven("memory can be both writable and executable (MemoryDenyWriteExecute=)") from None
-
-
-def _fields(status: str) -> dict[str, str]:
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in status.splitlines())}
 
 
 # --- namespaces -----------------------------------------------------------------------------------------------------
@@ -153,10 +150,10 @@ def mount_namespace(mountinfo: str) -> None:
 
     The service manager's namespace always has more: its ``/run`` and ``/tmp`` cannot be read-only.
     """
-    mounts = [_Mount(line) for line in mountinfo.splitlines()]
-    if "/" not in {mount.point for mount in mounts}:
+    seen = mounts(mountinfo)
+    if "/" not in {mount.point for mount in seen}:
         raise NotGiven("the root is not a mount (RootDirectory=, ProtectSystem=)")
-    writable = [mount.point for mount in mounts if not mount.read_only and mount.kind not in _WRITABLE_KINDS]
+    writable = [mount.point for mount in seen if not mount.read_only and mount.kind not in _WRITABLE_KINDS]
     if writable:
         raise NotGiven(f"these can be written: {', '.join(sorted(writable)[:5])} (RootDirectory=, ProtectSystem=)")
 
@@ -164,7 +161,7 @@ def mount_namespace(mountinfo: str) -> None:
 def ipc_namespace(number: int, mountinfo: str) -> None:
     """Not the machine's first, and ``/dev/mqueue`` was mounted for this unit (``PrivateIPC=``); else it is a copy of
     the service manager's, which mountinfo names as its master (mount_namespaces(7))."""
-    queues = [mount for mount in map(_Mount, mountinfo.splitlines()) if mount.kind == "mqueue"]
+    queues = [mount for mount in mounts(mountinfo) if mount.kind == "mqueue"]
     if number == _FIRST_IPC or not queues or any(mount.is_a_copy for mount in queues):
         raise NotGiven("it is the service manager's (PrivateIPC=)")
 
@@ -198,26 +195,13 @@ _CONTENTS: Final[Mapping[str, frozenset[str]]] = {
 be an empty or closed folder, or a link."""
 
 
-class _Mount:
-    """One line of mountinfo (proc_pid_mountinfo(5))."""
-
-    def __init__(self, line: str) -> None:
-        before, _, after = line.partition(" - ")
-        fields = before.split()
-        self.point = fields[4]
-        self.read_only = "ro" in fields[5].split(",")
-        self.is_a_copy = any(field.startswith("master:") for field in fields[6:])
-        self.kind = after.split()[0]
-        self.options = frozenset(after.split()[2].split(","))
-
-
 def empty_root(folders: Mapping[str, frozenset[str]], mountinfo: str) -> None:
     """Nothing of the host is in sight but Python and the engine, read-only (``RootDirectory=``), and no process of
     another user (``ProtectProc=invisible``, ``ProcSubset=pid``). ``folders`` maps a path to its visible contents."""
     for path, names in sorted(folders.items()):
         if unknown := names - _CONTENTS.get(path, frozenset()):
             raise NotGiven(f"{path} shows {', '.join(sorted(unknown)[:5])} (RootDirectory=, BindReadOnlyPaths=)")
-    shown = [mount.options for mount in map(_Mount, mountinfo.splitlines()) if mount.kind == "proc"]
+    shown = [mount.options for mount in mounts(mountinfo) if mount.kind == "proc"]
     if not shown or not all(options & {"hidepid=invisible", "hidepid=2"} for options in shown):
         raise NotGiven("/proc shows the processes of others (ProtectProc=)")
     if not all("subset=pid" in options for options in shown):

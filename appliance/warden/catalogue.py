@@ -19,6 +19,7 @@ from typing import Final
 from appliance.core.ports import AuditLog
 from appliance.core.records import ModelRef, ModelRefused, reference
 from appliance.core.refusals import Fault, Reason, Refused
+from appliance.core.text import printable
 from appliance.core.values import Digest, VerifiedModel
 from appliance.ipc.messages import FailedModel
 from appliance.warden.ports import VerifiedStore
@@ -231,8 +232,3 @@ def replaced(wanted: ModelRef) -> Refused:
     return Refused(
         Reason.MODEL_NOT_VERIFIED, f"the model was replaced: {wanted.digest} is not what {wanted.name} means"
     )
-
-
-def printable(text: str) -> str:
-    """For a log that is read line by line."""
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from appliance.core.refusals import Fault
+from appliance.sandbox.procfs import mounts
 
 LEAF: Final = "paddock-main"
 PREFIX: Final = "runner-"
@@ -86,10 +87,10 @@ def own_path(cgroup: str, mountinfo: str) -> tuple[Path, Path]:
     """From ``/proc/self/cgroup`` and ``/proc/self/mountinfo`` the folder of this process's cgroup, and that of the
     uppermost one it can see (cgroups(7)). Raises ``NotDelegated``."""
     names = [line[3:] for line in cgroup.splitlines() if line.startswith("0::/")]
-    mounts = [line.split(" - ")[0].split() for line in mountinfo.splitlines() if " - cgroup2 " in line]
-    if not names or not mounts:
+    trees = [mount for mount in mounts(mountinfo) if mount.kind == "cgroup2"]
+    if not names or not trees:
         raise NotDelegated("this host has no cgroup v2")
-    name, (root, point) = names[0], mounts[0][3:5]
+    name, root, point = names[0], trees[0].root, trees[0].point
     inside = Path(name)
     if ".." in inside.parts or not inside.is_relative_to(root):
         raise NotDelegated(f"{name} is outside what is mounted")

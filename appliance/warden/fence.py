@@ -24,6 +24,7 @@ from appliance.core.values import Digest
 from appliance.ipc.messages import Fenced, Load, Ready
 from appliance.sandbox import layers, seccomp
 from appliance.sandbox.bpf import PolicyError
+from appliance.sandbox.procfs import status_fields
 
 FILTERS: Final = (layers.SECCOMP_STAGE_1, layers.SECCOMP_STAGE_2)
 _NAMED_BY_THE_RUNNER: Final = frozenset(layers.LAYERS) - frozenset(FILTERS)
@@ -152,7 +153,7 @@ def _looking() -> Iterator[None]:
 def _status_in(folder: int, thread: str = ".") -> dict[str, str]:
     status = os.open(f"{thread}/status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
     with os.fdopen(status, encoding="utf-8", errors="replace") as file:
-        return _fields(file.read())
+        return status_fields(file.read())
 
 
 def _only_child(pid: int) -> int:
@@ -161,11 +162,7 @@ def _only_child(pid: int) -> int:
 
 
 def _status(path: Path) -> dict[str, str]:
-    return _fields(path.read_text("utf-8", "replace"))
-
-
-def _fields(status: str) -> dict[str, str]:
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in status.splitlines())}
+    return status_fields(path.read_text("utf-8", "replace"))
 
 
 def _require_fenced(seen: dict[str, str], filters: int) -> None:

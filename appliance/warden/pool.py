@@ -26,10 +26,11 @@ from typing import Final
 from appliance.core.ports import AuditLog
 from appliance.core.records import ModelLoaded, ModelRef, RunnerEnded, reference
 from appliance.core.refusals import Fault, Reason, Refused
+from appliance.core.text import printable
 from appliance.core.values import GgufFacts, RunnerFacts, Value, VerifiedModel
 from appliance.ipc.messages import FailedModel, Fenced, Load, LoadedModel, Ready
 from appliance.warden import fence, memory
-from appliance.warden.catalogue import Catalogue, printable, replaced
+from appliance.warden.catalogue import Catalogue, replaced
 from appliance.warden.handshake import handshake
 from appliance.warden.ports import LaunchedRunner, Launcher, OpenedModel, VerifiedStore
 

@@ -23,6 +23,7 @@ import jinja2
 import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from appliance.core.text import printable
 from appliance.core.values import Message
 
 MAX_OUTPUT_CHARACTERS: Final = 1_000_000
@@ -99,8 +100,7 @@ class ChatTemplate:
 
 def _describe(error: Exception) -> str:
     """Kind and text of an error. The text is the template's or Jinja's; no caller's text was near it."""
-    text = f"{type(error).__name__}: {error}"[:_MAX_DETAIL]
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return printable(f"{type(error).__name__}: {error}"[:_MAX_DETAIL])
 
 
 def _raise_exception(message: Any = "") -> NoReturn:

@@ -17,6 +17,8 @@ import sys
 from collections import deque
 from typing import Any, Final
 
+from appliance.core.text import printable
+
 _LOG_LINES: Final = 12
 _WARNING, _ERROR = 3, 4  # as in ggml.h; the binding's own logger has other numbers, which are wrong
 _MAX_DETAIL: Final = 1000
@@ -54,7 +56,7 @@ def recent_log() -> str:
     """llama.cpp's last warnings and errors on one line, at most 1,000 characters. It may quote the model: unprintable
     characters are replaced, since the text ends in an operator's terminal."""
     text = " ".join("".join(_log).split())
-    return "".join(c if c.isprintable() else "?" for c in text)[-_MAX_DETAIL:]
+    return printable(text)[-_MAX_DETAIL:]
 
 
 def short_call(name: str) -> Any:
