@@ -86,25 +86,85 @@ class Digest:
 
 # --- what the caller asked for -------------------------------------------------------------------------------------
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
+FunctionName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]{1,64}\Z")]
+JsonText = Annotated[str, Meta(max_length=65_536)]
+"""A JSON document as text."""
 
 
-class Message(Value, frozen=True, kw_only=True):
-    """One turn of a conversation, in plain text."""
+class ToolCall(Value, frozen=True, kw_only=True):
+    """A function that the model asked for. ``arguments`` is what the model wrote, perhaps not JSON."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=64)]
+    name: FunctionName
+    arguments: JsonText
+
+
+class Message(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """One turn of a conversation, in plain text. ``tool_call_id`` names the call that a ``tool`` turn answers."""
 
     role: Role
     content: str
+    tool_calls: Annotated[tuple[ToolCall, ...], Meta(max_length=128)] = ()
+    tool_call_id: Annotated[str, Meta(max_length=64)] = ""
 
 
-class Sampling(Value, frozen=True, kw_only=True):
-    """How the next token is drawn. Ranges are enforced where the request is decoded and again in the runner."""
+class Tool(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """A function that the model may ask for. ``parameters`` is a JSON Schema of its arguments."""
+
+    name: FunctionName
+    description: Annotated[str, Meta(max_length=16_384)] = ""
+    parameters: JsonText = '{"type":"object"}'
+
+
+ToolChoice = Literal["auto", "none", "required"]
+
+
+class GbnfGrammar(Value, frozen=True, kw_only=True, tag="gbnf"):
+    """The answer matches this grammar, in llama.cpp's own notation."""
+
+    text: Annotated[str, Meta(min_length=1, max_length=65_536)]
+
+
+class JsonObject(Value, frozen=True, kw_only=True, tag="json-object"):
+    """The answer is a JSON object of any shape."""
+
+
+class JsonSchema(Value, frozen=True, kw_only=True, tag="json-schema"):
+    """The answer is JSON that is valid under this schema."""
+
+    schema: JsonText
+
+
+Constraint = GbnfGrammar | JsonObject | JsonSchema
+
+
+class Sampling(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """How the next token is drawn. Ranges are enforced where the request is decoded and again in the runner.
+
+    ``repeat_last_n`` is the window of all three penalties. ``mirostat`` replaces top-k, top-p, min-p and typical-p.
+    ``logit_bias`` pairs token ids with what is added to their logits; -100 and less forbids. ``logprobs`` None tells
+    none, a number that of each token and of so many alternatives.
+    """
 
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 0.8
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.95
     top_k: Annotated[int, Meta(ge=0, le=1000)] = 40
     min_p: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.05
+    typical_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+    repeat_penalty: Annotated[float, Meta(ge=0.1, le=2.0)] = 1.0
+    repeat_last_n: Annotated[int, Meta(ge=0, le=1024)] = 64
     presence_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
     frequency_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
+    mirostat: Literal[0, 1, 2] = 0
+    mirostat_tau: Annotated[float, Meta(gt=0.0, le=20.0)] = 5.0
+    mirostat_eta: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.1
+    logit_bias: Annotated[
+        tuple[tuple[Annotated[int, Meta(ge=0, le=2**21)], Annotated[float, Meta(ge=-100.0, le=100.0)]], ...],
+        Meta(max_length=512),
+    ] = ()
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    ignore_eos: bool = False
     seed: Annotated[int, Meta(ge=0, le=2**32 - 2)] | None = None
     stop: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=8)] = ()
 
@@ -275,7 +335,30 @@ class Usage(Value, frozen=True, kw_only=True):
 
 # --- what comes back ------------------------------------------------------------------------------------------------
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "tool-calls", "cancelled", "error"]
+
+
+class ToolCallDelta(Value, frozen=True, kw_only=True):
+    """More of the ``index``-th call of an answer. ``id`` and ``name`` come whole, with its first piece."""
+
+    index: Annotated[int, Meta(ge=0, le=127)]
+    id: Annotated[str, Meta(max_length=64)] = ""
+    name: Annotated[str, Meta(max_length=64)] = ""
+    arguments: str = ""
+
+
+class TokenLogprob(Value, frozen=True, kw_only=True):
+    """A token's bytes, perhaps part of a character, and the natural logarithm of its probability before sampling."""
+
+    piece: bytes
+    logprob: float
+
+
+class SampledToken(Value, frozen=True, kw_only=True):
+    """The token that was drawn, and the likeliest at its place, likeliest first."""
+
+    chosen: TokenLogprob
+    alternatives: tuple[TokenLogprob, ...] = ()
 
 
 class Started(Value, frozen=True, kw_only=True, tag="started"):
@@ -285,18 +368,31 @@ class Started(Value, frozen=True, kw_only=True, tag="started"):
 
 
 class Delta(Value, frozen=True, kw_only=True, tag="delta"):
-    """A piece of the answer: whole UTF-8 characters, possibly from several tokens. ``tokens`` of it were generated."""
+    """A piece of the answer: whole UTF-8 characters, possibly from several tokens. ``tokens`` of it were generated.
 
-    text: str
+    ``choice`` counts the answers to one request from 0.
+    """
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    logprobs: tuple[SampledToken, ...] = ()
+    choice: Annotated[int, Meta(ge=0, le=15)] = 0
     tokens: int
 
 
 class End(Value, frozen=True, kw_only=True, tag="end"):
-    """The last event of an answer. ``detail`` is for the operator and empty unless ``reason`` is ``error``."""
+    """The last event of an answer. ``detail`` is for the operator and empty unless ``reason`` is ``error``.
+
+    ``cached_tokens`` of the prompt were not computed again. With several choices, ``choice_reasons`` has one reason for
+    each, and ``reason`` is that of the request: the first one's, or how it broke.
+    """
 
     reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    choice_reasons: tuple[FinishReason, ...] = ()
     detail: str = ""
 
 

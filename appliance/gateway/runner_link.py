@@ -24,6 +24,7 @@ from appliance.ipc.connection import Connection
 from appliance.ipc.frames import FrameDecoder, FrameError
 from appliance.ipc.messages import (
     Cancel,
+    Conversation,
     FromRunner,
     Reset,
     ResetDone,
@@ -84,7 +85,7 @@ class RunnerLink:
         """Submits one request. Raises ``Refused(RUNNER_LOST)`` when the channel is broken already."""
         submit = Submit(
             request_id=request_id,
-            messages=admission.request.messages,
+            prompt=Conversation(messages=admission.request.messages),
             sampling=admission.request.sampling,
             max_prompt_tokens=admission.max_prompt_tokens,
             max_completion_tokens=admission.max_completion_tokens,

@@ -13,7 +13,20 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta
 
 from appliance.core.records import ModelRef, Record
-from appliance.core.values import Digest, FinishReason, Message, RunnerFacts, Sampling, Value, VerifiedModel
+from appliance.core.values import (
+    Constraint,
+    Digest,
+    FinishReason,
+    Message,
+    RunnerFacts,
+    SampledToken,
+    Sampling,
+    Tool,
+    ToolCallDelta,
+    ToolChoice,
+    Value,
+    VerifiedModel,
+)
 
 RequestId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[A-Za-z0-9-]+\Z")]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -32,6 +45,8 @@ MemoryBytes = Annotated[int, Meta(ge=2**28, le=2**46)]
 DEFAULT_MEMORY_BYTES: Final = 2**31
 ContextTokens = Annotated[int, Meta(ge=64, le=2**22)]
 Slots = Annotated[int, Meta(ge=1, le=64)]
+KvType = Literal["f16", "q8_0", "q4_0"]
+"""How keys and values of a context are stored, in ggml's names."""
 
 # --- gateway, warden -> notary --------------------------------------------------------------------------------------
 
@@ -212,6 +227,7 @@ class Load(Value, frozen=True, kw_only=True, tag=True):
     threads: Annotated[int, Meta(ge=1, le=256)]
     batch_tokens: Annotated[int, Meta(ge=32, le=8192)] = 512
     memory_bytes: MemoryBytes = DEFAULT_MEMORY_BYTES
+    kv_type: KvType = "f16"
 
 
 class Ready(Value, frozen=True, kw_only=True, tag=True):
@@ -240,16 +256,48 @@ class ResetDone(Value, frozen=True, kw_only=True, tag=True):
     nonce: Nonce
 
 
-class Submit(Value, frozen=True, kw_only=True, tag=True):
-    """One chat request, rendered again from what was admitted. The runner refuses a prompt of more than
-    ``max_prompt_tokens`` tokens: that bound is what was paid for. ``cache_partition`` separates prefix caches."""
+class Conversation(Value, frozen=True, kw_only=True, omit_defaults=True, tag="conversation"):
+    """To be rendered by the model's chat template. ``forced_tool`` is the only one that may be called."""
+
+    messages: tuple[Message, ...]
+    tools: Annotated[tuple[Tool, ...], Meta(max_length=128)] = ()
+    tool_choice: ToolChoice = "auto"
+    forced_tool: Annotated[str, Meta(max_length=64)] = ""
+
+
+class TextPrompt(Value, frozen=True, kw_only=True, tag="text"):
+    """To be continued as it stands: no template, and names of control tokens are ordinary text."""
+
+    text: str
+
+
+class TokenPrompt(Value, frozen=True, kw_only=True, tag="tokens"):
+    """To be continued as it stands. The runner refuses ids outside the vocabulary."""
+
+    ids: Annotated[tuple[Annotated[int, Meta(ge=0, le=2**21)], ...], Meta(min_length=1)]
+
+
+class Submit(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+    """One request, rendered again from what was admitted. The runner refuses a prompt of more than
+    ``max_prompt_tokens`` tokens, and ends when all choices together have ``max_completion_tokens``: these bounds are
+    what was paid for.
+
+    ``cache_partition`` separates prefix caches; ``principal`` is whose turn it is, ``weight`` how much of one. A
+    request that has waited ``queue_ms`` for a slot is refused; 0 is no limit.
+    """
 
     request_id: RequestId
-    messages: tuple[Message, ...]
+    prompt: Conversation | TextPrompt | TokenPrompt
     sampling: Sampling
+    constraint: Constraint | None = None
+    choices: Annotated[int, Meta(ge=1, le=16)] = 1
+    echo: bool = False
     max_prompt_tokens: Count
     max_completion_tokens: Count
     cache_partition: str
+    principal: str = ""
+    weight: Annotated[int, Meta(ge=1, le=100)] = 1
+    queue_ms: Count = 0
 
 
 class Cancel(Value, frozen=True, kw_only=True, tag=True):
@@ -261,27 +309,38 @@ class RunnerStarted(Value, frozen=True, kw_only=True, tag=True):
     prompt_tokens: Count
 
 
-class RunnerDelta(Value, frozen=True, kw_only=True, tag=True):
-    """``text`` is never empty. ``tokens`` may be 0 for text that was held back and whose tokens were told before."""
+class RunnerDelta(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+    """``core.values.Delta``. One of the first four is never empty. ``tokens`` may be 0 for text that was held back and
+    whose tokens were told before."""
 
     request_id: RequestId
-    text: str
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: Annotated[tuple[ToolCallDelta, ...], Meta(max_length=128)] = ()
+    logprobs: tuple[SampledToken, ...] = ()
+    choice: Annotated[int, Meta(ge=0, le=15)] = 0
     tokens: Count
 
 
-class RunnerEnd(Value, frozen=True, kw_only=True, tag=True):
+class RunnerEnd(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+    """``core.values.End``."""
+
     request_id: RequestId
     reason: FinishReason
     prompt_tokens: Count
     completion_tokens: Count
+    cached_tokens: Count = 0
+    choice_reasons: Annotated[tuple[FinishReason, ...], Meta(max_length=16)] = ()
     detail: Line = ""
 
 
 class RunnerRefused(Value, frozen=True, kw_only=True, tag=True):
-    """The request was not started. ``reason`` is a code of ``core.refusals``."""
+    """The request was not started. ``reason`` is a code of ``core.refusals``. ``retry_after_seconds`` is the runner's
+    guess for ``overloaded``, 0 when it has none."""
 
     request_id: RequestId
     reason: Literal["prompt-too-long", "overloaded", "field-invalid"]
+    retry_after_seconds: Annotated[int, Meta(ge=0, le=3600)] = 0
     detail: Line
 
 

@@ -22,10 +22,11 @@ import socket
 from collections.abc import Callable
 from typing import Final, Literal
 
-from appliance.core.values import FinishReason
+from appliance.core.values import FinishReason, Sampling
 from appliance.ipc import frames
 from appliance.ipc.messages import (
     Cancel,
+    Conversation,
     Load,
     Probe,
     ProbeResult,
@@ -50,6 +51,8 @@ MAX_UNSENT_FRAMES: Final = 1024
 """With more than this the channel is not read until the peer reads: it bounds memory against a peer that never does."""
 _STEPS_PER_TURN: Final = 4
 _MAX_DETAIL: Final = 500
+
+_NOT_YET: Final = ("typical_p", "repeat_penalty", "repeat_last_n", "mirostat", "logit_bias", "logprobs", "ignore_eos")
 
 _DECODER: Final = frames.FrameDecoder[ToRunner](ToRunner)
 
@@ -133,6 +136,18 @@ class _Answer:
         self.text = TextStream(stops)
         self.completion_tokens = 0
         self.untold_tokens = 0  # sampled, but not yet covered by a delta
+
+
+def _unsupported(submit: Submit) -> bool:
+    """Whether anything is asked that would be left out of the answer: better no answer than another one."""
+    prompt, asked, known = submit.prompt, submit.sampling, Sampling()
+    return (
+        submit.constraint is not None
+        or submit.choices > 1
+        or submit.echo
+        or (isinstance(prompt, Conversation) and bool(prompt.tools or any(m.role == "tool" for m in prompt.messages)))
+        or any(getattr(asked, name) != getattr(known, name) for name in _NOT_YET)
+    )
 
 
 class _PeerGoneError(Exception):
@@ -232,10 +247,12 @@ class _Server:
         present = len(self._answers) + len(self._preparing)
         if present >= self._engine.slots + MAX_WAITING:
             return self._refuse(submit, "overloaded", f"{present} requests are already here")
+        if _unsupported(submit):
+            return self._refuse(submit, "field-invalid", "the engine does not offer this yet")
         if not is_finite(submit.sampling):
             return self._refuse(submit, "field-invalid", "a sampling number is not finite")
         at_most_tokens = min(submit.max_prompt_tokens, self._engine.context_tokens - 1)
-        prompt = self._engine.prompt(submit.messages, at_most_tokens)
+        prompt = self._engine.prompt(submit.prompt, at_most_tokens)
         self._preparing[submit.request_id] = _Preparing(submit, prompt)
         return None
 

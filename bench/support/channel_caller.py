@@ -14,6 +14,7 @@ from appliance.core.values import Message, Sampling
 from appliance.ipc.connection import Connection
 from appliance.ipc.frames import FrameDecoder
 from appliance.ipc.messages import (
+    Conversation,
     Fenced,
     FromRunner,
     Load,
@@ -54,7 +55,7 @@ class RunnerChannel:
         self.connection.send(
             Submit(
                 request_id=request_id,
-                messages=(Message(role="user", content=PROMPT),),
+                prompt=Conversation(messages=(Message(role="user", content=PROMPT),)),
                 sampling=Sampling(),
                 max_prompt_tokens=256,
                 max_completion_tokens=max_tokens,

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from appliance.core.values import Message, Sampling
 from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder, encode
-from appliance.ipc.messages import Fenced, FromRunner, Load, Ready, RunnerDelta, RunnerEnd, Submit
+from appliance.ipc.messages import Conversation, Fenced, FromRunner, Load, Ready, RunnerDelta, RunnerEnd, Submit
 from appliance.runner.main import ENVIRONMENT
 from bench.support.exchange import ASK_SECONDS, PROMPT
 from bench.support.processes import children, cpu_seconds
@@ -52,7 +52,7 @@ class OneRunner:
             encode(
                 Submit(
                     request_id="bench",
-                    messages=(Message(role="user", content=PROMPT),),
+                    prompt=Conversation(messages=(Message(role="user", content=PROMPT),)),
                     sampling=Sampling(),
                     max_prompt_tokens=256,
                     max_completion_tokens=tokens,

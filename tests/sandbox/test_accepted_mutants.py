@@ -17,6 +17,7 @@ import pytest
 
 from appliance.core.values import Message, Sampling
 from appliance.ipc.messages import (
+    Conversation,
     LoadFailed,
     Ready,
     Reset,
@@ -51,7 +52,7 @@ budget_tokens = 1_000_000_000
 
 QUESTION = Submit(
     request_id="q",
-    messages=(Message(role="user", content="hello"),),
+    prompt=Conversation(messages=(Message(role="user", content="hello"),)),
     sampling=Sampling(temperature=0.0),
     max_prompt_tokens=200,
     max_completion_tokens=16,

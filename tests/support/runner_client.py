@@ -16,6 +16,7 @@ from appliance.core.values import Message, Sampling
 from appliance.ipc import frames
 from appliance.ipc.messages import (
     Cancel,
+    Conversation,
     Fenced,
     FromRunner,
     Load,
@@ -104,7 +105,7 @@ class RunnerClient:
         self.send(
             Submit(
                 request_id=request_id,
-                messages=messages,
+                prompt=Conversation(messages=messages),
                 sampling=sampling,
                 max_prompt_tokens=max_prompt_tokens,
                 max_completion_tokens=max_completion_tokens,

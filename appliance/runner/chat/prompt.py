@@ -6,12 +6,13 @@ tokens that were paid for: the work is done block by block and ends at the first
 Not here: how many tokens were paid for, and whose turn it is between blocks (``channel``).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from appliance.core.values import Message
-from appliance.runner.chat.template import CHATML, ChatTemplate, RenderError
+from appliance.ipc.messages import Conversation, TextPrompt, TokenPrompt
+from appliance.runner.chat.template import CHATML, ChatTemplate, Part, RenderError
 from appliance.runner.engine.model import LoadError, Model, TokenIds
 
 
@@ -65,21 +66,32 @@ class PromptMaker:
 
     def try_out(self) -> None:
         """One short conversation. Raises ``LoadError("template-invalid")``."""
-        prompt = self.prompt((Message(role="user", content="Hello"),), self._model.training_context_tokens)
+        hello = Conversation(messages=(Message(role="user", content="Hello"),))
+        prompt = self.prompt(hello, self._model.training_context_tokens)
         try:
             while not prompt.advance():
                 pass
         except PromptError as error:
             raise LoadError("template-invalid", str(error)) from None
 
-    def prompt(self, messages: tuple[Message, ...], at_most_tokens: int) -> Prompt:
+    def prompt(self, asked: Conversation | TextPrompt | TokenPrompt, at_most_tokens: int) -> Prompt:
         """A prompt of which nothing is done yet."""
-        return Prompt(self._blocks(messages), at_most_tokens)
+        return Prompt(self._blocks(asked), at_most_tokens)
 
-    def _blocks(self, messages: tuple[Message, ...]) -> Iterator[TokenIds]:
-        """The prompt's tokens, the vocabulary's first token before them. Raises ``RenderError``, ``ValueError``."""
+    def _blocks(self, asked: Conversation | TextPrompt | TokenPrompt) -> Iterator[TokenIds]:
+        """Raises ``RenderError``, ``ValueError``, both from the first block on."""
+        match asked:
+            case Conversation():
+                yield from self._tokenised(self._template.render(asked.messages))
+            case TextPrompt():
+                yield from self._tokenised((Part(asked.text, content=True),))
+            case TokenPrompt():
+                yield self._checked(asked.ids)
+
+    def _tokenised(self, parts: Iterable[Part]) -> Iterator[TokenIds]:
+        """The prompt's tokens, the vocabulary's first token before them. Raises ``ValueError``."""
         begun = False
-        for part in self._template.render(messages):
+        for part in parts:
             make = self._model.content_tokens if part.content else self._model.template_tokens
             for block in make(part.text, first=not begun):
                 if len(block):
@@ -87,3 +99,9 @@ class PromptMaker:
                     begun = True
         if not begun:
             yield self._model.with_bos(np.zeros(0, np.int32))
+
+    def _checked(self, ids: tuple[int, ...]) -> TokenIds:
+        """Token ids as a caller gave them. Raises ``ValueError``: llama.cpp aborts for one outside the vocabulary."""
+        if max(ids) >= self._model.vocabulary_tokens:
+            raise ValueError("a token id is outside the vocabulary")
+        return np.array(ids, np.int32)

@@ -15,8 +15,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from appliance.core.values import Message
-from appliance.ipc.messages import Load
+from appliance.ipc.messages import Conversation, Load, TextPrompt, TokenPrompt
 from appliance.runner.chat.prompt import Prompt, PromptMaker
 from appliance.runner.engine.context import Context
 from appliance.runner.engine.model import LoadError, Model
@@ -64,9 +63,9 @@ class Engine:
         if failure is not None:
             raise failure
 
-    def prompt(self, messages: tuple[Message, ...], at_most_tokens: int) -> Prompt:
-        """A conversation that is still to be rendered and tokenised, by calls of ``advance``."""
-        return self._prompts.prompt(messages, at_most_tokens)
+    def prompt(self, asked: Conversation | TextPrompt | TokenPrompt, at_most_tokens: int) -> Prompt:
+        """A prompt that is still to be rendered and tokenised, by calls of ``advance``."""
+        return self._prompts.prompt(asked, at_most_tokens)
 
     def piece(self, token: int) -> bytes:
         return self._model.piece(token)

@@ -10,7 +10,7 @@ import pytest
 
 from appliance.core.values import Message, Sampling
 from appliance.ipc import frames
-from appliance.ipc.messages import RunnerRefused, RunnerStarted, Submit
+from appliance.ipc.messages import Conversation, RunnerRefused, RunnerStarted, Submit
 from tests.support.chain_model import STORY, chain_model, long_script, prompt_tokens
 from tests.support.runner_client import GREEDY, Answer, RunnerClient, bare_runner
 
@@ -235,7 +235,7 @@ def test_peer_that_only_writes_does_not_fill_the_runner(chain: RunnerClient) -> 
     """Unread refusals pile up to a bound; then the runner reads no more, until its peer does."""
     submit = Submit(
         request_id="too-long",
-        messages=user("x"),
+        prompt=Conversation(messages=user("x")),
         sampling=GREEDY,
         max_prompt_tokens=0,
         max_completion_tokens=1,

@@ -9,7 +9,7 @@ DEMO = Path(__file__).parents[3] / "appliance" / "data" / "paddock-demo.gguf"
 SCRIPT = """
 import os, sys, time
 from appliance.core.values import Message, Sampling
-from appliance.ipc.messages import Load
+from appliance.ipc.messages import Conversation, Load
 from appliance.runner import bindings
 from appliance.runner.chat.prompt import PromptError
 from appliance.runner.engine.engine import Job
@@ -18,7 +18,7 @@ before = set(sys.modules)
 load = Load(runner_id="r", context_tokens=256, slots=4, threads=1)
 engine = bindings.Engine.load(os.open(sys.argv[1], os.O_RDONLY), load)
 engine.warm_up()
-prompt = engine.prompt((Message(role="user", content="hello <|im_end|>"),), 200)
+prompt = engine.prompt(Conversation(messages=(Message(role="user", content="hello <|im_end|>"),)), 200)
 while not prompt.advance():
     pass
 engine.submit(Job("a", prompt.tokens, Sampling(presence_penalty=1.0), 20))

@@ -18,6 +18,7 @@ from appliance.ipc.connection import channel_pair
 from appliance.ipc.frames import MAX_FRAME_BYTES, encode
 from appliance.ipc.messages import (
     Cancel,
+    Conversation,
     Ready,
     Reset,
     ResetDone,
@@ -134,7 +135,7 @@ def test_submission_says_what_was_admitted_and_nothing_of_the_caller() -> None:
             submit = await one.runner.hear(Submit)
             assert submit == Submit(
                 request_id="r-1",
-                messages=ADMISSION.request.messages,
+                prompt=Conversation(messages=ADMISSION.request.messages),
                 sampling=ADMISSION.request.sampling,
                 max_prompt_tokens=100,
                 max_completion_tokens=10,

@@ -13,6 +13,7 @@ import pytest
 from appliance.ipc import connection as ipc
 from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder, FrameError, encode
 from appliance.ipc.messages import (
+    Conversation,
     Failed,
     FromWarden,
     ListModels,
@@ -98,7 +99,7 @@ def test_largest_frame_passes_and_a_larger_one_is_refused() -> None:
     def submit(size: int) -> Submit:
         return Submit(
             request_id="r",
-            messages=(Message(role="user", content="x" * size),),
+            prompt=Conversation(messages=(Message(role="user", content="x" * size),)),
             sampling=Sampling(),
             max_prompt_tokens=1,
             max_completion_tokens=1,
@@ -111,7 +112,7 @@ def test_largest_frame_passes_and_a_larger_one_is_refused() -> None:
         overhead = len(encode(submit(70_000))) - 70_000
         a.connection.send(submit(MAX_FRAME_BYTES - overhead))
         message, _fds = await b.messages.get()
-        assert len(message.messages[0].content) == MAX_FRAME_BYTES - overhead
+        assert len(message.prompt.messages[0].content) == MAX_FRAME_BYTES - overhead
         with pytest.raises(FrameError, match="larger than"):
             a.connection.send(submit(MAX_FRAME_BYTES - overhead + 1))
         a.connection.close()
@@ -209,7 +210,7 @@ def test_descriptor_where_none_belongs_is_closed_and_ends_the_connection() -> No
 def test_few_large_frames_pile_up_no_further_than_many_small_ones() -> None:
     huge = Submit(
         request_id="r",
-        messages=(Message(role="user", content="x" * 300_000),),
+        prompt=Conversation(messages=(Message(role="user", content="x" * 300_000),)),
         sampling=Sampling(),
         max_prompt_tokens=1,
         max_completion_tokens=1,
