@@ -130,7 +130,18 @@ class _Sequence:
     ``waits`` for others that may have the same prompt, before it computes anything.
     """
 
-    __slots__ = ("admitted_at", "answer", "job", "number", "position", "prompt_tokens", "sampler", "slot", "waits")
+    __slots__ = (
+        "admitted_at",
+        "answer",
+        "job",
+        "number",
+        "position",
+        "prompt_tokens",
+        "sampler",
+        "settled",
+        "slot",
+        "waits",
+    )
 
     def __init__(self, job: Job, number: int, sampler: Sampler, now: float) -> None:
         self.job = job
@@ -140,6 +151,7 @@ class _Sequence:
         self.admitted_at = now
         self.prompt_tokens = len(job.prompt)
         self.position = 0
+        self.settled = 0  # the position at the last ``Stepper._settle``
         self.answer: list[int] = []
         self.waits = True
 
@@ -168,6 +180,8 @@ class Stepper:
         self._active: list[_Sequence] = []  # in the order of the slots
         self._refused: list[Event] = []
         self._begun: list[Job] = []
+        self._ends: dict[int, bool] = {}  # token -> whether it ends an answer
+        self._unsettled_tokens = 0
         self._counts = Counts()
         self._service_seconds = 0.0
 
@@ -181,7 +195,7 @@ class Stepper:
             waiting=len(self._queue),
             busy_slots=len(self._active),
             slots=self._context.slots,
-            used_cells=self._streams.used_cells,
+            used_cells=self._streams.used_cells + self._unsettled_tokens,
             cells=self._context.slots * self._context.stream_cells,
         )
 
@@ -198,8 +212,8 @@ class Stepper:
         events, self._refused = self._refused, []
         self._leave(now, events)
         self._admit(now)
-        decoded, wanted = self._fill()
-        if not decoded:
+        prompted, wanted = self._fill()
+        if not self._batch.size:
             return events
         status = self._context.decode(self._batch)
         if status == _NO_ROOM:
@@ -208,7 +222,7 @@ class Stepper:
             return events
         if status != 0:
             raise RuntimeError(f"llama_decode returned {status}")
-        self._book(decoded)
+        self._count(prompted)
         if wanted:
             for sequence, token in zip(wanted, self._draw(wanted), strict=True):
                 self._advance(sequence, token, events, now)
@@ -247,17 +261,17 @@ class Stepper:
         events.append(Event(job, -1, "error", detail, why, retry_after_seconds))
 
     def _admit(self, now: float) -> None:
-        admitted = False
+        if not len(self._queue) or not self._streams.free:
+            return
+        self._settle()
         while self._streams.free and (job := self._queue.take()):
-            admitted = True
             job.place = -1
             self._counts.admitted += 1
             sequence = _Sequence(job, self._counts.admitted, self._new_sampler(job), now)
             self._put(sequence, self._streams.place(sequence.partition, job.prompt))
             insort(self._active, sequence, key=attrgetter("slot"))
             self._counts.queue_seconds += now - job.submitted_at
-        if admitted:
-            self._number_places()
+        self._number_places()
 
     def _put(self, sequence: _Sequence, place: Place) -> None:
         """Has the first tokens of a sequence in its slot, and nothing besides."""
@@ -265,15 +279,28 @@ class Stepper:
             self._context.copy(place.source, place.slot)
         self._context.forget(place.slot, place.kept)
         sequence.slot = place.slot
-        sequence.position = sequence.job.cached_tokens = place.kept
+        sequence.position = sequence.settled = sequence.job.cached_tokens = place.kept
 
     def _number_places(self) -> None:
         for place, job in enumerate(self._queue.waiting()):
             job.place = place
 
+    def _settle(self) -> None:
+        """Tells the books of service and of streams what has been computed. Only before they are asked: told after
+        every token, they would cost more than all the rest of a step."""
+        for sequence in self._active:
+            tokens = sequence.position - sequence.settled
+            if tokens:
+                answers = min(tokens, max(0, sequence.position - sequence.prompt_tokens))
+                self._queue.charge(sequence.job.principal, tokens + (_ANSWER_TOKEN_COST - 1) * answers)
+                self._streams.computed(sequence.slot, tokens)
+                sequence.settled = sequence.position
+        self._unsettled_tokens = 0
+
     def _end(
         self, sequence: _Sequence, events: list[Event], now: float, reason: FinishReason, detail: str = ""
     ) -> None:
+        self._settle()
         self._active.remove(sequence)
         self._queue.done(sequence.job.principal)
         keep = bool(sequence.job.partition) and reason != "error"
@@ -290,21 +317,21 @@ class Stepper:
     # --- one batch --------------------------------------------------------------------------------------------------
 
     def _fill(self) -> tuple[list[tuple[_Sequence, int]], list[_Sequence]]:
-        """Fills the batch. Gives the sequences in it with their token counts, and those whose logits will come out, in
-        the order of the batch. There are never more answering sequences than slots, nor more slots than room."""
+        """Fills the batch. Gives the sequences that compute of their prompts, with how many tokens, and those whose
+        logits will come out, in the order of the batch. There are never more answering sequences than slots, nor more
+        slots than room."""
         batch, shares = self._batch, self._shares()
         batch.clear()
         slots: list[int] = []
         tokens: list[int] = []
         positions: list[int] = []
-        decoded, wanted = [], []
+        prompted, wanted = [], []
         for sequence in self._active:
             position = sequence.position
             if position >= sequence.prompt_tokens:
                 slots.append(sequence.slot)
                 tokens.append(sequence.answer[-1])
                 positions.append(position)
-                decoded.append((sequence, 1))
                 wanted.append(sequence)
             elif share := shares.get(sequence.slot, 0):
                 if slots:
@@ -312,18 +339,19 @@ class Stepper:
                     slots, tokens, positions = [], [], []
                 last = position + share == sequence.prompt_tokens
                 batch.add(sequence.slot, sequence.job.prompt[position : position + share], position, output=last)
-                decoded.append((sequence, share))
+                prompted.append((sequence, share))
                 if last:
                     wanted.append(sequence)
         if slots:
             batch.add_last(slots, tokens, positions)
-        return decoded, wanted
+        return prompted, wanted
 
     def _shares(self) -> dict[int, int]:
         """Slot -> how many tokens of its prompt this step computes."""
         prompting = [sequence for sequence in self._active if sequence.position < sequence.prompt_tokens]
         if not prompting:
             return {}
+        self._settle()
         answering = len(self._active) - len(prompting)
         budget = self._batch.capacity - answering
         if answering:
@@ -353,17 +381,15 @@ class Stepper:
         self._counts.cache_hits += place.kept > 0
         return True
 
-    def _book(self, decoded: list[tuple[_Sequence, int]]) -> None:
+    def _count(self, prompted: list[tuple[_Sequence, int]]) -> None:
+        """A batch is in the cache. The positions of those that answer are advanced with their tokens."""
         counts = self._counts
         counts.steps += 1
         counts.batch_tokens += self._batch.size
-        for sequence, tokens in decoded:
-            answering = sequence.position >= sequence.prompt_tokens
+        self._unsettled_tokens += self._batch.size
+        for sequence, tokens in prompted:
             sequence.position += tokens
-            self._streams.computed(sequence.slot, tokens)
-            self._queue.charge(sequence.job.principal, _ANSWER_TOKEN_COST if answering else tokens)
-            if not answering:
-                counts.prompt_tokens += tokens
+            counts.prompt_tokens += tokens
 
     def _new_sampler(self, job: Job) -> Sampler:
         return Sampler(job.sampling, self._candidates, self._model.vocabulary_tokens)
@@ -373,9 +399,11 @@ class Stepper:
         return [sequence.sampler.draw(row) for sequence, row in zip(sequences, rows, strict=True)]
 
     def _advance(self, sequence: _Sequence, token: int | None, events: list[Event], now: float) -> None:
+        if sequence.answer:
+            sequence.position += 1
         if token is None:
             self._end(sequence, events, now, "error", "the model's logits are not finite")
-        elif self._model.is_end(token):
+        elif self._is_end(token):
             self._end(sequence, events, now, "stop")
         else:
             if not sequence.answer:
@@ -386,6 +414,12 @@ class Stepper:
             events.append(Event(sequence.job, token))
             if len(sequence.answer) >= sequence.job.max_tokens:
                 self._end(sequence, events, now, "length")
+
+    def _is_end(self, token: int) -> bool:
+        known = self._ends.get(token)
+        if known is None:
+            known = self._ends[token] = self._model.is_end(token)
+        return known
 
     # --- before the first request -----------------------------------------------------------------------------------
 
