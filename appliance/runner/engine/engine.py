@@ -6,10 +6,11 @@ decode of ``warm_up`` runs in the engine thread too.
 
 Trusts: ``Load``, from the warden; jobs, from ``channel``.
 Promises: after ``warm_up`` no thread is started and no file opened. An exception in the engine thread ends the process.
-Not here: bounds on the number of jobs (``channel``), the sandbox (``sandbox``).
+Not here: who comes first (``engine.fair``), the sandbox (``sandbox``).
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -18,11 +19,12 @@ from typing import Final
 from appliance.ipc.messages import Conversation, Load, TextPrompt, TokenPrompt
 from appliance.runner.chat.prompt import Prompt, PromptMaker
 from appliance.runner.engine.context import Context
+from appliance.runner.engine.figures import EngineFigures
 from appliance.runner.engine.model import LoadError, Model
 from appliance.runner.engine.panic import end_process
 from appliance.runner.engine.steps import Event, Job, Stepper
 
-__all__ = ["Engine", "Event", "Job", "LoadError"]
+__all__ = ["Engine", "EngineFigures", "Event", "Job", "LoadError"]
 
 
 class Engine:
@@ -37,7 +39,7 @@ class Engine:
         self._context = context
         self._prompts = prompts
         self._stepper = Stepper(model, context)
-        self._inbox: SimpleQueue[Job | None] = SimpleQueue()
+        self._inbox: SimpleQueue[tuple[Job, float] | None] = SimpleQueue()
         self._events: deque[list[Event]] = deque()
         self._warmed: SimpleQueue[LoadError | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -71,7 +73,11 @@ class Engine:
         return self._model.piece(token)
 
     def submit(self, job: Job) -> None:
-        self._inbox.put(job)
+        self._inbox.put((job, time.monotonic()))
+
+    def figures(self) -> EngineFigures:
+        """What the engine has done and is doing, without a word about any one caller."""
+        return self._stepper.figures()
 
     def take_events(self) -> list[Event]:
         """What happened since the last call, in order."""
@@ -94,7 +100,9 @@ class Engine:
         try:
             if self._try_out():
                 while self._take():
-                    events = self._stepper.step()
+                    start = time.monotonic()
+                    events = self._stepper.step(start)
+                    self._stepper.timed(start, time.monotonic())
                     if events:
                         self._events.append(events)
                         self.on_events()
@@ -114,9 +122,9 @@ class Engine:
         """Moves new jobs to the stepper, waiting for one when there is nothing to do. False when asked to end."""
         try:
             while True:
-                job = self._inbox.get() if not self._stepper.busy else self._inbox.get_nowait()
-                if job is None:
+                submitted = self._inbox.get() if not self._stepper.busy else self._inbox.get_nowait()
+                if submitted is None:
                     return False
-                self._stepper.add(job)
+                self._stepper.add(*submitted)
         except Empty:
             return True

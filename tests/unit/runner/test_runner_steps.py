@@ -57,56 +57,56 @@ def ends(events: list[Event]) -> list[tuple[str, str | None]]:
 def test_cancel_does_not_take_more_than_a_step(stepper: Stepper) -> None:
     jobs = [job("a"), job("b"), job("c")]
     for each in jobs:
-        stepper.add(each)
-    assert {event.job.request_id for event in stepper.step()} == {"a", "b"}
+        stepper.add(each, 0.0)
+    assert {event.job.request_id for event in stepper.step(0.0)} == {"a", "b"}
     jobs[0].cancelled = True
-    events = stepper.step()
+    events = stepper.step(0.0)
     assert ends(events) == [("a", "cancelled")]
     assert {event.job.request_id for event in events if not event.ended} == {"b", "c"}
 
 
 def test_long_prompt_does_not_stop_the_others(stepper: Stepper) -> None:
-    stepper.add(job("answering"))
-    stepper.step()
-    stepper.add(job("long", prompt_tokens=200))
-    first = [stepper.step() for _ in range(200 // 31)]
+    stepper.add(job("answering"), 0.0)
+    stepper.step(0.0)
+    stepper.add(job("long", prompt_tokens=200), 0.0)
+    first = [stepper.step(0.0) for _ in range(200 // 31)]
     assert all([event.job.request_id for event in events] == ["answering"] for events in first)
-    assert {event.job.request_id for event in stepper.step()} == {"answering", "long"}
+    assert {event.job.request_id for event in stepper.step(0.0)} == {"answering", "long"}
 
 
 def test_short_prompt_does_not_wait_for_a_long_one(stepper: Stepper) -> None:
-    stepper.add(job("long", prompt_tokens=200))
-    stepper.add(job("short", prompt_tokens=10))
-    assert [event.job.request_id for event in stepper.step()] == ["short"]
+    stepper.add(job("long", prompt_tokens=200), 0.0)
+    stepper.add(job("short", prompt_tokens=10), 0.0)
+    assert [event.job.request_id for event in stepper.step(0.0)] == ["short"]
 
 
 def test_full_cache_ends_the_largest_only(stepper: Stepper, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    stepper.add(job("large", prompt_tokens=20))
-    stepper.add(job("small"))
-    stepper.step()
+    stepper.add(job("large", prompt_tokens=20), 0.0)
+    stepper.add(job("small"), 0.0)
+    stepper.step(0.0)
     decode = context.decode
     answers = iter([1])
     monkeypatch.setattr(context, "decode", lambda batch: next(answers, None) or decode(batch))
-    assert ends(stepper.step()) == [("large", "error")]
-    assert [event.job.request_id for event in stepper.step()] == ["small"]
+    assert ends(stepper.step(0.0)) == [("large", "error")]
+    assert [event.job.request_id for event in stepper.step(0.0)] == ["small"]
 
 
 def test_failed_decode_is_not_survived(stepper: Stepper, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    stepper.add(job("a"))
+    stepper.add(job("a"), 0.0)
     monkeypatch.setattr(context, "decode", lambda _batch: -1)
     with pytest.raises(RuntimeError):
-        stepper.step()
+        stepper.step(0.0)
 
 
 def test_slots_are_not_lost(stepper: Stepper, model: Model) -> None:
     for number in range(20):
-        stepper.add(job(str(number), max_tokens=3))
+        stepper.add(job(str(number), max_tokens=3), 0.0)
     texts: dict[str, bytes] = {}
     finished = []
     for _ in range(100):
         if not stepper.busy:
             break
-        for event in stepper.step():
+        for event in stepper.step(0.0):
             if event.ended:
                 finished.append(event)
             else:
@@ -120,7 +120,7 @@ def test_batch_is_not_overfilled() -> None:
     batch = Batch(8, 2)
     batch.add(0, np.arange(8, dtype=np.int32), 0, output=True)
     with pytest.raises(ValueError, match="full"):
-        batch.add_one(0, 1, 1)
+        batch.add_last([0], [1], [1])
     with pytest.raises(ValueError, match="fit"):
         batch.add(1, np.arange(1, dtype=np.int32), 0, output=True)
 
