@@ -82,7 +82,7 @@ class PromptMaker:
         """Raises ``RenderError``, ``ValueError``, both from the first block on."""
         match asked:
             case Conversation():
-                yield from self._tokenised(self._template.render(asked.messages))
+                yield from self._tokenised(self._template.render(asked))
             case TextPrompt():
                 yield from self._tokenised((Part(asked.text, content=True),))
             case TokenPrompt():
