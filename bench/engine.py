@@ -11,7 +11,7 @@ What is not alike: llama-server writes and the client reads HTTP with event stre
 less work on both ends; a runner has no HTTP at all, the gateway's is measured by ``gate.py``. The packaged server takes
 no token ids and gets as many words that are one token each. The client's CPU is on nobody's account, and printed.
 
-Two models with random weights (``tests/support/random_model.py``): *half-billion* computes tens of milliseconds per
+Two models with random weights (``tests/support/drawn_model.py``): *half-billion* computes tens of milliseconds per
 token; *mini* less than one, as a large model does on a fast GPU, so that it shows what a server adds to a step. A round
 is a closed loop of callers, as many requests each as there are waves. Each figure is the median of alternated
 repetitions (ours, peer, peer, ours ...). Columns:
@@ -50,8 +50,8 @@ from bench.support.figures import Estimate, plain, surroundings, table
 from bench.support.one_runner import SANDBOXED, cpu_of, one_runner
 from bench.support.peers import Client, packaged_server
 from bench.support.processes import memory_megabytes
+from tests.support.drawn_model import FIRST_WORD, HALF_BILLION, MINI, Shape, cached_drawn_model
 from tests.support.llama_server import llama_server
-from tests.support.random_model import FIRST_WORD, HALF_BILLION, MINI, Shape, cached_random_model
 from tools import setup
 
 CALLERS: Final = (1, 2, 4, 8, 16, 32)
@@ -224,7 +224,7 @@ def measure(points: Points) -> dict[str, dict[int, dict[str, Any]]]:
     """Everything that is reported, by model and number of callers."""
     figures: dict[str, dict[int, dict[str, Any]]] = {}
     for name in points.models:
-        model = cached_random_model(COURSES[name].shape, setup.cache_directory() / "random-models")
+        model = cached_drawn_model(COURSES[name].shape, setup.cache_directory() / "drawn-models")
         figures[name] = {}
         for callers in points.callers:
             figures[name][callers] = figures_of(model, COURSES[name], callers, points)

@@ -14,9 +14,9 @@ import pytest
 
 from appliance.core.values import Sampling
 from appliance.ipc.messages import Load, Submit, TextPrompt, TokenPrompt
+from tests.support.drawn_model import FIRST_WORD, TINY, write_drawn_model
 from tests.support.live_runner import DEMO_MODEL
 from tests.support.llama_server import LlamaServer, llama_server, program
-from tests.support.random_model import FIRST_WORD, TINY, write_random_model
 from tests.support.runner_client import RunnerClient, bare_runner
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the first time on a machine, llama-server is compiled
@@ -31,7 +31,7 @@ _TEXT = "the model is signed and its answers are recorded; caf\u00e9, na\u00efve
 @pytest.fixture(scope="module")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("random") / "tiny.gguf"
-    write_random_model(path, TINY)
+    write_drawn_model(path, TINY)
     return path
 
 

@@ -53,19 +53,19 @@ _FORMAT: Final = 2
 """Rises with any change of what is written, so that no file of an older kind is found."""
 
 
-def cached_random_model(shape: Shape, cache: Path) -> Path:
+def cached_drawn_model(shape: Shape, cache: Path) -> Path:
     """The file, made now if the folder does not have it. Nobody sees half of one."""
     name = "-".join(str(value) for value in (*vars(shape).values(), _FORMAT))
-    path = cache / f"random-{name}.gguf".lower()
+    path = cache / f"drawn-{name}.gguf".lower()
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")
-        write_random_model(part, shape)
+        write_drawn_model(part, shape)
         part.rename(path)
     return path
 
 
-def write_random_model(path: Path, shape: Shape) -> None:
+def write_drawn_model(path: Path, shape: Shape) -> None:
     """The same bytes for the same shape, always."""
     writer = gguf.GGUFWriter(path, "llama")
     _facts(writer, shape)
@@ -79,7 +79,7 @@ def write_random_model(path: Path, shape: Shape) -> None:
 
 
 def _facts(writer: gguf.GGUFWriter, shape: Shape) -> None:
-    writer.add_name("random")
+    writer.add_name("drawn")
     writer.add_context_length(_CONTEXT_TOKENS)
     writer.add_embedding_length(shape.dim)
     writer.add_block_count(shape.layers)
