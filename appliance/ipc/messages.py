@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
+from appliance.core import memory
 from appliance.core.records import ModelRef, Record
 from appliance.core.values import (
     Constraint,
@@ -45,8 +46,7 @@ MemoryBytes = Annotated[int, Meta(ge=2**28, le=2**46)]
 DEFAULT_MEMORY_BYTES: Final = 2**31
 ContextTokens = Annotated[int, Meta(ge=64, le=2**22)]
 Slots = Annotated[int, Meta(ge=1, le=64)]
-KvType = Literal["f16", "q8_0", "q4_0"]
-"""How keys and values of a context are stored, in ggml's names."""
+KvType = memory.KvType
 
 # --- gateway, warden -> notary --------------------------------------------------------------------------------------
 
