@@ -18,6 +18,17 @@ from appliance.core.values import CacheShape, GgufFacts, Value
 KvType = Literal["f16", "q8_0", "q4_0"]
 """How keys and values of a context are stored, in ggml's names."""
 
+
+class LoadOptions(Value, frozen=True, kw_only=True):
+    """How one model is loaded, and for how long: the operator's choice, and nothing that a caller can change. -1
+    ``keep_alive_seconds`` is for ever."""
+
+    context_tokens: int
+    slots: int
+    kv_type: KvType = "f16"
+    keep_alive_seconds: int = 300
+
+
 _BLOCK_VALUES: Final = 32
 _BLOCK_BYTES: Final[dict[KvType, int]] = {"f16": 64, "q8_0": 34, "q4_0": 18}
 """Of 32 values: ``ggml-common.h``, ``block_q8_0`` and ``block_q4_0``."""
@@ -113,8 +124,9 @@ def _copied_bytes(facts: GgufFacts, copied_types: Collection[int]) -> int:
 
 
 def _worst(facts: GgufFacts) -> CacheShape:
-    """For facts that do not say: no heads are shared, and each is as wide as the embedding."""
-    width = facts.embedding_length
+    """For facts that do not say: no heads are shared, and together they are twice as wide as the embedding, which is
+    more than in any known model."""
+    width = 2 * facts.embedding_length
     return CacheShape(values_per_token=2 * facts.block_count * width, row_values=width, state_bytes=0, quantisable=True)
 
 
