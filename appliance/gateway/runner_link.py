@@ -48,7 +48,15 @@ _REASONS: Final = {
 class RunnerLink:
     """Implements ``core.ports.Lease``. ``on_broken(link, why)`` is called once when the channel is used up."""
 
-    def __init__(self, sock: socket.socket, facts: RunnerFacts, on_broken: Callable[["RunnerLink", str], None]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        facts: RunnerFacts,
+        on_broken: Callable[["RunnerLink", str], None],
+        keep_alive_seconds: int = -1,
+    ) -> None:
+        """``keep_alive_seconds``: for how long an idle one is worth keeping; -1 is for ever."""
+        self.keep_alive_seconds: Final = keep_alive_seconds
         self._facts = facts
         self._answers: dict[str, LinkAnswer] = {}
         self._nonce = secrets.token_hex(8)
@@ -116,6 +124,11 @@ class RunnerLink:
     def leased(self) -> None:
         """To be called whenever somebody is given this link: a while may pass until that one asks."""
         self._last_leased = time.monotonic()
+
+    @property
+    def busy(self) -> bool:
+        """Whether it owes an answer."""
+        return bool(self._answers)
 
     @property
     def idle_seconds(self) -> float:

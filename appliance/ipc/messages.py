@@ -42,7 +42,8 @@ Line = Annotated[
     str, Meta(max_length=2000, pattern=r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]*\Z")
 ]
 RunnerId = Annotated[str, Meta(min_length=1, max_length=64)]
-RunnerIds = Annotated[tuple[RunnerId, ...], Meta(max_length=64)]
+MAX_RUNNERS: Final = 64
+RunnerIds = Annotated[tuple[RunnerId, ...], Meta(max_length=MAX_RUNNERS)]
 Nonce = Annotated[str, Meta(max_length=64)]
 MemoryBytes = Annotated[int, Meta(ge=2**28, le=2**46)]
 DEFAULT_MEMORY_BYTES: Final = 2**31
@@ -256,7 +257,7 @@ class RunnerUse(Value, frozen=True, kw_only=True):
 class InUse(Value, frozen=True, kw_only=True, tag=True):
     """What the gateway does with the runners that it holds, told every few seconds and when it has connected."""
 
-    runners: Annotated[tuple[RunnerUse, ...], Meta(max_length=64)]
+    runners: Annotated[tuple[RunnerUse, ...], Meta(max_length=MAX_RUNNERS)]
 
 
 NO_PLACE: Final = "no-place"
