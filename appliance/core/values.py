@@ -274,8 +274,22 @@ def seals_at_least(seal: SealMode, minimum: SealMode) -> bool:
     return _SEAL_STRENGTH[seal] >= _SEAL_STRENGTH[minimum]
 
 
+class CacheShape(Value, frozen=True, kw_only=True):
+    """What a context of this model keeps, from its header: ``values_per_token`` keys and values, of all layers
+    together; ``state_bytes`` per sequence, whatever its length, for recurrent layers. ``row_values`` are the queries of
+    the widest layer. ``quantisable``: heads are whole blocks of 32 values, as llama.cpp wants them for q8_0 and q4_0.
+    """
+
+    values_per_token: int
+    row_values: int
+    state_bytes: int
+    quantisable: bool
+
+
 class GgufFacts(Value, frozen=True, kw_only=True):
-    """What the validator read from a GGUF header, each within its cap."""
+    """What the validator read from a GGUF header, each within its cap. ``tensor_bytes`` pairs ggml's type numbers with
+    the bytes of all tensors of that type. Without ``cache`` or ``tensor_bytes``, who reckons with them takes the worst.
+    """
 
     architecture: str
     name: str
@@ -289,6 +303,9 @@ class GgufFacts(Value, frozen=True, kw_only=True):
     header_bytes: int
     file_bytes: int
     chat_template_digest: Digest | None = None
+    feed_forward_length: int = 0
+    cache: CacheShape | None = None
+    tensor_bytes: tuple[tuple[int, int], ...] = ()
 
 
 class Signer(Value, frozen=True, kw_only=True):
