@@ -1,8 +1,8 @@
 """What a template may spend. It is a program of the model's, and it runs in the thread that serves everybody.
 
 Time is looked at every few lines of Python that run for the template, its own compiled lines and Jinja's filters alike
-(``sys.settrace``; no signal, no second thread). Between two looks lie a few operations of the interpreter on values that
-memory bounds; those that could be slow on small values, powers and products, are kept small here.
+(``sys.settrace``; no signal, no second thread). Between two looks lie a few operations of the interpreter on values
+that memory bounds; those that could be slow on small values, powers and products, are kept small here.
 
 Trusts: nothing.
 Promises: what runs under ``time_limit`` ends soon after its time is over.

@@ -69,10 +69,14 @@ def turns_of(conversation: Conversation, placeholders: Placeholders) -> Turns:
 
 
 def offered(conversation: Conversation) -> tuple[Tool, ...]:
-    """The tools that the model is told of: those that it may call."""
+    """The tools that the model is told of: those that it may call. Raises ``RenderError`` when it must call one and
+    there is none."""
+    tools = () if conversation.tool_choice == "none" else conversation.tools
     if conversation.forced_tool:
-        return tuple(tool for tool in conversation.tools if tool.name == conversation.forced_tool)
-    return () if conversation.tool_choice == "none" else conversation.tools
+        tools = tuple(tool for tool in tools if tool.name == conversation.forced_tool)
+    if not tools and (conversation.forced_tool or conversation.tool_choice == "required"):
+        raise RenderError("the tool that must be called is not offered")
+    return tools
 
 
 def _tools(tools: tuple[Tool, ...], placeholders: Placeholders) -> list[dict[str, Any]] | None:
