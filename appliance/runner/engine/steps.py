@@ -19,9 +19,11 @@ import numpy as np
 
 from appliance.core.values import FinishReason, Sampling
 from appliance.runner.engine.batch import Batch
+from appliance.runner.engine.candidates import Candidates
 from appliance.runner.engine.context import Context
 from appliance.runner.engine.model import LoadError, Model, TokenIds
-from appliance.runner.engine.sampling import Candidates, Sampler
+from appliance.runner.engine.sampling import Sampler, draw_rows
+from appliance.runner.engine.vocabulary import Vocabulary
 
 _NO_ROOM: Final = 1
 
@@ -73,7 +75,7 @@ class Stepper:
         self._model = model
         self._context = context
         self._batch = Batch(context.batch_tokens, context.slots)
-        self._candidates = Candidates(model.vocabulary_tokens)
+        self._candidates = Candidates(Vocabulary.of(model))
         self._waiting: deque[Job] = deque()
         self._active: list[_Sequence] = []
         self._free_slots = list(range(context.slots))
@@ -103,8 +105,9 @@ class Stepper:
         for sequence, tokens in decoded:
             sequence.position += tokens
         if wanted:
-            for sequence, row in zip(wanted, self._context.logits(len(wanted)), strict=True):
-                self._advance(sequence, sequence.sampler.draw(row), events)
+            draws = draw_rows([sequence.sampler for sequence in wanted], self._context.logits(len(wanted)))
+            for sequence, draw in zip(wanted, draws, strict=True):
+                self._advance(sequence, draw.token if draw else None, events)
         return events
 
     def _drop_cancelled(self, events: list[Event]) -> None:
@@ -119,7 +122,7 @@ class Stepper:
             job = self._waiting.popleft()
             slot = min(self._free_slots)
             self._free_slots.remove(slot)
-            sampler = Sampler(job.sampling, self._candidates, self._model.vocabulary_tokens)
+            sampler = Sampler(job.sampling, job.prompt, None, self._candidates)
             self._active.append(_Sequence(job, slot, sampler))
 
     def _fill(self) -> tuple[list[tuple[_Sequence, int]], list[_Sequence]]:
@@ -146,7 +149,7 @@ class Stepper:
 
     def _advance(self, sequence: _Sequence, token: int | None, events: list[Event]) -> None:
         if token is None:
-            self._end(sequence, events, "error", "the model's logits are not finite")
+            self._end(sequence, events, "error", sequence.sampler.failure)
         elif self._model.is_end(token):
             self._end(sequence, events, "stop")
         else:
@@ -199,10 +202,13 @@ class Stepper:
             Sampling(temperature=0.0),
             Sampling(temperature=0.0, presence_penalty=1.0),
             Sampling(top_k=0, frequency_penalty=-1.0),
+            Sampling(typical_p=0.9, repeat_penalty=1.1, logit_bias=((0, 1.0),), ignore_eos=True, logprobs=20),
+            Sampling(mirostat=1),
+            Sampling(mirostat=2),
         ):
-            sampler = Sampler(sampling, self._candidates, self._model.vocabulary_tokens)
+            sampler = Sampler(sampling, np.zeros(1, np.int32), None, self._candidates)
             drawn = sampler.draw(logits[-1])
             sampler.close()
             if drawn is None:
                 raise LoadError("logits-not-finite", "a trial draw found no token")
-            self._model.is_end(drawn)
+            self._model.is_end(drawn.token)
