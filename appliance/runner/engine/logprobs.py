@@ -30,7 +30,8 @@ def logprobs_of(row: Row, token: int, count: int, scratch: Row) -> Logprobs | No
     top = row.max()
     if not np.isfinite(top):
         return None
-    np.subtract(row, top, out=scratch)
+    with np.errstate(over="ignore"):  # a difference too large for single precision is a probability of 0
+        np.subtract(row, top, out=scratch)
     np.exp(scratch, out=scratch)
     total = float(top) + float(np.log(scratch.sum(dtype=np.float64)))
     logprob = float(row[token]) - total

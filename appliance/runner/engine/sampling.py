@@ -14,8 +14,8 @@ Where this is not what llama.cpp does with a whole vocabulary:
 
 The penalties' window begins with the end of the prompt. Choice ``i`` of a request that names a seed uses ``seed + i``.
 
-With a constraint a token is drawn first and checked alone; only when it is not allowed, the best 2,000 are checked, and
-all others only if too few of these are allowed, so that the answer is that of a check of the whole vocabulary.
+With a constraint a token is drawn first and checked alone; only when it is not allowed, the best 1,000 are checked, and
+the whole vocabulary only if too few of these are allowed. What comes out is what a check of all would have given.
 
 Trusts: ``Sampling`` for its ranges (the message's decoder checked them) except that numbers are finite.
 Promises: a token id below the vocabulary's size that the constraint allows, or none and the reason.
@@ -40,7 +40,7 @@ from appliance.runner.engine.native import llama, short_call
 from appliance.runner.engine.vocabulary import NO_IDS, Ids, Vocabulary
 
 MAX_TOP_K: Final = 1000
-CHECKED_FIRST: Final = 2000
+CHECKED_FIRST: Final = 1000
 """How many of the best tokens a grammar looks at before it looks at all."""
 FORBIDDING_BIAS: Final = -100.0
 NOT_FINITE: Final = "the model's logits are not finite"
@@ -156,7 +156,7 @@ class Sampler:
             allowed = constraint.allowed(self._near(row, CHECKED_FIRST))
             if len(allowed) >= self._keep:
                 return allowed
-        return constraint.allowed(self._near(row, len(row)))
+        return constraint.all_allowed(self._rules.never)
 
     def _near(self, row: Row, depth: int) -> Ids:
         rules = self._rules

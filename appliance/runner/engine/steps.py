@@ -22,6 +22,7 @@ from appliance.runner.engine.batch import Batch
 from appliance.runner.engine.candidates import Candidates
 from appliance.runner.engine.context import Context
 from appliance.runner.engine.model import LoadError, Model, TokenIds
+from appliance.runner.engine.rehearsal import rehearse
 from appliance.runner.engine.sampling import Sampler, draw_rows
 from appliance.runner.engine.vocabulary import Vocabulary
 
@@ -197,18 +198,5 @@ class Stepper:
         logits = self._context.logits(rows)
         if not np.isfinite(logits).all():
             raise LoadError("logits-not-finite", "a trial decode gave numbers that are not finite")
-        for sampling in (
-            Sampling(),
-            Sampling(temperature=0.0),
-            Sampling(temperature=0.0, presence_penalty=1.0),
-            Sampling(top_k=0, frequency_penalty=-1.0),
-            Sampling(typical_p=0.9, repeat_penalty=1.1, logit_bias=((0, 1.0),), ignore_eos=True, logprobs=20),
-            Sampling(mirostat=1),
-            Sampling(mirostat=2),
-        ):
-            sampler = Sampler(sampling, np.zeros(1, np.int32), None, self._candidates)
-            drawn = sampler.draw(logits[-1])
-            sampler.close()
-            if drawn is None:
-                raise LoadError("logits-not-finite", "a trial draw found no token")
-            self._model.is_end(drawn.token)
+        if not rehearse(self._model, self._candidates, logits[-1]):
+            raise LoadError("logits-not-finite", "a trial draw found no token")
