@@ -4,7 +4,7 @@ Errors leave it as exceptions; ``gate.Gate``, which wraps it, answers and record
 
 Trusts: ``gate.Gate`` to let in only guarded requests of verified principals.
 Promises: every route takes its principal from the gate's exchange.
-Not here: any rule about who may do what (``pipeline``); how a chat answer is written (``chat``).
+Not here: any rule about who may do what (``pipeline``); how an answer is written (``generation``, ``surfaces``).
 """
 
 from typing import Any, NoReturn
@@ -13,16 +13,18 @@ from litestar import Litestar, Request, asgi, get
 from litestar.enums import MediaType
 from litestar.params import FromPath
 
-from appliance.gateway.chat import ChatRoute
+from appliance.gateway.answering import BodyLimits
 from appliance.gateway.gate import exchange_of
+from appliance.gateway.generation import GenerationRoute
 from appliance.gateway.pipeline import Pipeline
 from appliance.gateway.surfaces import openai
 
 _Request = Request[Any, Any, Any]
 
 
-def build_app(pipeline: Pipeline, chat: ChatRoute) -> Litestar:
+def build_app(pipeline: Pipeline, limits: BodyLimits) -> Litestar:
     """The routes. Litestar's OpenAPI pages are off."""
+    chat = GenerationRoute(pipeline, limits, openai.ChatSurface())
 
     @get("/healthz", media_type=MediaType.JSON)
     async def healthz() -> dict[str, str]:

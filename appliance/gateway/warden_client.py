@@ -53,6 +53,7 @@ class WardenClient:
         *,
         load_timeout_seconds: float,
         silence_seconds: float,
+        queue_seconds: int,
         server_uids: frozenset[int] | None = None,
     ) -> None:
         """``server_uids``: who may be the warden; None means this process's own uid and root (socket activation)."""
@@ -60,6 +61,7 @@ class WardenClient:
         self._server_uids = own_or_root() if server_uids is None else server_uids
         self._load_timeout_seconds = load_timeout_seconds
         self._silence_seconds = silence_seconds
+        self._queue_seconds = queue_seconds
         self._decoder: FrameDecoder[FromWarden] = FrameDecoder(FromWarden)
         self._connection: Connection[FromWarden] | None = None
         self._caller: Caller[FromWarden] = Caller()
@@ -181,7 +183,9 @@ class WardenClient:
             raise Fault(f"no lease: {error}") from error
         match answer, fds:
             case Leased(), [fd] if answer.runner.model_digest == wanted.digest:
-                link = RunnerLink(socket.socket(fileno=fd), answer.runner, self._broken)
+                link = RunnerLink(
+                    socket.socket(fileno=fd), answer.runner, self._broken, queue_seconds=self._queue_seconds
+                )
                 await link.reset()
                 return link
             case Failed(), []:

@@ -12,18 +12,16 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
+from appliance.core import values
 from appliance.core.records import ModelRef, Record
 from appliance.core.values import (
     Constraint,
     Digest,
     FinishReason,
-    Message,
     RunnerFacts,
     SampledToken,
     Sampling,
-    Tool,
     ToolCallDelta,
-    ToolChoice,
     Value,
     VerifiedModel,
 )
@@ -261,25 +259,9 @@ class ResetDone(Value, frozen=True, kw_only=True, tag=True):
     nonce: Nonce
 
 
-class Conversation(Value, frozen=True, kw_only=True, omit_defaults=True, tag="conversation"):
-    """To be rendered by the model's chat template. ``forced_tool`` is the only one that may be called."""
-
-    messages: tuple[Message, ...]
-    tools: Annotated[tuple[Tool, ...], Meta(max_length=128)] = ()
-    tool_choice: ToolChoice = "auto"
-    forced_tool: Annotated[str, Meta(max_length=64)] = ""
-
-
-class TextPrompt(Value, frozen=True, kw_only=True, tag="text"):
-    """To be continued as it stands: no template, and names of control tokens are ordinary text."""
-
-    text: str
-
-
-class TokenPrompt(Value, frozen=True, kw_only=True, tag="tokens"):
-    """To be continued as it stands. The runner refuses ids outside the vocabulary."""
-
-    ids: Annotated[tuple[Annotated[int, Meta(ge=0, le=2**21)], ...], Meta(min_length=1)]
+Conversation = values.Conversation
+TextPrompt = values.TextPrompt
+TokenPrompt = values.TokenPrompt
 
 
 class Submit(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):

@@ -1,4 +1,4 @@
-"""The OpenAI chat surface: request bytes -> ``ChatRequest``; answer events -> chunks or one object.
+"""The OpenAI chat surface: request bytes -> ``Generation``; answer events -> chunks or one object.
 
 Every field of a request is honoured, refused, or ignored on purpose (``_Request``); an unknown one is refused.
 
@@ -13,9 +13,25 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from appliance.core import sse
 from appliance.core.refusals import Reason, Refused
 from appliance.core.strict_json import JsonInvalid, check
-from appliance.core.values import ChatRequest, FinishReason, Message, Role, Sampling, Usage, Value, VerifiedModel
+from appliance.core.values import (
+    AnswerEvent,
+    Conversation,
+    Delta,
+    End,
+    FinishReason,
+    Generation,
+    Message,
+    Role,
+    Sampling,
+    Usage,
+    Value,
+    VerifiedModel,
+)
+from appliance.gateway.generation import Head
+from appliance.gateway.problems import openai_error
 
 # --- the request ----------------------------------------------------------------------------------------------------
 
@@ -78,7 +94,7 @@ _DECODER = msgspec.json.Decoder(_Request)
 _KNOWN_FIELDS = frozenset(_Request.__struct_fields__)
 
 
-def decode_request(body: bytes) -> ChatRequest:
+def decode_request(body: bytes) -> Generation:
     """Raises ``Refused(JSON_INVALID | FIELD_UNKNOWN | FIELD_INVALID)``."""
     try:
         document = check(body)
@@ -90,9 +106,11 @@ def decode_request(body: bytes) -> ChatRequest:
         wire = _DECODER.decode(body)
     except (msgspec.DecodeError, RecursionError) as error:
         raise Refused(Reason.FIELD_INVALID, str(error)[:200], param=_field_at_fault(error)) from error
-    return ChatRequest(
+    return Generation(
         model=wire.model,
-        messages=tuple(Message(role=_role(message), content=_content(message)) for message in wire.messages),
+        prompt=Conversation(
+            messages=tuple(Message(role=_role(message), content=_content(message)) for message in wire.messages)
+        ),
         max_tokens=wire.max_completion_tokens or wire.max_tokens,
         sampling=_sampling(wire),
         stream=bool(wire.stream),
@@ -132,7 +150,13 @@ def _sampling(wire: _Request) -> Sampling:
 
 # --- the answer -----------------------------------------------------------------------------------------------------
 
-_FINISH: dict[FinishReason, str] = {"stop": "stop", "length": "length", "cancelled": "stop", "error": "stop"}
+_FINISH: dict[FinishReason, str] = {
+    "stop": "stop",
+    "length": "length",
+    "tool-calls": "tool_calls",
+    "cancelled": "stop",
+    "error": "stop",
+}
 
 
 class _Delta(Struct, omit_defaults=True):
@@ -166,38 +190,60 @@ class _Chunk(Struct, omit_defaults=True):
 _ENCODER = msgspec.json.Encoder()
 
 
+class ChatSurface:
+    """``POST /v1/chat/completions``."""
+
+    def decode(self, body: bytes) -> Generation:
+        return decode_request(body)
+
+    def stream(self, head: Head) -> "ChunkWriter":
+        return ChunkWriter(head)
+
+    def whole(self, head: Head) -> "Completion":
+        return Completion(head)
+
+
+def _text(events: Sequence[AnswerEvent]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Delta))
+
+
 class ChunkWriter:
     """Makes the chunks of one stream: the role once and first, then text, then an empty finish chunk, then usage."""
 
-    def __init__(self, *, request_id: str, model: str, created: int, fingerprint: str) -> None:
-        self._id = f"chatcmpl-{request_id}"
-        self._model = model
-        self._created = created
-        self._fingerprint = fingerprint
+    content_type = b"text/event-stream; charset=utf-8"
+    ping = sse.PING
 
-    def role(self) -> bytes:
+    def __init__(self, head: Head) -> None:
+        self._head = head
+        self._id = f"chatcmpl-{head.request_id}"
+
+    def begin(self) -> bytes:
         return self._chunk(_Choice(_Delta(role="assistant", content="")))
 
-    def text(self, text: str) -> bytes:
-        return self._chunk(_Choice(_Delta(content=text)))
+    def events(self, events: Sequence[AnswerEvent]) -> bytes:
+        text = _text(events)
+        return self._chunk(_Choice(_Delta(content=text))) if text else b""
 
-    def finish(self, reason: FinishReason) -> bytes:
-        return self._chunk(_Choice(_Delta(), finish_reason=_FINISH[reason]))
+    def finish(self, end: End, usage: Usage) -> bytes:
+        last = self._chunk(_Choice(_Delta(), finish_reason=_FINISH[end.reason]))
+        if self._head.request.include_usage:
+            last += sse.event(_ENCODER.encode(self._make([], _usage(usage))))
+        return last + sse.DONE
 
-    def usage(self, usage: Usage) -> bytes:
-        return _ENCODER.encode(self._make([], _usage(usage)))
+    def broken(self, refusal: Refused) -> bytes:
+        return sse.event(_ENCODER.encode(openai_error(refusal)))
 
     def _chunk(self, choice: _Choice) -> bytes:
-        return _ENCODER.encode(self._make([choice], UNSET))
+        return sse.event(_ENCODER.encode(self._make([choice], UNSET)))
 
     def _make(self, choices: Sequence[_Choice], usage: _Usage | UnsetType) -> _Chunk:
         return _Chunk(
             id=self._id,
-            created=self._created,
-            model=self._model,
+            created=self._head.created,
+            model=self._head.request.model,
             choices=choices,
             object="chat.completion.chunk",
-            system_fingerprint=self._fingerprint,
+            system_fingerprint=self._head.fingerprint,
             usage=usage,
         )
 
@@ -206,28 +252,35 @@ def _usage(usage: Usage) -> _Usage:
     return _Usage(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
 
 
-def completion(
-    *, request_id: str, model: str, created: int, fingerprint: str, text: str, reason: FinishReason, usage: Usage
-) -> bytes:
+class Completion:
     """The whole answer as one object."""
-    return _ENCODER.encode(
-        {
-            "id": f"chatcmpl-{request_id}",
-            "object": "chat.completion",
-            "created": created,
-            "model": model,
-            "system_fingerprint": fingerprint,
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {"role": "assistant", "content": text, "refusal": None},
-                    "logprobs": None,
-                    "finish_reason": _FINISH[reason],
-                }
-            ],
-            "usage": _usage(usage),
-        }
-    )
+
+    def __init__(self, head: Head) -> None:
+        self._head = head
+        self._texts: list[str] = []
+
+    def add(self, events: Sequence[AnswerEvent]) -> None:
+        self._texts.append(_text(events))
+
+    def body(self, end: End, usage: Usage) -> bytes:
+        return _ENCODER.encode(
+            {
+                "id": f"chatcmpl-{self._head.request_id}",
+                "object": "chat.completion",
+                "created": self._head.created,
+                "model": self._head.request.model,
+                "system_fingerprint": self._head.fingerprint,
+                "choices": [
+                    {
+                        "index": 0,
+                        "message": {"role": "assistant", "content": "".join(self._texts), "refusal": None},
+                        "logprobs": None,
+                        "finish_reason": _FINISH[end.reason],
+                    }
+                ],
+                "usage": _usage(usage),
+            }
+        )
 
 
 def model_object(model: VerifiedModel) -> dict[str, Any]:

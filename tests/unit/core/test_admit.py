@@ -16,7 +16,7 @@ from appliance.core.admit import (
 )
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Message, Obligations
-from tests.support.made_values import ALICE, LIMITS, chat_request, model
+from tests.support.made_values import ALICE, LIMITS, chat_request, model, talk
 
 CATALOGUE = (model("demo"), model("secret"))
 
@@ -56,7 +56,7 @@ def test_prompt_that_would_not_fit_is_refused_without_asking_the_runner() -> Non
 
 
 def test_prompt_is_measured_in_bytes_of_all_messages() -> None:
-    request = chat_request(messages=(Message(role="system", content="é"), Message(role="user", content="😀")))
+    request = chat_request(prompt=talk(Message(role="system", content="é"), Message(role="user", content="😀")))
     admitted = admit(request, ALICE, CATALOGUE, LIMITS)
     assert admitted.max_prompt_tokens == 6 + 2 * TEMPLATE_TOKENS_PER_MESSAGE + TEMPLATE_TOKENS
 

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from appliance.core.refusals import Reason, Refused
-from appliance.gateway import chat
-from appliance.gateway.chat import BodyLimits, ChatRoute
+from appliance.gateway import generation
+from appliance.gateway.answering import BodyLimits
+from appliance.gateway.generation import GenerationRoute
+from appliance.gateway.surfaces.openai import ChatSurface
 from tests.fakes.models import STARTED, delta, end
 from tests.fakes.world import World
 from tests.support.scenario import run, until
@@ -47,7 +49,7 @@ class Client:
 
 
 async def asked(world: World, client: Client) -> None:
-    route = ChatRoute(world.pipeline, BodyLimits(max_bytes=10_000, timeout_seconds=5.0))
+    route = GenerationRoute(world.pipeline, BodyLimits(max_bytes=10_000, timeout_seconds=5.0), ChatSurface())
     await route(world.exchange(), client.scope, client.receive, client.send)
 
 
@@ -232,7 +234,7 @@ def test_client_whose_socket_fails_closes_the_record() -> None:
 
 
 def test_silence_is_filled_with_comments_that_are_no_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "PING_SECONDS", 0.01)
+    monkeypatch.setattr(generation, "PING_SECONDS", 0.01)
 
     async def scenario() -> None:
         world, client = World(), Client(BODY | {"stream": True})

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.core.values import AnswerEvent, ChatRequest, Obligations, Reservation
+from appliance.core.values import AnswerEvent, Asked, Obligations, Reservation
 from appliance.gateway.pipeline import Exchange
 from tests.fakes.models import STARTED, delta, end
 from tests.fakes.policy import ALLOWED, DENIED
@@ -20,9 +20,7 @@ ORDER = ["catalogue", "policy", "reserve", "lease", "record opened", "submit", "
 AFTER = ["settle", "record closed"]
 
 
-async def answered(
-    world: World, exchange: Exchange | None = None, request: ChatRequest | None = None
-) -> list[AnswerEvent]:
+async def answered(world: World, exchange: Exchange | None = None, request: Asked | None = None) -> list[AnswerEvent]:
     """Reads an answer to its end, as a surface does."""
     read: list[AnswerEvent] = []
     async with world.pipeline.answer(exchange or world.exchange(), request or chat_request()) as answer:
@@ -32,7 +30,7 @@ async def answered(
     return read
 
 
-async def refusal(world: World, exchange: Exchange | None = None, request: ChatRequest | None = None) -> Refused:
+async def refusal(world: World, exchange: Exchange | None = None, request: Asked | None = None) -> Refused:
     with pytest.raises(Refused) as caught:
         await answered(world, exchange, request)
     return caught.value
@@ -86,7 +84,7 @@ def test_cache_partition_is_the_principals_and_never_the_callers() -> None:
         await answered(world)
         [(request_id, admission, partition)] = world.models.submitted
         assert (request_id, partition) == ("r-1", ALICE.key)
-        assert admission.request.messages == chat_request().messages
+        assert admission.request == chat_request()
 
     run(scenario)
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
+from appliance.core.answer_check import DELTAS_WITHOUT_TOKEN
 from appliance.core.gguf import MAX_TOKEN_BYTES
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import Delta, End, Message, Started
+from appliance.core.values import Delta, End, Started
 from appliance.gateway import runner_link
 from appliance.gateway.runner_link import LinkAnswer, RunnerLink
 from appliance.ipc.connection import channel_pair
 from appliance.ipc.frames import MAX_FRAME_BYTES, encode
 from appliance.ipc.messages import (
     Cancel,
-    Conversation,
     Ready,
     Reset,
     ResetDone,
@@ -43,7 +43,7 @@ class Pair:
     def __init__(self) -> None:
         ours, theirs = channel_pair()
         self.broken: list[str] = []
-        self.link = RunnerLink(ours, FACTS, lambda _link, why: self.broken.append(why))
+        self.link = RunnerLink(ours, FACTS, lambda _link, why: self.broken.append(why), queue_seconds=7)
         self.runner = ScriptedPeer(theirs, ToRunner)
 
     async def answer(self, request_id: str = "r-1") -> LinkAnswer:
@@ -131,15 +131,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_submission_says_what_was_admitted_and_nothing_of_the_caller() -> None:
     async def scenario() -> None:
         async with pair() as one:
-            one.link.answer("r-1", ADMISSION, "partition")
+            one.link.answer("r-1", ADMISSION, "key")
             submit = await one.runner.hear(Submit)
             assert submit == Submit(
                 request_id="r-1",
-                prompt=Conversation(messages=ADMISSION.request.messages),
+                prompt=ADMISSION.request.prompt,
                 sampling=ADMISSION.request.sampling,
                 max_prompt_tokens=100,
                 max_completion_tokens=10,
-                cache_partition="partition",
+                cache_partition="key",
+                principal="key",
+                queue_ms=7000,
             )
 
     run(scenario)
@@ -244,8 +246,8 @@ FAULTS: list[tuple[str, list[Any], str]] = [
     ("prompt for nothing", [started(prompt_tokens=0)], "a prompt for nothing"),
     ("end of a prompt for nothing", [end(prompt_tokens=0, completion_tokens=0)], "a prompt for nothing"),
     ("end of another prompt", [started(prompt_tokens=90), end(prompt_tokens=5)], "another prompt"),
-    ("empty delta", [started(), delta(text="", tokens=0)], "without text"),
-    ("empty delta with tokens", [started(), delta(text="", tokens=1)], "without text"),
+    ("empty delta", [started(), delta(text="", tokens=0)], "nothing in it"),
+    ("empty delta with tokens", [started(), delta(text="", tokens=1)], "nothing in it"),
     ("a word per letter", [started(), *[delta(text="a", tokens=0)] * 15], "more deltas than tokens"),
     ("free text", [started(), delta(text="x" * 300, tokens=0), end(completion_tokens=1)], "fewer tokens"),
     ("text that costs less than was told", [started(), delta(tokens=3), end(completion_tokens=2)], "fewer tokens"),
@@ -308,7 +310,7 @@ def test_flood_of_words_does_not_fill_the_gateway() -> None:
                     said += 1
                     await asyncio.sleep(0)
             await one.assert_given_up("more deltas than tokens")
-            assert len(await answer.events()) <= 1 + 10 + runner_link.DELTAS_WITHOUT_TOKEN
+            assert len(await answer.events()) <= 1 + 10 + DELTAS_WITHOUT_TOKEN
 
     run(scenario)
 
@@ -549,7 +551,7 @@ def test_cancel_after_the_end_or_the_break_says_nothing() -> None:
 def test_prompt_larger_than_a_frame_costs_only_its_own_request() -> None:
     async def scenario() -> None:
         async with pair() as one:
-            huge = admission(request=chat_request(messages=(Message(role="user", content="x" * MAX_FRAME_BYTES),)))
+            huge = admission(request=chat_request("x" * MAX_FRAME_BYTES))
             with pytest.raises(Refused) as caught:
                 one.link.answer("r-1", huge, "p")
             assert caught.value.reason is Reason.BODY_TOO_LARGE
@@ -648,7 +650,7 @@ def test_abandoned_reset_closes_the_channel() -> None:
 def test_link_takes_its_socket_with_it() -> None:
     async def scenario() -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        link = RunnerLink(ours, FACTS, lambda _link, _why: None)
+        link = RunnerLink(ours, FACTS, lambda _link, _why: None, queue_seconds=7)
         link.give_up("x")
         link.give_up("y")
         assert ours.fileno() == -1

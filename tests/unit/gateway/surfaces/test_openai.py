@@ -10,15 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import ChatRequest, FinishReason, Message, Sampling, Usage
+from appliance.core.values import Delta, End, FinishReason, Generation, Message, Sampling, Started, Usage
+from appliance.gateway.generation import Head
 from appliance.gateway.surfaces import openai
-from appliance.gateway.surfaces.openai import ChunkWriter, completion, decode_request, model_object
-from tests.support.made_values import model
+from appliance.gateway.surfaces.openai import ChunkWriter, Completion, decode_request, model_object
+from tests.support.made_values import chat_request, model, talk
 
 BASE: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
 
 
-def decoded(**changes: Any) -> ChatRequest:
+def decoded(**changes: Any) -> Generation:
     return decode_request(json.dumps(BASE | changes).encode())
 
 
@@ -63,12 +64,12 @@ FIELDS: dict[str, Field] = {
     "model": Field((("other", {"model": "other"}),), ("", "x" * 129, None, 7, [], {}), required=True),
     "messages": Field(
         (
-            ([{"role": "assistant", "content": "a"}], {"messages": (Message(role="assistant", content="a"),)}),
-            ([{"role": "developer", "content": "a"}], {"messages": (Message(role="system", content="a"),)}),
-            ([{"role": "user", "content": "a", "name": "n"}], {"messages": (Message(role="user", content="a"),)}),
+            ([{"role": "assistant", "content": "a"}], {"prompt": talk(Message(role="assistant", content="a"))}),
+            ([{"role": "developer", "content": "a"}], {"prompt": talk(Message(role="system", content="a"))}),
+            ([{"role": "user", "content": "a", "name": "n"}], {"prompt": talk(Message(role="user", content="a"))}),
             (
                 [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
-                {"messages": (Message(role="user", content="ab"),)},
+                {"prompt": talk(Message(role="user", content="ab"))},
             ),
         ),
         (
@@ -275,8 +276,25 @@ def test_any_value_in_any_field_is_decoded_or_refused_and_never_an_error(data: s
 # --- the answer -----------------------------------------------------------------------------------------------------
 
 
-def writer() -> ChunkWriter:
-    return ChunkWriter(request_id="r-1", model="demo", created=1_790_000_000, fingerprint="sha256-00")
+def head(**changes: Any) -> Head:
+    return Head(request_id="r-1", created=1_790_000_000, fingerprint="sha256-00", request=chat_request(**changes))
+
+
+def writer(**changes: Any) -> ChunkWriter:
+    return ChunkWriter(head(**changes))
+
+
+def said(data: bytes) -> list[Any]:
+    """The events of a stream."""
+    lines = [line.removeprefix("data: ") for line in data.decode().split("\n\n")[:-1]]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+def end(reason: FinishReason, **changes: Any) -> End:
+    return msgspec.structs.replace(End(reason=reason, prompt_tokens=9, completion_tokens=2), **changes)
+
+
+USAGE = Usage(prompt_tokens=9, completion_tokens=2)
 
 
 def chunk(choices: list[Any], **more: Any) -> dict[str, Any]:
@@ -296,47 +314,49 @@ def choice(delta: dict[str, str], finish_reason: str | None = None) -> dict[str,
 
 
 def test_chunks_have_exactly_these_shapes() -> None:
-    one = writer()
-    assert json.loads(one.role()) == chunk([choice({"role": "assistant", "content": ""})])
-    assert json.loads(one.text("Hé\n")) == chunk([choice({"content": "Hé\n"})])
-    assert json.loads(one.finish("stop")) == chunk([choice({}, "stop")])
-    usage = Usage(prompt_tokens=9, completion_tokens=2)
-    assert json.loads(one.usage(usage)) == chunk(
-        [], usage={"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
-    )
+    one = writer(include_usage=True)
+    assert said(one.begin()) == [chunk([choice({"role": "assistant", "content": ""})])]
+    assert said(one.events([Delta(text="Hé\n", tokens=1)])) == [chunk([choice({"content": "Hé\n"})])]
+    usage = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
+    assert said(one.finish(end("stop"), USAGE)) == [chunk([choice({}, "stop")]), chunk([], usage=usage), "[DONE]"]
+
+
+def test_nothing_to_say_is_no_chunk() -> None:
+    assert writer().events([Started(prompt_tokens=9), end("stop")]) == b""
 
 
 @pytest.mark.parametrize(
-    ("reason", "said"), [("stop", "stop"), ("length", "length"), ("cancelled", "stop"), ("error", "stop")]
+    ("reason", "told"),
+    [
+        ("stop", "stop"),
+        ("length", "length"),
+        ("tool-calls", "tool_calls"),
+        ("cancelled", "stop"),
+        ("error", "stop"),
+    ],
 )
-def test_finish_reason_is_one_that_clients_know(reason: FinishReason, said: str) -> None:
-    assert json.loads(writer().finish(reason))["choices"] == [choice({}, said)]
+def test_finish_reason_is_one_that_clients_know(reason: FinishReason, told: str) -> None:
+    assert said(writer().finish(end(reason), USAGE))[0]["choices"] == [choice({}, told)]
 
 
-@given(st.text(st.characters(codec="utf-8")))
+@given(st.text(st.characters(codec="utf-8"), min_size=1))
 def test_no_text_breaks_a_chunk_into_two_lines(text: str) -> None:
-    data = writer().text(text)
-    assert b"\n" not in data
+    data = writer().events([Delta(text=text, tokens=1)])
+    assert data.count(b"\n") == 2
     assert b"\r" not in data
-    assert json.loads(data)["choices"][0]["delta"]["content"] == text
+    assert said(data)[0]["choices"][0]["delta"]["content"] == text
 
 
 def test_whole_answer_has_exactly_this_shape() -> None:
-    body = completion(
-        request_id="r-1",
-        model="demo",
-        created=5,
-        fingerprint="f",
-        text="Hello",
-        reason="length",
-        usage=Usage(prompt_tokens=9, completion_tokens=2),
-    )
-    assert json.loads(body) == {
+    one = Completion(head())
+    one.add([Started(prompt_tokens=9), Delta(text="Hel", tokens=1)])
+    one.add([Delta(text="lo", tokens=1)])
+    assert json.loads(one.body(end("length"), USAGE)) == {
         "id": "chatcmpl-r-1",
         "object": "chat.completion",
-        "created": 5,
+        "created": 1_790_000_000,
         "model": "demo",
-        "system_fingerprint": "f",
+        "system_fingerprint": "sha256-00",
         "choices": [
             {
                 "index": 0,
