@@ -26,7 +26,8 @@ Offer = Literal["generate", "embed", "rerank"]
 _MAX_TEMPLATE_BYTES: Final = 256 * 1024
 _MAX_PIECE_BYTES: Final = 16 * 1024
 _MAX_VOCABULARY: Final = 2**21
-_VOCABULARY_NONE, _VOCABULARY_SPM = 0, 1
+_VOCABULARY_NONE, _VOCABULARY_SPM, _VOCABULARY_WPM = 0, 1, 3
+_WPM_UNKNOWN: Final = 100  # in BERT's own vocabulary, and where a file does not say
 _OFFERS: Final[dict[str, Offer]] = {"": "generate", "0": "generate", "1": "embed", "2": "embed", "3": "embed"}
 _RANK: Final = "4"
 _MAX_HEADER_BYTES: Final = 24 * 1024 * 1024
@@ -75,6 +76,7 @@ class Model:
         self._adds_sep: bool = llama.llama_vocab_get_add_sep(self._vocabulary)
         self._eos: int = llama.llama_vocab_eos(self._vocabulary)
         self._sep: int = llama.llama_vocab_sep(self._vocabulary)
+        self._unknown = self._unknown_token(kind)
         self._newline = np.zeros(0, np.int32)
         if kind == _VOCABULARY_SPM:
             self._newline = self._tokenise(b"\n", special=False)
@@ -115,6 +117,12 @@ class Model:
         buffer = ctypes.create_string_buffer(128)
         length = llama.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace") if length >= 0 else ""
+
+    def _unknown_token(self, kind: int) -> int:
+        stated = self._metadata("tokenizer.ggml.unknown_token_id")
+        if stated.isdecimal():
+            return int(stated)
+        return _WPM_UNKNOWN if kind == _VOCABULARY_WPM else _TOKEN_NULL
 
     @property
     def vector_width(self) -> int:
@@ -172,7 +180,7 @@ class Model:
         """One block. llama.cpp still matches tokens of type USER_DEFINED, and some files give that type to their
         end-of-turn token; such a name is cut in two."""
         tokens = self._fragment(text, special=False, first=first)
-        forbidden = next((t for t in np.unique(tokens).tolist() if self.is_special(t)), None)
+        forbidden = next((t for t in np.unique(tokens).tolist() if self._may_not_be_text(t)), None)
         if forbidden is None:
             return tokens
         name = self._text_of(forbidden)
@@ -181,6 +189,10 @@ class Model:
         harmless = [name[:1], name[1:]]
         pieces = [piece for part in text.split(name) for piece in (*harmless, part)][len(harmless) :]
         return np.concatenate([self._content(piece, first=first and not n) for n, piece in enumerate(pieces)])
+
+    def _may_not_be_text(self, token: int) -> bool:
+        """A word that a vocabulary does not know is text too, whatever type its file gives to the token for that."""
+        return self.is_special(token) and (token != self._unknown or self.is_end(token))
 
     def with_bos(self, tokens: TokenIds) -> TokenIds:
         """Puts the vocabulary's first token before a prompt, where it asks for one and the template wrote none."""
