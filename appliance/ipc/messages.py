@@ -43,7 +43,7 @@ MemoryBytes = Annotated[int, Meta(ge=2**28, le=2**46)]
 DEFAULT_MEMORY_BYTES: Final = 2**31
 ContextTokens = Annotated[int, Meta(ge=64, le=2**22)]
 Slots = Annotated[int, Meta(ge=1, le=64)]
-MAX_EMBED_INPUTS: Final = 256
+MAX_EMBED_INPUTS: Final = 2048
 MAX_VECTOR_WIDTH: Final = 65_536
 MAX_DETOKENISE: Final = 65_536
 KvType = Literal["f16", "q8_0", "q4_0"]
@@ -288,8 +288,7 @@ class Submit(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
 
 
 class Embed(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
-    """Vectors of some inputs, or with ``rerank`` a score of each against ``query``. A long list comes as several of
-    these, one after the other, so that each fits a frame.
+    """Vectors of some inputs, or with ``rerank`` a score of each against ``query``.
 
     The runner refuses more than ``max_prompt_tokens`` tokens over all inputs, and an input that is longer than its
     context unless ``truncate`` allows it to be cut. ``dimensions`` keeps so many numbers of each vector; 0 is all.

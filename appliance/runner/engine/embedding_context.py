@@ -39,8 +39,8 @@ class EmbeddingContext:
         affordable = load.memory_bytes // _LOGIT_SHARE // (4 * model.vocabulary_tokens)
         self.slots: Final = load.slots
         self.width: Final = model.vector_width
-        self.batch_tokens: Final = min(max(load.batch_tokens, load.context_tokens), affordable)
-        self.context_tokens: Final = min(load.context_tokens, model.training_context_tokens, self.batch_tokens)
+        self.context_tokens: Final = min(load.context_tokens, model.training_context_tokens, affordable)
+        self.batch_tokens: Final = min(max(load.batch_tokens, self.context_tokens), affordable)
         if self.context_tokens < _MIN_TOKENS:
             raise LoadError("context-failed", f"no memory for batches of {_MIN_TOKENS} tokens")
         wanted = llama.llama_context_default_params()

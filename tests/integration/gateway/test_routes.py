@@ -38,7 +38,17 @@ ROUTES = _routes()
 
 
 def test_the_route_table_is_walked() -> None:
-    assert {path for _method, path in ROUTES} >= {"/healthz", "/v1/models", "/v1/models/chain", "/v1/chat/completions"}
+    assert {path for _method, path in ROUTES} >= {
+        "/healthz",
+        "/v1/models",
+        "/v1/models/chain",
+        "/v1/chat/completions",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/rerank",
+        "/tokenize",
+        "/detokenize",
+    }
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from appliance.ipc.messages import MAX_EMBED_INPUTS, Cancel, Ready, Reset
+from appliance.ipc.messages import Cancel, Ready, Reset
 from tests.support.bert_model import POOLING, VOCABULARY, WIDTH, bert_model
 from tests.support.chain_model import STORY, chain_model
 from tests.support.runner_client import bare_runner, sandboxed_runner
@@ -14,6 +14,7 @@ from tests.support.vector_client import VectorClient
 
 CLS, SEP = VOCABULARY.index("[CLS]"), VOCABULARY.index("[SEP]")
 CONTEXT = 128
+MANY = 256
 TEXTS = ("hello world", "a", "the quick brown fox", "", "0123456789. " * 8, "hello, world!")
 
 
@@ -56,7 +57,7 @@ def test_an_input_has_the_vector_that_it_has_alone_whoever_shares_its_batch(pool
 
 
 def test_rows_come_in_the_order_of_the_inputs_however_many(client: VectorClient) -> None:
-    texts = [VOCABULARY[4 + number % 36] * (1 + number % 7) for number in range(MAX_EMBED_INPUTS)]
+    texts = [VOCABULARY[4 + number % 36] * (1 + number % 7) for number in range(MANY)]
     told = client.embed(*texts)
     known = {text: client.embed(text).vectors[0] for text in dict.fromkeys(texts)}
     _same(told.vectors, np.stack([known[text] for text in texts]))
@@ -173,7 +174,7 @@ def test_a_query_that_leaves_no_room_is_refused_even_where_documents_may_be_cut(
 
 
 def test_one_who_brings_many_does_not_stop_one_who_brings_one(client: VectorClient) -> None:
-    many = ["a" * (CONTEXT - 2)] * MAX_EMBED_INPUTS
+    many = ["a" * (CONTEXT - 2)] * MANY
     for number in range(2):
         client.send(f"heavy-{number}", *many, principal="heavy")
     while not client.told["heavy-0"].rows:
@@ -184,7 +185,7 @@ def test_one_who_brings_many_does_not_stop_one_who_brings_one(client: VectorClie
 
 
 def test_a_cancelled_request_ends_and_the_next_one_is_served(client: VectorClient) -> None:
-    many = ["a" * (CONTEXT - 2)] * MAX_EMBED_INPUTS
+    many = ["a" * (CONTEXT - 2)] * MANY
     client.send("gone", *many)
     while not client.told["gone"].rows:
         client.hear()
@@ -196,15 +197,15 @@ def test_a_cancelled_request_ends_and_the_next_one_is_served(client: VectorClien
 
 
 def test_a_request_cancelled_before_it_is_whole_costs_what_is_known(client: VectorClient) -> None:
-    client.send("early", *["hello"] * MAX_EMBED_INPUTS)
+    client.send("early", *["hello"] * MANY)
     client.runner.send(Cancel(request_id="early"))
     told = client.wait_for("early")[0]
     assert told.started is not None and told.end is not None and told.end.reason == "cancelled"
-    assert 1 <= told.end.prompt_tokens <= 7 * MAX_EMBED_INPUTS
+    assert 1 <= told.end.prompt_tokens <= 7 * MANY
 
 
 def test_after_a_reset_nothing_is_said_about_what_was_asked_before(client: VectorClient) -> None:
-    client.send("before", *["a" * (CONTEXT - 2)] * MAX_EMBED_INPUTS)
+    client.send("before", *["a" * (CONTEXT - 2)] * MANY)
     client.runner.send(Reset(nonce="n"))
     while getattr(client.runner.receive(), "nonce", "") != "n":
         pass
