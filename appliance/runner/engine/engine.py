@@ -18,13 +18,14 @@ from typing import Final
 
 from appliance.ipc.messages import Conversation, Load, TextPrompt, TokenPrompt
 from appliance.runner.chat.prompt import Prompt, PromptMaker
+from appliance.runner.engine.constraint import CompiledConstraint, compile_constraint
 from appliance.runner.engine.context import Context
 from appliance.runner.engine.figures import EngineFigures
 from appliance.runner.engine.model import LoadError, Model
 from appliance.runner.engine.panic import end_process
-from appliance.runner.engine.steps import Event, Job, Stepper
+from appliance.runner.engine.steps import MOST_WAITING, Event, Job, Stepper
 
-__all__ = ["Engine", "EngineFigures", "Event", "Job", "LoadError"]
+__all__ = ["MOST_WAITING", "Engine", "EngineFigures", "Event", "Job", "LoadError"]
 
 
 class Engine:
@@ -36,7 +37,6 @@ class Engine:
         self.on_events: Callable[[], None] = lambda: None
         """Called in the engine thread whenever there are new events."""
         self.model: Final = model
-        self._model = model
         self._context = context
         self._prompts = prompts
         self._stepper = Stepper(model, context)
@@ -75,8 +75,15 @@ class Engine:
         """A prompt that is still to be rendered and tokenised, by calls of ``advance``."""
         return self._prompts.prompt(asked, at_most_tokens)
 
-    def piece(self, token: int) -> bytes:
-        return self._model.piece(token)
+    def constraint(self, gbnf: str) -> CompiledConstraint:
+        """A grammar that ``runner.grammar`` has checked or made, for one answer. Raises ``ConstraintInvalid``."""
+        return compile_constraint(self.model, self._stepper.vocabulary, gbnf)
+
+    def marked_piece(self, token: int) -> bytes:
+        """The bytes of a token for a parser of answers, which tells a mark of its family from text that looks like it
+        (``chat.answer.sealed``)."""
+        sealed = self._prompts.seals.get(token)
+        return self.model.piece(token) if sealed is None else sealed
 
     def submit(self, job: Job) -> None:
         self._inbox.put((job, time.monotonic()))
@@ -98,7 +105,7 @@ class Engine:
             self._inbox.put(None)
             self._thread.join()
         self._context.close()
-        self._model.close()
+        self.model.close()
 
     # --- the engine thread ------------------------------------------------------------------------------------------
 

@@ -183,7 +183,8 @@ class Stepper:
         self._context = context
         self._prompt_tokens = prompt_tokens
         self._batch = Batch(context.batch_tokens, context.slots)
-        self._candidates = Candidates(Vocabulary.of(model))
+        self.vocabulary: Final = Vocabulary.of(model)
+        self._candidates = Candidates(self.vocabulary)
         self._queue: FairQueue[Job] = FairQueue(MOST_WAITING, MOST_WAITING_OF_ONE)
         least_copied = max(_LEAST_COPIED_TOKENS, context.stream_cells // _COPIED_CELLS_PER_TOKEN)
         self._streams = Streams(context.slots, least_copied if context.can_cut else None)
