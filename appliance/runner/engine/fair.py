@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
-_REMEMBERED_IDLERS: Final = 1024
+_REMEMBERED_IDLERS: Final = 128
 
 
 class Work(Protocol):
@@ -132,15 +132,14 @@ class FairQueue(Generic[WorkT]):
         return min((account.service for account in self._accounts.values() if not account.idle), default=0.0)
 
     def _forget_idlers(self) -> None:
-        """An idle account matters only while it is above all that are not, which it will then not be lifted to."""
+        """An idle account matters only while it has more service than somebody who is not idle. Of those, the ones
+        with most are remembered."""
         if all(account.idle for account in self._accounts.values()):
             self._accounts.clear()
-            return
         idlers = [(account.service, name) for name, account in self._accounts.items() if account.idle]
-        least = self._least_service()
-        kept = sorted((service, name) for service, name in idlers if service > least)[-_REMEMBERED_IDLERS:]
-        for _, name in set(idlers) - set(kept):
-            del self._accounts[name]
+        if len(idlers) > 2 * _REMEMBERED_IDLERS:
+            for _, name in sorted(idlers)[:-_REMEMBERED_IDLERS]:
+                del self._accounts[name]
 
 
 def deal(budget: int, remaining: Sequence[int]) -> list[int]:

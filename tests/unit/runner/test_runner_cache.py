@@ -235,6 +235,54 @@ def test_nothing_of_a_request_without_partition_stays_in_the_cache(machine: Mach
         assert llama.llama_memory_seq_pos_max(machine.context._memory, slot) == -1
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_load_never_mixes_sequences_up(seed: int) -> None:
+    """Prompts that share beginnings, choices, cancels and four tenants on three slots: each answer that is whole is the
+    one that its prompt gets alone, each that is cut is its beginning, and no slot or stream is lost."""
+    model = load(random_model())
+    dice = np.random.default_rng(seed)
+    stems = [PROMPT[:60], np.concatenate([PROMPT[:40], OTHER[:40]]), OTHER[:90]]
+    prompts = [np.concatenate([stem, OTHER[start : start + 25]]) for stem in stems for start in (0, 30, 60)]
+    alone = []
+    for prompt in prompts:
+        fresh = Machine(model, slots=1)
+        fresh.run(job("a", prompt, max_tokens=12))
+        alone.append(fresh.texts["a", 0])
+        fresh.context.close()
+    machine = Machine(model, slots=3, batch_tokens=48)
+    asked: list[tuple[Job, int]] = []
+    ends: dict[tuple[str, int], str] = {}
+    hits = 0
+    for number in range(60):
+        which = int(dice.integers(len(prompts)))
+        tenant = int(dice.integers(4))
+        for choice in range(int(dice.integers(1, 4))):
+            named = {"principal": f"p{tenant}", "partition": f"t{tenant}" if tenant else "", "choice": choice}
+            asked.append((job(str(number), prompts[which], 12, **named), which))
+            machine.add(asked[-1][0])
+        for _ in range(int(dice.integers(12))):
+            if dice.random() < 0.05:
+                asked[int(dice.integers(len(asked)))][0].cancelled = True
+            for event in machine.step():
+                if event.ended:
+                    assert (event.job.request_id, event.job.choice) not in ends, "ended twice"
+                    ends[event.job.request_id, event.job.choice] = event.ended
+    for event in machine.run()[1]:
+        ends[event.job.request_id, event.job.choice] = event.ended or ""
+    assert len(ends) == len(asked)
+    for each, which in asked:
+        key = (each.request_id, each.choice)
+        said = machine.texts.get(key, [])
+        assert said == alone[which][: len(said)], key
+        assert ends[key] == "cancelled" or said == alone[which]
+        hits += each.cached_tokens > 0
+    assert hits > 20
+    assert machine.stepper.figures().busy_slots == 0
+    assert len(machine.stepper._streams._trees) <= 3
+    machine.context.close()
+    model.close()
+
+
 # --- turns ------------------------------------------------------------------------------------------------------------
 
 
