@@ -61,19 +61,20 @@ class FairQueue(Generic[WorkT]):
     def __len__(self) -> int:
         return self._size
 
-    def offer(self, work: WorkT) -> bool:
-        """Puts work at the end of its principal's queue; False when it is full, and nothing has changed."""
-        account = self._accounts.get(work.principal)
+    def offer(self, *pieces: WorkT) -> bool:
+        """Puts all pieces of one principal at the end of its queue; False when they do not fit, and nothing changed."""
+        principal = pieces[0].principal
+        account = self._accounts.get(principal)
         mine = len(account.waiting) if account else 0
-        if self._size >= self._most_waiting or mine >= self._most_per_principal:
+        if self._size + len(pieces) > self._most_waiting or mine + len(pieces) > self._most_per_principal:
             return False
         if account is None:
-            account = self._accounts[work.principal] = _Account()
+            account = self._accounts[principal] = _Account()
         if account.idle:
             account.service = max(account.service, self._least_service())
-        account.weight = work.weight
-        account.waiting.append(work)
-        self._size += 1
+        account.weight = pieces[0].weight
+        account.waiting.extend(pieces)
+        self._size += len(pieces)
         return True
 
     def take(self) -> WorkT | None:

@@ -62,7 +62,7 @@ class Job:
 
     ``principal`` is whose turn it is, ``weight`` how much of one. A prefix is shared only within ``partition``; "" is a
     partition of the request's own. ``queue_ms`` bounds the wait for a slot; 0 is no bound. Jobs of one request differ
-    in ``choice``.
+    in ``choice``, which counts from 0; they are queued together, and refused together.
 
     The engine sets ``cached_tokens``, how many of the prompt's it did not compute, before the first event, and keeps
     ``place`` up to date: how many jobs are before it in the queue, as an estimate; -1 once it is out of it.
@@ -201,12 +201,14 @@ class Stepper:
             cells=self._context.slots * self._context.stream_cells,
         )
 
-    def add(self, job: Job, now: float) -> None:
-        """``now`` is when it came, in seconds of any clock."""
-        job.submitted_at = now
+    def add(self, now: float, *choices: Job) -> None:
+        """Queues all jobs of one request, or refuses them. ``now`` is when it came, in seconds of any clock."""
+        for job in choices:
+            job.submitted_at = now
         self._queue_changed = True
-        if not self._queue.offer(job):
-            self._refuse(job, "queue-full", self._refused)
+        if not self._queue.offer(*choices):
+            for job in choices:
+                self._refuse(job, "queue-full", self._refused)
 
     def step(self, now: float) -> list[Event]:
         """Decodes one batch. Raises ``RuntimeError`` when llama.cpp fails in a way that leaves its state unknown."""
@@ -244,7 +246,14 @@ class Stepper:
         """Lets go of what nobody waits for any longer, and of what has waited too long."""
         for sequence in [sequence for sequence in self._active if sequence.job.cancelled]:
             self._end(sequence, events, now, "cancelled")
-        gone = self._queue.remove(lambda job: job.cancelled or _has_waited_out(job, now))
+        late: set[str] = set()
+
+        def leaves(job: Job) -> bool:
+            if _has_waited_out(job, now):
+                late.add(job.request_id)
+            return job.cancelled or job.request_id in late
+
+        gone = self._queue.remove(leaves)
         for job in gone:
             if job.cancelled:
                 self._counts.cancelled += 1
@@ -479,4 +488,5 @@ class Stepper:
 
 
 def _has_waited_out(job: Job, now: float) -> bool:
-    return job.queue_ms > 0 and now - job.submitted_at >= job.queue_ms / 1000
+    """The first choice of a request decides for the others, which come after it: once it has a slot, they may wait."""
+    return job.choice == 0 and job.queue_ms > 0 and now - job.submitted_at >= job.queue_ms / 1000

@@ -49,7 +49,7 @@ class Machine:
 
     def add(self, *jobs: Job) -> None:
         for job in jobs:
-            self.stepper.add(job, self.now)
+            self.stepper.add(self.now, job)
 
     def step(self) -> list[Event]:
         events = self.stepper.step(self.now)
@@ -130,9 +130,10 @@ def test_conversation_computes_only_what_is_new(machine: Machine) -> None:
     assert next_turn.cached_tokens == len(PROMPT) + ANSWER - 1
 
 
-def test_taken_over_prefix_gives_the_same_answer() -> None:
+@pytest.mark.parametrize("sliding_window", [0, 24])
+def test_taken_over_prefix_gives_the_same_answer(sliding_window: int) -> None:
     """With a model that does look at every token before: in place, from a copy, beside another's, and cut."""
-    model = load(random_model())
+    model = load(random_model(sliding_window))
     longer = np.concatenate([PROMPT, OTHER])
     branch = np.concatenate([PROMPT[:120], OTHER[:40]])
     expected = {}
@@ -235,11 +236,11 @@ def test_nothing_of_a_request_without_partition_stays_in_the_cache(machine: Mach
         assert llama.llama_memory_seq_pos_max(machine.context._memory, slot) == -1
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_random_load_never_mixes_sequences_up(seed: int) -> None:
+@pytest.mark.parametrize(("seed", "sliding_window"), [(1, 0), (2, 24)])
+def test_random_load_never_mixes_sequences_up(seed: int, sliding_window: int) -> None:
     """Prompts that share beginnings, choices, cancels and four tenants on three slots: each answer that is whole is the
     one that its prompt gets alone, each that is cut is its beginning, and no slot or stream is lost."""
-    model = load(random_model())
+    model = load(random_model(sliding_window))
     dice = np.random.default_rng(seed)
     stems = [PROMPT[:60], np.concatenate([PROMPT[:40], OTHER[:40]]), OTHER[:90]]
     prompts = [np.concatenate([stem, OTHER[start : start + 25]]) for stem in stems for start in (0, 30, 60)]
@@ -393,6 +394,29 @@ def test_full_queue_refuses_the_heavy_one_only(model: Model) -> None:
     machine.add(job("light", principal="light"))
     [refused] = [event for event in machine.step() if event.ended]
     assert (refused.job.request_id, refused.refused) == (str(MOST_WAITING_OF_ONE), "queue-full")
+    machine.context.close()
+
+
+def test_choices_are_refused_together(model: Model) -> None:
+    machine = Machine(model, slots=1)
+    machine.add(*[job(str(number)) for number in range(MOST_WAITING_OF_ONE - 3)])
+    machine.stepper.add(0.0, *[job("a", choice=number) for number in range(4)])
+    refused = [(event.job.request_id, event.job.choice) for event in machine.step() if event.refused]
+    assert refused == [("a", number) for number in range(4)]
+    machine.context.close()
+
+
+def test_choices_wait_out_together_or_not_at_all(model: Model) -> None:
+    machine = Machine(model, slots=1)
+    begun = [job("begun", PROMPT[:5], 20, choice=number, queue_ms=1000) for number in range(2)]
+    late = [job("late", PROMPT[:5], choice=number, queue_ms=1000, principal="other") for number in range(2)]
+    machine.stepper.add(0.0, *begun)
+    machine.step()
+    machine.stepper.add(0.0, *late)
+    machine.now = 5.0
+    refused = [(event.job.request_id, event.job.choice) for event in machine.step() if event.refused]
+    assert refused == [("late", 0), ("late", 1)]
+    assert [end.ended for end in machine.run()[1]] == ["length", "length"]
     machine.context.close()
 
 

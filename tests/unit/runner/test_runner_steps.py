@@ -57,7 +57,7 @@ def ends(events: list[Event]) -> list[tuple[str, str | None]]:
 def test_cancel_does_not_take_more_than_a_step(stepper: Stepper) -> None:
     jobs = [job("a"), job("b"), job("c")]
     for each in jobs:
-        stepper.add(each, 0.0)
+        stepper.add(0.0, each)
     assert {event.job.request_id for event in stepper.step(0.0)} == {"a", "b"}
     jobs[0].cancelled = True
     events = stepper.step(0.0)
@@ -66,23 +66,23 @@ def test_cancel_does_not_take_more_than_a_step(stepper: Stepper) -> None:
 
 
 def test_long_prompt_does_not_stop_the_others(stepper: Stepper) -> None:
-    stepper.add(job("answering"), 0.0)
+    stepper.add(0.0, job("answering"))
     stepper.step(0.0)
-    stepper.add(job("long", prompt_tokens=200), 0.0)
+    stepper.add(0.0, job("long", prompt_tokens=200))
     first = [stepper.step(0.0) for _ in range(200 // 31)]
     assert all([event.job.request_id for event in events] == ["answering"] for events in first)
     assert {event.job.request_id for event in stepper.step(0.0)} == {"answering", "long"}
 
 
 def test_short_prompt_does_not_wait_for_a_long_one(stepper: Stepper) -> None:
-    stepper.add(job("long", prompt_tokens=200), 0.0)
-    stepper.add(job("short", prompt_tokens=10), 0.0)
+    stepper.add(0.0, job("long", prompt_tokens=200))
+    stepper.add(0.0, job("short", prompt_tokens=10))
     assert [event.job.request_id for event in stepper.step(0.0)] == ["short"]
 
 
 def test_full_cache_ends_the_largest_only(stepper: Stepper, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    stepper.add(job("large", prompt_tokens=20), 0.0)
-    stepper.add(job("small"), 0.0)
+    stepper.add(0.0, job("large", prompt_tokens=20))
+    stepper.add(0.0, job("small"))
     stepper.step(0.0)
     decode = context.decode
     answers = iter([1])
@@ -92,7 +92,7 @@ def test_full_cache_ends_the_largest_only(stepper: Stepper, context: Context, mo
 
 
 def test_failed_decode_is_not_survived(stepper: Stepper, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    stepper.add(job("a"), 0.0)
+    stepper.add(0.0, job("a"))
     monkeypatch.setattr(context, "decode", lambda _batch: -1)
     with pytest.raises(RuntimeError):
         stepper.step(0.0)
@@ -100,7 +100,7 @@ def test_failed_decode_is_not_survived(stepper: Stepper, context: Context, monke
 
 def test_slots_are_not_lost(stepper: Stepper, model: Model) -> None:
     for number in range(20):
-        stepper.add(job(str(number), max_tokens=3), 0.0)
+        stepper.add(0.0, job(str(number), max_tokens=3))
     texts: dict[str, bytes] = {}
     finished = []
     for _ in range(100):
