@@ -12,18 +12,17 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
+from appliance.core import memory, values
+from appliance.core.memory import LoadOptions, MemoryPlan
 from appliance.core.records import ModelRef, Record
 from appliance.core.values import (
     Constraint,
     Digest,
     FinishReason,
-    Message,
     RunnerFacts,
     SampledToken,
     Sampling,
-    Tool,
     ToolCallDelta,
-    ToolChoice,
     Value,
     VerifiedModel,
 )
@@ -40,13 +39,17 @@ Line = Annotated[
     str, Meta(max_length=2000, pattern=r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]*\Z")
 ]
 RunnerId = Annotated[str, Meta(min_length=1, max_length=64)]
+MAX_RUNNERS: Final = 64
+RunnerIds = Annotated[tuple[RunnerId, ...], Meta(max_length=MAX_RUNNERS)]
 Nonce = Annotated[str, Meta(max_length=64)]
 MemoryBytes = Annotated[int, Meta(ge=2**28, le=2**46)]
 DEFAULT_MEMORY_BYTES: Final = 2**31
 ContextTokens = Annotated[int, Meta(ge=64, le=2**22)]
 Slots = Annotated[int, Meta(ge=1, le=64)]
-KvType = Literal["f16", "q8_0", "q4_0"]
-"""How keys and values of a context are stored, in ggml's names."""
+KvType = memory.KvType
+MAX_EMBED_INPUTS: Final = 2048
+MAX_VECTOR_WIDTH: Final = 65_536
+MAX_DETOKENISE: Final = 65_536
 
 # --- gateway, warden -> notary --------------------------------------------------------------------------------------
 
@@ -137,10 +140,12 @@ class ModelList(Value, frozen=True, kw_only=True, tag=True):
 
 class AskLease(Value, frozen=True, kw_only=True, tag=True):
     """For exactly this model: a runner of the same bytes under another name, signer or bundle is another runner, so
-    that what an ``Opened`` record names is what was loaded."""
+    that what an ``Opened`` record names is what was loaded. ``idle`` are the runners that the asker could give up for
+    it, longest idle first."""
 
     call: int
     model: ModelRef
+    idle: RunnerIds = ()
 
 
 class AskStatus(Value, frozen=True, kw_only=True, tag=True):
@@ -150,12 +155,43 @@ class AskStatus(Value, frozen=True, kw_only=True, tag=True):
     after: str = ""
 
 
+class TakenMemory(Value, frozen=True, kw_only=True):
+    """What the kernel says that a runner has at this moment: of its own, and of the model's file or sealed copy."""
+
+    private_bytes: Annotated[int, Meta(ge=0)]
+    mapped_bytes: Annotated[int, Meta(ge=0)]
+
+
 class LoadedModel(Value, frozen=True, kw_only=True):
-    """A model that a live runner has mapped, and that runner; ``memory_limit_bytes`` bounds what it has besides."""
+    """A model that a live runner has mapped, and that runner; ``memory_limit_bytes`` bounds what it has besides.
+
+    ``taken`` is None where nobody can look. ``idle_seconds`` is None while it answers somebody, ``ends_in_seconds``
+    then too, and for one that is kept until its place is needed.
+    """
 
     model: VerifiedModel
     runner: RunnerFacts
     memory_limit_bytes: int
+    options: LoadOptions | None = None
+    plan: MemoryPlan | None = None
+    taken: TakenMemory | None = None
+    idle_seconds: int | None = None
+    ends_in_seconds: int | None = None
+
+
+class PlannedModel(Value, frozen=True, kw_only=True):
+    """What a model that verifies would take. ``unfit`` is why it can never be loaded, empty for one that can."""
+
+    name: Annotated[str, Meta(max_length=128)]
+    plan: MemoryPlan
+    unfit: Annotated[str, Meta(max_length=500)] = ""
+
+
+class MemoryBudget(Value, frozen=True, kw_only=True):
+    """What all runners together may take, and what those have that live, start or are ending."""
+
+    budget_bytes: int
+    planned_bytes: int
 
 
 class FailedModel(Value, frozen=True, kw_only=True):
@@ -168,20 +204,32 @@ class FailedModel(Value, frozen=True, kw_only=True):
 
 class WardenStatus(Value, frozen=True, kw_only=True, tag=True):
     """``models`` are all that verify, ``loaded`` those with a runner now, ``failed`` those that did not verify, or did
-    and did not load; in pages, as ``ModelList``."""
+    and did not load; ``planned`` has the others that verify. In pages, as ``ModelList``."""
 
     call: int
     models: tuple[VerifiedModel, ...]
     loaded: tuple[LoadedModel, ...]
     failed: tuple[FailedModel, ...] = ()
+    planned: tuple[PlannedModel, ...] = ()
+    memory: MemoryBudget | None = None
     more: bool = False
 
 
 class Leased(Value, frozen=True, kw_only=True, tag=True):
-    """Carries one descriptor: the gateway's end of the runner's channel."""
+    """Carries one descriptor: the gateway's end of the runner's channel. Who holds it releases it when it has been idle
+    for so long; -1 is never."""
 
     call: int
     runner: RunnerFacts
+    keep_alive_seconds: Annotated[int, Meta(ge=-1)] = -1
+
+
+class MakeRoom(Value, frozen=True, kw_only=True, tag=True):
+    """There would be room without these runners, which the asker said it could give up: it releases them, and asks
+    again."""
+
+    call: int
+    release: RunnerIds
 
 
 class Complain(Value, frozen=True, kw_only=True, tag=True):
@@ -192,16 +240,31 @@ class Complain(Value, frozen=True, kw_only=True, tag=True):
 
 
 class Release(Value, frozen=True, kw_only=True, tag=True):
-    """The gateway has closed its end of this runner, which did nothing for it; the warden may end it for another."""
+    """The gateway has closed its end of this runner, which did nothing for it; the warden ends it. ``idle``: for
+    nothing but that."""
 
     runner_id: RunnerId
+    idle: bool = False
+
+
+class RunnerUse(Value, frozen=True, kw_only=True):
+    """``idle_seconds`` is None while the runner owes an answer."""
+
+    runner_id: RunnerId
+    idle_seconds: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None
+
+
+class InUse(Value, frozen=True, kw_only=True, tag=True):
+    """What the gateway does with the runners that it holds, told every few seconds and when it has connected."""
+
+    runners: Annotated[tuple[RunnerUse, ...], Meta(max_length=MAX_RUNNERS)]
 
 
 NO_PLACE: Final = "no-place"
-"""``Failed.reason`` when as many models are loaded as may be: a ``Release`` would help."""
+"""``Failed.reason`` when there is no place or no memory for the model, and nobody idle whose end would help."""
 
-ToWarden = ListModels | AskLease | AskStatus | Complain | Release
-FromWarden = ModelList | Leased | WardenStatus | Failed
+ToWarden = ListModels | AskLease | AskStatus | Complain | Release | InUse
+FromWarden = ModelList | Leased | MakeRoom | WardenStatus | Failed
 
 # --- warden <-> runner, before the channel is leased ---------------------------------------------------------------
 
@@ -231,11 +294,13 @@ class Load(Value, frozen=True, kw_only=True, tag=True):
 
 
 class Ready(Value, frozen=True, kw_only=True, tag=True):
-    """The model is loaded and warm, stage 2 is on. ``context_tokens`` is per request. A word of somebody who has parsed
-    a stranger's file: the warden looks for itself where it can."""
+    """The model is loaded and warm, stage 2 is on. ``context_tokens`` is per request, or per input of an ``Embed``;
+    ``offers`` is what the model is for: ``generate``, ``embed`` or ``rerank``. A word of somebody who has parsed a
+    stranger's file: the warden looks for itself where it can."""
 
     context_tokens: Annotated[int, Meta(ge=1, le=2**22)]
     slots: Slots
+    offers: Words = ("generate",)
 
 
 class LoadFailed(Value, frozen=True, kw_only=True, tag=True):
@@ -256,25 +321,9 @@ class ResetDone(Value, frozen=True, kw_only=True, tag=True):
     nonce: Nonce
 
 
-class Conversation(Value, frozen=True, kw_only=True, omit_defaults=True, tag="conversation"):
-    """To be rendered by the model's chat template. ``forced_tool`` is the only one that may be called."""
-
-    messages: tuple[Message, ...]
-    tools: Annotated[tuple[Tool, ...], Meta(max_length=128)] = ()
-    tool_choice: ToolChoice = "auto"
-    forced_tool: Annotated[str, Meta(max_length=64)] = ""
-
-
-class TextPrompt(Value, frozen=True, kw_only=True, tag="text"):
-    """To be continued as it stands: no template, and names of control tokens are ordinary text."""
-
-    text: str
-
-
-class TokenPrompt(Value, frozen=True, kw_only=True, tag="tokens"):
-    """To be continued as it stands. The runner refuses ids outside the vocabulary."""
-
-    ids: Annotated[tuple[Annotated[int, Meta(ge=0, le=2**21)], ...], Meta(min_length=1)]
+Conversation = values.Conversation
+TextPrompt = values.TextPrompt
+TokenPrompt = values.TokenPrompt
 
 
 class Submit(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
@@ -298,6 +347,41 @@ class Submit(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     principal: str = ""
     weight: Annotated[int, Meta(ge=1, le=100)] = 1
     queue_ms: Count = 0
+
+
+class Embed(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+    """Vectors of some inputs, or with ``rerank`` a score of each against ``query``.
+
+    The runner refuses more than ``max_prompt_tokens`` tokens over all inputs, and an input that is longer than its
+    context unless ``truncate`` allows it to be cut. ``dimensions`` keeps so many numbers of each vector; 0 is all.
+    ``principal`` is whose turn it is.
+    """
+
+    request_id: RequestId
+    kind: Literal["embed", "rerank"]
+    inputs: Annotated[tuple[TextPrompt | TokenPrompt, ...], Meta(min_length=1, max_length=MAX_EMBED_INPUTS)]
+    query: str = ""
+    truncate: bool = False
+    dimensions: Annotated[int, Meta(ge=0, le=MAX_VECTOR_WIDTH)] = 0
+    max_prompt_tokens: Count
+    principal: str = ""
+
+
+class Tokenise(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+    """The token ids of a text, in which names of control tokens are ordinary text. ``add_special`` frames it as a
+    prompt is framed. The runner refuses more than ``max_prompt_tokens``."""
+
+    request_id: RequestId
+    text: str
+    add_special: bool = False
+    max_prompt_tokens: Count
+
+
+class Detokenise(Value, frozen=True, kw_only=True, tag=True):
+    """The text of token ids. The runner refuses ids outside the vocabulary."""
+
+    request_id: RequestId
+    ids: Annotated[tuple[Annotated[int, Meta(ge=0, le=2**21)], ...], Meta(max_length=MAX_DETOKENISE)]
 
 
 class Cancel(Value, frozen=True, kw_only=True, tag=True):
@@ -334,12 +418,35 @@ class RunnerEnd(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     detail: Line = ""
 
 
-class RunnerRefused(Value, frozen=True, kw_only=True, tag=True):
-    """The request was not started. ``reason`` is a code of ``core.refusals``. ``retry_after_seconds`` is the runner's
-    guess for ``overloaded``, 0 when it has none."""
+class Embedded(Value, frozen=True, kw_only=True, tag=True):
+    """The next vectors, or scores, of an ``Embed``, in the order of its inputs: rows of ``width`` little-endian 32-bit
+    floats. Vectors have length 1; a score is one number, as the model gave it."""
 
     request_id: RequestId
-    reason: Literal["prompt-too-long", "overloaded", "field-invalid"]
+    width: Annotated[int, Meta(ge=1, le=MAX_VECTOR_WIDTH)]
+    rows: Annotated[bytes, Meta(min_length=4)]
+
+
+class Tokens(Value, frozen=True, kw_only=True, tag=True):
+    """The next ids of a ``Tokenise``: little-endian 32-bit integers."""
+
+    request_id: RequestId
+    ids: bytes
+
+
+class Detokenised(Value, frozen=True, kw_only=True, tag=True):
+    """The next characters of a ``Detokenise``."""
+
+    request_id: RequestId
+    text: str
+
+
+class RunnerRefused(Value, frozen=True, kw_only=True, tag=True):
+    """The request was not started. ``reason`` is a code of ``core.refusals``, or ``not-offered`` when the model is for
+    something else. ``retry_after_seconds`` is the runner's guess for ``overloaded``, 0 when it has none."""
+
+    request_id: RequestId
+    reason: Literal["prompt-too-long", "overloaded", "field-invalid", "not-offered"]
     retry_after_seconds: Annotated[int, Meta(ge=0, le=3600)] = 0
     detail: Line
 
@@ -355,7 +462,18 @@ class ProbeResult(Value, frozen=True, kw_only=True, tag=True):
     outcome: Line
 
 
-ToRunner = Load | Reset | Submit | Cancel | Probe
+ToRunner = Load | Reset | Submit | Embed | Tokenise | Detokenise | Cancel | Probe
 FromRunner = (
-    Fenced | Ready | LoadFailed | ResetDone | RunnerStarted | RunnerDelta | RunnerEnd | RunnerRefused | ProbeResult
+    Fenced
+    | Ready
+    | LoadFailed
+    | ResetDone
+    | RunnerStarted
+    | RunnerDelta
+    | Embedded
+    | Tokens
+    | Detokenised
+    | RunnerEnd
+    | RunnerRefused
+    | ProbeResult
 )

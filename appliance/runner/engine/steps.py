@@ -31,12 +31,17 @@ import numpy as np
 
 from appliance.core.values import FinishReason, Sampling
 from appliance.runner.engine.batch import Batch
+from appliance.runner.engine.candidates import Candidates
+from appliance.runner.engine.constraint import CompiledConstraint
 from appliance.runner.engine.context import Context
 from appliance.runner.engine.fair import FairQueue, deal
 from appliance.runner.engine.figures import Counts, EngineFigures
+from appliance.runner.engine.logprobs import Logprobs
 from appliance.runner.engine.model import LoadError, Model, TokenIds
-from appliance.runner.engine.sampling import Candidates, Sampler
+from appliance.runner.engine.rehearsal import rehearse
+from appliance.runner.engine.sampling import Draw, Sampler, draw_rows
 from appliance.runner.engine.streams import Place, Streams
+from appliance.runner.engine.vocabulary import Vocabulary
 
 MOST_WAITING: Final = 256
 """Jobs that wait for a slot. One more is refused."""
@@ -62,7 +67,8 @@ class Job:
 
     ``principal`` is whose turn it is, ``weight`` how much of one. A prefix is shared only within ``partition``; "" is a
     partition of the request's own. ``queue_ms`` bounds the wait for a slot; 0 is no bound. Jobs of one request differ
-    in ``choice``, which counts from 0; they are queued together, and refused together.
+    in ``choice``, which counts from 0; they are queued together, and refused together. Each has a ``constraint`` of its
+    own.
 
     The engine sets ``cached_tokens``, how many of the prompt's it did not compute, before the first event, and keeps
     ``place`` up to date: how many jobs are before it in the queue, as an estimate; -1 once it is out of it.
@@ -72,6 +78,7 @@ class Job:
         "cached_tokens",
         "cancelled",
         "choice",
+        "constraint",
         "max_tokens",
         "partition",
         "place",
@@ -96,6 +103,7 @@ class Job:
         partition: str = "",
         queue_ms: int = 0,
         choice: int = 0,
+        constraint: CompiledConstraint | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
@@ -106,6 +114,7 @@ class Job:
         self.partition = partition
         self.queue_ms = queue_ms
         self.choice = choice
+        self.constraint = constraint
         self.cancelled = False
         self.submitted_at = 0.0
         self.cached_tokens = 0
@@ -113,13 +122,15 @@ class Job:
 
 
 class Event(NamedTuple):
-    """A sampled token, or the end of a job (``token`` is then -1).
+    """A job has a slot (``begun``), or a token, or has ended (``token`` is then -1).
 
     A job that never had a slot ends with ``refused``, and with a guess of when it is worth coming back.
     """
 
     job: Job
     token: int = -1
+    logprobs: Logprobs | None = None
+    begun: bool = False
     ended: FinishReason | None = None
     detail: str = ""
     refused: Refusal = ""
@@ -175,7 +186,7 @@ class Stepper:
         self._context = context
         self._prompt_tokens = prompt_tokens
         self._batch = Batch(context.batch_tokens, context.slots)
-        self._candidates = Candidates(model.vocabulary_tokens)
+        self._candidates = Candidates(Vocabulary.of(model))
         self._queue: FairQueue[Job] = FairQueue(MOST_WAITING, MOST_WAITING_OF_ONE)
         least_copied = max(_LEAST_COPIED_TOKENS, context.stream_cells // _COPIED_CELLS_PER_TOKEN)
         self._streams = Streams(context.slots, least_copied if context.can_cut else None)
@@ -214,7 +225,7 @@ class Stepper:
         """Decodes one batch. Raises ``RuntimeError`` when llama.cpp fails in a way that leaves its state unknown."""
         events, self._refused = self._refused, []
         self._leave(now, events)
-        self._admit(now)
+        self._admit(now, events)
         if self._queue_changed:
             self._number_places()
         prompted, wanted = self._fill()
@@ -229,8 +240,9 @@ class Stepper:
             raise RuntimeError(f"llama_decode returned {status}")
         self._count(prompted)
         if wanted:
-            for sequence, token in zip(wanted, self._draw(wanted), strict=True):
-                self._advance(sequence, token, events, now)
+            draws = draw_rows([sequence.sampler for sequence in wanted], self._context.logits(len(wanted)))
+            for sequence, draw in zip(wanted, draws, strict=True):
+                self._advance(sequence, draw, events, now)
         return events
 
     def timed(self, start: float, end: float) -> None:
@@ -269,9 +281,9 @@ class Stepper:
         wait_seconds = self._service_seconds * (len(self._queue) + 1) / self._context.slots
         retry_after_seconds = min(max(1, round(wait_seconds)), _LONGEST_RETRY_SECONDS)
         detail = f"{len(self._queue)} requests wait for {self._context.slots} slots"
-        events.append(Event(job, -1, "error", detail, why, retry_after_seconds))
+        events.append(Event(job, ended="error", detail=detail, refused=why, retry_after_seconds=retry_after_seconds))
 
-    def _admit(self, now: float) -> None:
+    def _admit(self, now: float, events: list[Event]) -> None:
         if not len(self._queue) or not self._streams.free:
             return
         self._settle()
@@ -282,6 +294,7 @@ class Stepper:
             self._put(sequence, self._streams.place(sequence.partition, job.prompt))
             insort(self._active, sequence, key=attrgetter("slot"))
             self._counts.queue_seconds += now - job.submitted_at
+            events.append(Event(job, begun=True))
             self._queue_changed = True
 
     def _put(self, sequence: _Sequence, place: Place) -> None:
@@ -404,26 +417,22 @@ class Stepper:
             counts.prompt_tokens += tokens
 
     def _new_sampler(self, job: Job) -> Sampler:
-        return Sampler(job.sampling, self._candidates, self._model.vocabulary_tokens)
+        return Sampler(job.sampling, job.prompt, job.constraint, self._candidates, job.choice)
 
-    def _draw(self, sequences: list[_Sequence]) -> list[int | None]:
-        rows = self._context.logits(len(sequences))
-        return [sequence.sampler.draw(row) for sequence, row in zip(sequences, rows, strict=True)]
-
-    def _advance(self, sequence: _Sequence, token: int | None, events: list[Event], now: float) -> None:
+    def _advance(self, sequence: _Sequence, draw: Draw | None, events: list[Event], now: float) -> None:
         if sequence.answer:
             sequence.position += 1
-        if token is None:
-            self._end(sequence, events, now, "error", "the model's logits are not finite")
-        elif self._is_end(token):
+        if draw is None:
+            self._end(sequence, events, now, "error", sequence.sampler.failure)
+        elif self._is_end(draw.token):
             self._end(sequence, events, now, "stop")
         else:
             if not sequence.answer:
                 self._counts.answered += 1
                 self._begun.append(sequence.job)
-            sequence.answer.append(token)
+            sequence.answer.append(draw.token)
             self._counts.answer_tokens += 1
-            events.append(Event(sequence.job, token))
+            events.append(Event(sequence.job, draw.token, draw.logprobs))
             if len(sequence.answer) >= sequence.job.max_tokens:
                 self._end(sequence, events, now, "length")
 
@@ -473,18 +482,8 @@ class Stepper:
         logits = self._context.logits(rows)
         if not np.isfinite(logits).all():
             raise LoadError("logits-not-finite", "a trial decode gave numbers that are not finite")
-        for sampling in (
-            Sampling(),
-            Sampling(temperature=0.0),
-            Sampling(temperature=0.0, presence_penalty=1.0),
-            Sampling(top_k=0, frequency_penalty=-1.0),
-        ):
-            sampler = Sampler(sampling, self._candidates, self._model.vocabulary_tokens)
-            drawn = sampler.draw(logits[-1])
-            sampler.close()
-            if drawn is None:
-                raise LoadError("logits-not-finite", "a trial draw found no token")
-            self._model.is_end(drawn)
+        if not rehearse(self._model, self._candidates, logits[-1]):
+            raise LoadError("logits-not-finite", "a trial draw found no token")
 
 
 def _has_waited_out(job: Job, now: float) -> bool:

@@ -52,7 +52,8 @@ class Machine:
             self.stepper.add(self.now, job)
 
     def step(self) -> list[Event]:
-        events = self.stepper.step(self.now)
+        """Tokens and ends."""
+        events = [event for event in self.stepper.step(self.now) if not event.begun]
         self.stepper.timed(self.now, self.now)
         for event in events:
             if not event.ended:
