@@ -47,6 +47,7 @@ class Context:
         wanted.n_outputs_max = load.slots  # one row of logits per sequence and step, in place of one per token
         wanted.n_threads = wanted.n_threads_batch = load.threads
         wanted.kv_unified = False
+        wanted.swa_full = True  # cells behind a sliding window stay, so that a sequence can be cut there
         wanted.type_k = wanted.type_v = _KV_TYPES[load.kv_type]
         if load.kv_type != "f16":
             wanted.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
@@ -86,9 +87,5 @@ class Context:
 
 
 def _can_cut(model: Model) -> bool:
-    """Not a recurrent state, which is one for the whole sequence; nor a sliding window, whose cells are used again."""
-    return not (
-        llama.llama_model_is_recurrent(model.pointer)
-        or llama.llama_model_is_hybrid(model.pointer)
-        or llama.llama_model_n_swa(model.pointer)
-    )
+    """Not a recurrent state, which is one for the whole sequence."""
+    return not (llama.llama_model_is_recurrent(model.pointer) or llama.llama_model_is_hybrid(model.pointer))

@@ -40,7 +40,7 @@ class Engine:
         self._context = context
         self._prompts = prompts
         self._stepper = Stepper(model, context)
-        self._inbox: SimpleQueue[tuple[Job, float] | None] = SimpleQueue()
+        self._inbox: SimpleQueue[tuple[float, *tuple[Job, ...]] | None] = SimpleQueue()
         self._events: deque[list[Event]] = deque()
         self._warmed: SimpleQueue[LoadError | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -85,8 +85,9 @@ class Engine:
         sealed = self._prompts.seals.get(token)
         return self.model.piece(token) if sealed is None else sealed
 
-    def submit(self, job: Job) -> None:
-        self._inbox.put((job, time.monotonic()))
+    def submit(self, *choices: Job) -> None:
+        """Asks for all answers to one request."""
+        self._inbox.put((time.monotonic(), *choices))
 
     def figures(self) -> EngineFigures:
         """What the engine has done and is doing, without a word about any one caller."""

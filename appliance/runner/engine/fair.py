@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
-_REMEMBERED_IDLERS: Final = 1024
+_REMEMBERED_IDLERS: Final = 128
 
 
 class Work(Protocol):
@@ -61,19 +61,20 @@ class FairQueue(Generic[WorkT]):
     def __len__(self) -> int:
         return self._size
 
-    def offer(self, work: WorkT) -> bool:
-        """Puts work at the end of its principal's queue; False when it is full, and nothing has changed."""
-        account = self._accounts.get(work.principal)
+    def offer(self, *pieces: WorkT) -> bool:
+        """Puts all pieces of one principal at the end of its queue; False when they do not fit, and nothing changed."""
+        principal = pieces[0].principal
+        account = self._accounts.get(principal)
         mine = len(account.waiting) if account else 0
-        if self._size >= self._most_waiting or mine >= self._most_per_principal:
+        if self._size + len(pieces) > self._most_waiting or mine + len(pieces) > self._most_per_principal:
             return False
         if account is None:
-            account = self._accounts[work.principal] = _Account()
+            account = self._accounts[principal] = _Account()
         if account.idle:
             account.service = max(account.service, self._least_service())
-        account.weight = work.weight
-        account.waiting.append(work)
-        self._size += 1
+        account.weight = pieces[0].weight
+        account.waiting.extend(pieces)
+        self._size += len(pieces)
         return True
 
     def take(self) -> WorkT | None:
@@ -132,15 +133,14 @@ class FairQueue(Generic[WorkT]):
         return min((account.service for account in self._accounts.values() if not account.idle), default=0.0)
 
     def _forget_idlers(self) -> None:
-        """An idle account matters only while it is above all that are not, which it will then not be lifted to."""
+        """An idle account matters only while it has more service than somebody who is not idle. Of those, the ones
+        with most are remembered."""
         if all(account.idle for account in self._accounts.values()):
             self._accounts.clear()
-            return
         idlers = [(account.service, name) for name, account in self._accounts.items() if account.idle]
-        least = self._least_service()
-        kept = sorted((service, name) for service, name in idlers if service > least)[-_REMEMBERED_IDLERS:]
-        for _, name in set(idlers) - set(kept):
-            del self._accounts[name]
+        if len(idlers) > 2 * _REMEMBERED_IDLERS:
+            for _, name in sorted(idlers)[:-_REMEMBERED_IDLERS]:
+                del self._accounts[name]
 
 
 def deal(budget: int, remaining: Sequence[int]) -> list[int]:

@@ -49,10 +49,11 @@ class Machine:
 
     def add(self, *jobs: Job) -> None:
         for job in jobs:
-            self.stepper.add(job, self.now)
+            self.stepper.add(self.now, job)
 
     def step(self) -> list[Event]:
-        events = self.stepper.step(self.now)
+        """Tokens and ends."""
+        events = [event for event in self.stepper.step(self.now) if not event.begun]
         self.stepper.timed(self.now, self.now)
         for event in events:
             if not event.ended:
@@ -130,9 +131,10 @@ def test_conversation_computes_only_what_is_new(machine: Machine) -> None:
     assert next_turn.cached_tokens == len(PROMPT) + ANSWER - 1
 
 
-def test_taken_over_prefix_gives_the_same_answer() -> None:
+@pytest.mark.parametrize("sliding_window", [0, 24])
+def test_taken_over_prefix_gives_the_same_answer(sliding_window: int) -> None:
     """With a model that does look at every token before: in place, from a copy, beside another's, and cut."""
-    model = load(random_model())
+    model = load(random_model(sliding_window))
     longer = np.concatenate([PROMPT, OTHER])
     branch = np.concatenate([PROMPT[:120], OTHER[:40]])
     expected = {}
@@ -233,6 +235,54 @@ def test_nothing_of_a_request_without_partition_stays_in_the_cache(machine: Mach
 
     for slot in range(4):
         assert llama.llama_memory_seq_pos_max(machine.context._memory, slot) == -1
+
+
+@pytest.mark.parametrize(("seed", "sliding_window"), [(1, 0), (2, 24)])
+def test_random_load_never_mixes_sequences_up(seed: int, sliding_window: int) -> None:
+    """Prompts that share beginnings, choices, cancels and four tenants on three slots: each answer that is whole is the
+    one that its prompt gets alone, each that is cut is its beginning, and no slot or stream is lost."""
+    model = load(random_model(sliding_window))
+    dice = np.random.default_rng(seed)
+    stems = [PROMPT[:60], np.concatenate([PROMPT[:40], OTHER[:40]]), OTHER[:90]]
+    prompts = [np.concatenate([stem, OTHER[start : start + 25]]) for stem in stems for start in (0, 30, 60)]
+    alone = []
+    for prompt in prompts:
+        fresh = Machine(model, slots=1)
+        fresh.run(job("a", prompt, max_tokens=12))
+        alone.append(fresh.texts["a", 0])
+        fresh.context.close()
+    machine = Machine(model, slots=3, batch_tokens=48)
+    asked: list[tuple[Job, int]] = []
+    ends: dict[tuple[str, int], str] = {}
+    hits = 0
+    for number in range(60):
+        which = int(dice.integers(len(prompts)))
+        tenant = int(dice.integers(4))
+        for choice in range(int(dice.integers(1, 4))):
+            named = {"principal": f"p{tenant}", "partition": f"t{tenant}" if tenant else "", "choice": choice}
+            asked.append((job(str(number), prompts[which], 12, **named), which))
+            machine.add(asked[-1][0])
+        for _ in range(int(dice.integers(12))):
+            if dice.random() < 0.05:
+                asked[int(dice.integers(len(asked)))][0].cancelled = True
+            for event in machine.step():
+                if event.ended:
+                    assert (event.job.request_id, event.job.choice) not in ends, "ended twice"
+                    ends[event.job.request_id, event.job.choice] = event.ended
+    for event in machine.run()[1]:
+        ends[event.job.request_id, event.job.choice] = event.ended or ""
+    assert len(ends) == len(asked)
+    for each, which in asked:
+        key = (each.request_id, each.choice)
+        said = machine.texts.get(key, [])
+        assert said == alone[which][: len(said)], key
+        assert ends[key] == "cancelled" or said == alone[which]
+        hits += each.cached_tokens > 0
+    assert hits > 20
+    assert machine.stepper.figures().busy_slots == 0
+    assert len(machine.stepper._streams._trees) <= 3
+    machine.context.close()
+    model.close()
 
 
 # --- turns ------------------------------------------------------------------------------------------------------------
@@ -345,6 +395,29 @@ def test_full_queue_refuses_the_heavy_one_only(model: Model) -> None:
     machine.add(job("light", principal="light"))
     [refused] = [event for event in machine.step() if event.ended]
     assert (refused.job.request_id, refused.refused) == (str(MOST_WAITING_OF_ONE), "queue-full")
+    machine.context.close()
+
+
+def test_choices_are_refused_together(model: Model) -> None:
+    machine = Machine(model, slots=1)
+    machine.add(*[job(str(number)) for number in range(MOST_WAITING_OF_ONE - 3)])
+    machine.stepper.add(0.0, *[job("a", choice=number) for number in range(4)])
+    refused = [(event.job.request_id, event.job.choice) for event in machine.step() if event.refused]
+    assert refused == [("a", number) for number in range(4)]
+    machine.context.close()
+
+
+def test_choices_wait_out_together_or_not_at_all(model: Model) -> None:
+    machine = Machine(model, slots=1)
+    begun = [job("begun", PROMPT[:5], 20, choice=number, queue_ms=1000) for number in range(2)]
+    late = [job("late", PROMPT[:5], choice=number, queue_ms=1000, principal="other") for number in range(2)]
+    machine.stepper.add(0.0, *begun)
+    machine.step()
+    machine.stepper.add(0.0, *late)
+    machine.now = 5.0
+    refused = [(event.job.request_id, event.job.choice) for event in machine.step() if event.refused]
+    assert refused == [("late", 0), ("late", 1)]
+    assert [end.ended for end in machine.run()[1]] == ["length", "length"]
     machine.context.close()
 
 
