@@ -44,7 +44,7 @@ MAX_WIDTH: Final = 512
 """Stacks that may be open at once, where the next character decides between them."""
 MAX_UNDECIDED: Final = 96
 """Stacks that may stay open after a character that did not decide."""
-MAX_STEPS: Final = 60_000
+MAX_STEPS: Final = 25_000
 MAX_REWALKS: Final = 1_000_000
 """References that llama.cpp's search for left recursion may look at."""
 MAX_BOUNDARIES: Final = 4096

@@ -191,7 +191,7 @@ def _places(bound: Decimal) -> int:
 
 def _exact(scaled: int, places: int) -> str:
     whole, fraction = divmod(scaled, 10**places)
-    return f'"{whole}.{fraction:0{places}}"' if fraction else f'"{whole}"'
+    return f'"{whole}.{fraction:0{places}}'.rstrip("0").rstrip(".") + '"'
 
 
 def _fractions(whole: int, low: int, above: bool, high: int, places: int) -> list[str]:
@@ -208,6 +208,11 @@ def _fractions(whole: int, low: int, above: bool, high: int, places: int) -> lis
         low += 1
     elif low == 0:
         ways.append(f'"{whole}"')
+    for fewer in range(1, places):
+        unit = 10 ** (places - fewer)
+        first, last = -(-low // unit), (high - 1) // unit
+        if first <= last:
+            ways.append(f'"{whole}." {_span(f"{first:0{fewer}}", f"{last:0{fewer}}")}')
     if low < high:
         tail = f" [0-9]{{0,{more}}}" if more else ""
         ways.append(f'"{whole}." {_span(f"{low:0{places}}", f"{high - 1:0{places}}")}{tail}')

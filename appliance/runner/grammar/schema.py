@@ -312,10 +312,28 @@ class _Translation:
         return found
 
     def _enumeration(self, values: list[Any]) -> str:
-        texts = list(dict.fromkeys(_json(value) for value in values))
-        if not texts:
+        texts = list(dict.fromkeys(_json(value) for value in values if not isinstance(value, list | dict)))
+        ways = [self._constant(value) for value in values if isinstance(value, list | dict)]
+        if texts:
+            ways.insert(0, quoted(texts[0]) if len(texts) == 1 else self._one_of(texts))
+        if not ways:
             raise SchemaInvalid("enum or const allows nothing of its type")
-        return quoted(texts[0]) if len(texts) == 1 else self._one_of(texts)
+        return ways[0] if len(ways) == 1 else self._rule(" | ".join(dict.fromkeys(ways)))
+
+    def _constant(self, value: Any) -> str:
+        """One value, with white space where an answer may have it."""
+        match value:
+            case dict():
+                parts = [f"{_key(name)} ws {self._constant(part)}" for name, part in value.items()]
+            case list():
+                parts = [self._constant(part) for part in value]
+            case _:
+                return quoted(_json(value))
+        opening, closing = '"{"', '"}"'
+        if isinstance(value, list):
+            opening, closing = '"["', '"]"'
+        inside = ' "," ws '.join(parts)
+        return self._rule(f"{opening} ws {inside} ws {closing}" if parts else f"{opening} ws {closing}")
 
     def _one_of(self, texts: list[str]) -> str:
         """Many texts share their beginnings, so that few ways are open at once."""
@@ -411,19 +429,23 @@ class _Translation:
         """A key that is none of these. Without escapes, with which it could be one of them after all."""
         return self._rule(f'"\\"" {self._keys([(name, None) for name in names], "")}') if names else "string"
 
-    def _keys(self, words: list[tuple[str, str | None]], other: str) -> str:
+    def _keys(self, words: list[tuple[str, str | None]], after: str) -> str:
         """The rest of a key: of one of these words, and then its own text if it has one, or of any other key, and then
-        ``other``."""
+        ``after``."""
+        end = self._named(f'"\\"" {after}'.rstrip())
+        return self._rest_of_key(words, end, self._rule(f"plain* {end}"))
+
+    def _rest_of_key(self, words: list[tuple[str, str | None]], end: str, other: str) -> str:
         by_first: dict[str, list[tuple[str, str | None]]] = {}
-        ways = [] if any(not word for word, _leaf in words) else [f'"\\"" {other}'.rstrip()]
+        ways = [] if any(not word for word, _leaf in words) else [end]
         for word, leaf in words:
             if word:
                 by_first.setdefault(word[0], []).append((word[1:], leaf))
             elif leaf is not None:
                 ways.append(leaf)
-        ways += [f"{quoted(first)} {self._keys(rest, other)}" for first, rest in by_first.items()]
+        ways += [f"{quoted(first)} {self._rest_of_key(rest, end, other)}" for first, rest in by_first.items()]
         others = without(PLAIN_RANGES, tuple((ord(first), ord(first)) for first in by_first))
-        ways.append(f'{class_of(others)} plain* "\\"" {other}'.rstrip())
+        ways.append(f"{class_of(others)} {other}")
         return self._rule(" | ".join(ways))
 
     def _shared_start(self, objects: list[tuple[_Object, list[str], list[str]]], place: int) -> str:
