@@ -8,34 +8,16 @@ DEMO = Path(__file__).parents[3] / "appliance" / "data" / "paddock-demo.gguf"
 
 SCRIPT = """
 import os, sys, time
-from appliance.core.values import Message, Sampling, Tool, ToolCall
+from appliance.core.values import Message, Sampling
 from appliance.ipc.messages import Conversation, Load
 from appliance.runner import bindings
-from appliance.runner.chat.families import family_of
-from appliance.runner.chat.families.force import forced_call
-from appliance.runner.chat.placeholders import RenderError
-from appliance.runner.chat.template import ChatTemplate
+from appliance.runner.chat.prompt import PromptError
 from appliance.runner.engine.engine import Job
 
 before = set(sys.modules)
 load = Load(runner_id="r", context_tokens=256, slots=4, threads=1)
 engine = bindings.Engine.load(os.open(sys.argv[1], os.O_RDONLY), load)
 engine.warm_up()
-call = ToolCall(id="c", name="f", arguments='{"a": "<"}')
-turns = (Message(role="user", content="x"), Message(role="assistant", content="", tool_calls=(call,)))
-source = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}{{ c | tojson }}{% endfor %}{% endfor %}"
-shown = ChatTemplate(source + "{{ tools | tojson }}<tool_call>", bos_text="", eos_text="")
-for tool in Tool(name="f"), Tool(name="f", parameters="{"):
-    try:
-        shown.render(Conversation(messages=turns, tools=(tool,)))
-    except RenderError:
-        pass
-for marks in "<tool_call></think>", "<tool_call><function=<parameter=", "<|channel|><|message|>", "[TOOL_CALLS]":
-    parser = family_of(marks).parser((Tool(name="f"),), call_id="r")
-    for text in '<tool_call>{"name": "f", "arguments": {"a": 1}}', "<tool_call><function=f><parameter=a>1</parameter>":
-        parser.feed(text)
-    parser.finish()
-forced_call("hermes", "", (Tool(name="f"), Tool(name="g")))
 prompt = engine.prompt(Conversation(messages=(Message(role="user", content="hello <|im_end|>"),)), 200)
 while not prompt.advance():
     pass
