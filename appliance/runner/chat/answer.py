@@ -8,8 +8,9 @@ characters and its name (``sealed``). Then only the token counts, and a model th
 ``<|channel|>`` stands calls nothing. A marker that the vocabulary has no token for counts as text.
 
 Trusts: nothing; the text is the model's, and it may say what a caller told it to say.
-Promises: nothing of the text is lost but markers in their place, and space beside them; what is held back is at most
-``MAX_HELD_CHARACTERS``. A call has the name of a tool that was offered; any other is text.
+Promises: nothing of the text is lost but markers in their place, and space beside them. At most ``MAX_HELD_CHARACTERS``
+are held back, and no piece is longer than ``MAX_PIECE_CHARACTERS``. A call has the name of a tool that was offered; any
+other is text.
 Not here: the formats (``chat.families``); whether arguments are JSON, or right (the application's to check).
 """
 
@@ -23,6 +24,7 @@ import msgspec
 from appliance.core.values import Tool, ToolCallDelta
 
 MAX_HELD_CHARACTERS: Final = 65_536
+MAX_PIECE_CHARACTERS: Final = 4096
 MAX_CALLS: Final = 128
 _SEAL: Final = "".join(chr(0xF0000 + int.from_bytes(os.urandom(2)) % 0xFFF0) for _ in range(5))
 """Of the private use area, so that no stop string is found in it."""
@@ -122,8 +124,8 @@ class Answer:
 
     def _add(self, kind: type[Text] | type[Reasoning], text: str) -> None:
         """A stop string may have cut a marker off behind its seal."""
-        if text := text.replace(_SEAL, ""):
-            self._put(kind(text))
+        for part in _cut(text.replace(_SEAL, "")):
+            self._put(kind(part))
 
     def _put(self, piece: Piece) -> None:
         joined = _joined(self._pieces[-1], piece) if self._pieces else None
@@ -141,7 +143,12 @@ class Answer:
         self._calls += 1
         self._held = None
         self._pieces.append(ToolCallDelta(index=index, id=f"call_{index}_{self._call_id}"[:_MAX_ID], name=name))
-        return lambda text: self._put(ToolCallDelta(index=index, arguments=text))
+
+        def add(text: str) -> None:
+            for part in _cut(text):
+                self._put(ToolCallDelta(index=index, arguments=part))
+
+        return add
 
     # --- holding back -----------------------------------------------------------------------------------------------
 
@@ -296,8 +303,18 @@ class Answer:
         return 0
 
 
+def _cut(text: str) -> Iterable[str]:
+    return (text[start : start + MAX_PIECE_CHARACTERS] for start in range(0, len(text), MAX_PIECE_CHARACTERS))
+
+
+def _length(piece: Piece) -> int:
+    return len(piece.arguments if isinstance(piece, ToolCallDelta) else piece.text)
+
+
 def _joined(one: Piece, more: Piece) -> Piece | None:
-    """Both as one piece, if they are of one text or of one call."""
+    """Both as one piece, if they are of one text or of one call, and not too long."""
+    if _length(one) + _length(more) > MAX_PIECE_CHARACTERS:
+        return None
     match one, more:
         case Text(), Text():
             return Text(one.text + more.text)

@@ -5,20 +5,29 @@ is the seventh text, escaped once. So a caller's text that ends inside a JSON do
 its string, whatever it says, and the template never sees it.
 
 Trusts: nothing; the texts are the callers', the output is the template's.
-Promises: every text of a caller that is in the output is a part of its own kind, as the caller wrote it, escaped as
-often as the template escaped it. A text that the template cut, changed or left out is found.
+Promises: every text of a caller that is in the output is in a part of its own kind, as the caller wrote it, escaped as
+often as the template escaped it; the JSON around it may be part of it. A text that the template cut, changed or left
+out is found.
 Not here: which texts there are (``chat.turns``), the template (``chat.template``).
 """
 
 import json
 import os
 import re
+from itertools import groupby
 from types import GeneratorType
 from typing import Any, Final, NamedTuple
 
 MAX_TEXTS: Final = 20_000
 """More cannot be in an output of ``template.MAX_OUTPUT_CHARACTERS``, and each costs time before the template runs."""
 _MAX_ESCAPES: Final = 3
+_MAX_LEAD: Final = 256
+
+_GLUE: Final = r'(?:[\[\]{}:,\s]|"[A-Za-z$]++"|"|-?[0-9][0-9.eE+-]*+|true|false|null)'
+_JSON_BEFORE: Final = re.compile(rf'[\[{{"]{_GLUE}*+\Z')
+_JSON_AFTER: Final = re.compile(rf'{_GLUE}*[\]}}"]')
+"""What JSON has between its strings, and words as keys of a schema. A tokeniser should see a document whole, as in
+training; read as content, it says the same, since no name of a control token is made of this."""
 
 _ANY: Final = re.compile("x([0-9a-f]{32})x([0-9]+)x([0-9]+)x")
 
@@ -67,21 +76,23 @@ class Placeholders:
             mark, escapes, number = found.group(1), int(found.group(2)), int(found.group(3))
             if mark != self._mark or number >= len(self._texts) or escapes > _MAX_ESCAPES:
                 raise RenderError("the template changes the text of a message or a tool")
-            parts.append(self._own(output[place : found.start()]))
+            before, lead = _split_before(self._own(output[place : found.start()]), in_json=escapes > 0)
             if (number, escapes) not in escaped:
                 escaped[number, escapes] = _escaped(self._texts[number], escapes)
-            parts.append(Part(escaped[number, escapes], content=True))
+            after = _JSON_AFTER.match(output, found.end()) if escapes else None
+            place = after.end() if after else found.end()
+            text = lead + escaped[number, escapes] + (after.group() if after else "")
+            parts += (Part(before, content=False), Part(text, content=True))
             seen.add(number)
-            place = found.end()
-        parts.append(self._own(output[place:]))
+        parts.append(Part(self._own(output[place:]), content=False))
         self._check_all_are_in(seen)
-        return tuple(part for part in parts if part.text)
+        return _joined(parts)
 
-    def _own(self, text: str) -> Part:
+    def _own(self, text: str) -> str:
         rest = text.lower()
         if self._mark[:12] in rest or self._mark[-12:] in rest:
             raise RenderError("the template changes the text of a message or a tool")
-        return Part(text, content=False)
+        return text
 
     def _check_all_are_in(self, seen: set[int]) -> None:
         for what in dict.fromkeys(self._wanted.values()):
@@ -89,6 +100,18 @@ class Placeholders:
             missing = len(set(numbers) - seen)
             if missing:
                 raise RenderError(f"the template leaves out {missing} of {len(numbers)} {what}")
+
+
+def _split_before(text: str, *, in_json: bool) -> tuple[str, str]:
+    """The template's text before a placeholder, and the JSON at its end that belongs to the placeholder."""
+    found = _JSON_BEFORE.search(text, max(0, len(text) - _MAX_LEAD)) if in_json else None
+    return (text[: found.start()], found.group()) if found else (text, "")
+
+
+def _joined(parts: list[Part]) -> tuple[Part, ...]:
+    """Contents side by side as one, and no empty ones."""
+    groups = groupby((part for part in parts if part.text), key=lambda part: part.content)
+    return tuple(Part("".join(part.text for part in group), content) for content, group in groups)
 
 
 def to_json(value: Any, **options: Any) -> str:

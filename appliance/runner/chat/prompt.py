@@ -15,7 +15,7 @@ from appliance.core.values import JsonSchema, Message, Tool
 from appliance.ipc.messages import Conversation, TextPrompt, TokenPrompt
 from appliance.runner.chat.answer import AnswerParser, sealed
 from appliance.runner.chat.families import PLAIN, Family, family_of
-from appliance.runner.chat.families.force import forced_call
+from appliance.runner.chat.families.force import constrained_answer, forced_call
 from appliance.runner.chat.template import CHATML, ChatTemplate, Part, RenderError
 from appliance.runner.chat.turns import offered
 from appliance.runner.engine.model import LoadError, Model, TokenIds
@@ -114,33 +114,42 @@ class PromptMaker:
         except PromptError as error:
             raise LoadError("template-invalid", str(error)) from None
 
-    def prompt(self, asked: Conversation | TextPrompt | TokenPrompt, at_most_tokens: int) -> Prompt:
-        """A prompt of which nothing is done yet."""
+    def prompt(
+        self, asked: Conversation | TextPrompt | TokenPrompt, at_most_tokens: int, *, constrained: bool = False
+    ) -> Prompt:
+        """A prompt of which nothing is done yet. ``constrained`` says that the caller has a constraint of its own: then
+        the answer is begun past any reasoning, and a call that must be made is refused."""
         reading = Reading(self._family, self._tokens) if isinstance(asked, Conversation) else Reading()
-        return Prompt(self._blocks(asked, reading), at_most_tokens, reading)
+        return Prompt(self._blocks(asked, reading, constrained), at_most_tokens, reading)
 
-    def _blocks(self, asked: Conversation | TextPrompt | TokenPrompt, reading: Reading) -> Iterator[TokenIds]:
+    def _blocks(
+        self, asked: Conversation | TextPrompt | TokenPrompt, reading: Reading, constrained: bool
+    ) -> Iterator[TokenIds]:
         """Raises ``RenderError``, ``ValueError``, both from the first block on."""
         match asked:
             case Conversation():
-                yield from self._tokenised(self._rendered(asked, reading))
+                yield from self._tokenised(self._rendered(asked, reading, constrained))
             case TextPrompt():
                 yield from self._tokenised((Part(asked.text, content=True),))
             case TokenPrompt():
                 yield self._checked(asked.ids)
 
-    def _rendered(self, asked: Conversation, reading: Reading) -> tuple[Part, ...]:
-        """The parts of the prompt, with what a call that must be made begins with. Raises ``RenderError``."""
+    def _rendered(self, asked: Conversation, reading: Reading, constrained: bool) -> tuple[Part, ...]:
+        """The parts of the prompt, with what the answer must begin with. Raises ``RenderError``."""
         parts = self._template.render(asked)
         reading.tools = offered(asked)
         reading.opening = "" if not parts or parts[-1].content else parts[-1].text
-        if not asked.forced_tool and asked.tool_choice != "required":
-            return parts
         close = dict(self._family.thinks).get(self._family.open_mark(reading.opening), "")
-        forced = forced_call(self._family.name, self._source, reading.tools, open_mark_close=close)
-        reading.begun = "".join(part.text for part in forced.parts)
-        reading.constraint = JsonSchema(schema=forced.schema)
-        return parts + forced.parts
+        begun: tuple[Part, ...] = ()
+        if asked.forced_tool or asked.tool_choice == "required":
+            if constrained:
+                raise RenderError("an answer cannot be a call and under another constraint")
+            begun, schema = forced_call(self._family.name, self._source, reading.tools, open_mark_close=close)
+            reading.constraint = JsonSchema(schema=schema)
+        elif constrained:
+            begun = constrained_answer(self._family.name, open_mark_close=close)
+        reading.begun = "".join(part.text for part in begun)
+        return parts + begun
 
     def _only_token(self, marker: str) -> int | None:
         """The token that is this marker, if one is."""

@@ -24,6 +24,8 @@ from appliance.core.values import Message, Tool, ToolCall
 from appliance.ipc.messages import Conversation
 from appliance.runner.chat.placeholders import Placeholders, RenderError, to_json
 
+_MAX_JSON_CHARACTERS: Final = 1_000_000
+
 _SCHEMA_WORDS: Final = frozenset({
     "type", "properties", "required", "items", "enum", "const", "description", "title", "default", "format",
     "nullable", "examples", "strict", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
@@ -60,9 +62,13 @@ class Turns(NamedTuple):
 
 
 def turns_of(conversation: Conversation, placeholders: Placeholders) -> Turns:
-    """Raises ``RenderError`` for JSON that is none, and for two tools of one name."""
+    """Raises ``RenderError`` for JSON that is none, or too much, and for two tools of one name."""
+    shown = offered(conversation)
+    calls = [call for message in conversation.messages for call in message.tool_calls]
+    if sum(len(tool.parameters) for tool in shown) + sum(len(call.arguments) for call in calls) > _MAX_JSON_CHARACTERS:
+        raise RenderError(f"tools and calls have more than {_MAX_JSON_CHARACTERS} characters of JSON")
     try:
-        tools = _tools(offered(conversation), placeholders)
+        tools = _tools(shown, placeholders)
         return Turns(_Turner(placeholders).messages(conversation.messages), tools)
     except RecursionError:
         raise RenderError("a tool or a call is nested too deeply") from None

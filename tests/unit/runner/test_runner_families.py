@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.core.values import Tool, ToolCallDelta
-from appliance.runner.chat.answer import MAX_CALLS, MAX_HELD_CHARACTERS, AnswerParser, Piece, Reasoning, Text, sealed
+from appliance.runner.chat.answer import (
+    MAX_CALLS,
+    MAX_HELD_CHARACTERS,
+    MAX_PIECE_CHARACTERS,
+    AnswerParser,
+    Piece,
+    Reasoning,
+    Text,
+    sealed,
+)
 from appliance.runner.chat.families import PLAIN, Family, family_of
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "families"
@@ -152,8 +161,9 @@ def test_what_is_held_back_is_bounded(name: str) -> None:
     }[name]  # fmt: skip
     one = parser(name)
     assert not one.feed(begin)
-    said = sum(len(piece.text) for _ in range(20) for piece in one.feed("x" * 10_000) if isinstance(piece, Text))
-    assert said > 200_000 - MAX_HELD_CHARACTERS - 20_000
+    pieces = [piece for _ in range(20) for piece in one.feed("x" * 10_000) if isinstance(piece, Text)]
+    assert sum(len(piece.text) for piece in pieces) > 200_000 - MAX_HELD_CHARACTERS - 20_000
+    assert max(len(piece.text) for piece in pieces) == MAX_PIECE_CHARACTERS
 
 
 @pytest.mark.parametrize("name", ["hermes", "mistral", "granite", "llama"])
@@ -165,6 +175,13 @@ def test_arguments_are_not_held_back(name: str) -> None:
     for text in ('"', "a", '":', ' "', "x" * 1000, "y"):
         (piece,) = one.feed(text)
         assert isinstance(piece, ToolCallDelta) and piece.arguments == text
+
+
+def test_arguments_that_were_held_back_come_in_pieces() -> None:
+    pieces = parser("hermes").feed('<tool_call>{"arguments": "' + "x" * 50_000 + '", "name": "f"}')
+    arguments = [piece.arguments for piece in pieces if isinstance(piece, ToolCallDelta)]
+    assert max(map(len, arguments)) == MAX_PIECE_CHARACTERS
+    assert "".join(arguments) == '"' + "x" * 50_000 + '"'
 
 
 def test_call_too_many_is_text() -> None:

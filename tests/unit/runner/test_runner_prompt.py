@@ -12,7 +12,7 @@ from appliance.core.values import Message, Tool, ToolCall, ToolCallDelta
 from appliance.ipc.messages import Conversation, TextPrompt
 from appliance.runner.chat.answer import Piece, Reasoning, Text, sealed
 from appliance.runner.chat.families import family_of
-from appliance.runner.chat.families.force import forced_call
+from appliance.runner.chat.families.force import constrained_answer, forced_call
 from appliance.runner.chat.placeholders import RenderError
 from appliance.runner.chat.prompt import Prompt, PromptError, PromptMaker
 from appliance.runner.engine.model import Model
@@ -97,6 +97,24 @@ def test_forced_call_is_begun_in_the_prompt(model: Model) -> None:
     parser = prompt.parser("r")
     assert parser is not None
     assert parser.feed("{}") + parser.finish() == (ToolCallDelta(index=0, id="call_0_r", name="f", arguments="{}"),)
+
+
+def test_constrained_answer_is_not_taken_for_reasoning(model: Model) -> None:
+    asked = Conversation(messages=(USER,))
+    prompt = finished(PromptMaker(model).prompt(asked, 10_000, constrained=True))
+    assert text_of(model, prompt).endswith("<think>\n</think>\n\n")
+    parser = prompt.parser("r")
+    assert parser is not None and parser.feed("{}") == (Text("{}"),)
+    with pytest.raises(PromptError, match="another constraint"):
+        must = Conversation(messages=(USER,), tools=(TOOL,), tool_choice="required")
+        finished(PromptMaker(model).prompt(must, 10_000, constrained=True))
+
+
+def test_constrained_answer_of_gpt_oss_begins_in_its_final_channel() -> None:
+    begun = "".join(part.text for part in constrained_answer("harmony"))
+    parser = family_of(FORMS["harmony"]).parser((), call_id="r", opening="<|start|>assistant", begun=begun)
+    assert parser is not None and parser.feed("{}") == (Text("{}"),)
+    assert constrained_answer("hermes") == ()
 
 
 class _Vocabulary:

@@ -80,6 +80,16 @@ def test_json_of_the_template_is_the_callers_json() -> None:
     assert text.endswith(f"tool:{HOSTILE}\n")
 
 
+def test_json_of_the_template_is_one_text_for_the_tokeniser() -> None:
+    """With what stands around it still the template's own."""
+    source = "[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS][INST]" + PLAIN
+    own = [part.text for part in render(source) if not part.content]
+    assert own == [
+        "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS][INST]user:", "\nassistant:", "(", ")\ntool:", "\n"
+    ]  # fmt: skip
+    assert own == [part.text for part in render(source.replace("tojson", "tojson(indent=4)")) if not part.content]
+
+
 def test_json_within_json_is_escaped_twice() -> None:
     text = joined(render("{{ (tools | tojson) | tojson }}{{ '\n' }}" + PLAIN))
     assert json.loads(json.loads(text.split("\n")[0]))[0]["function"]["description"] == HOSTILE
@@ -151,6 +161,12 @@ def test_parameters_that_are_no_json_object_are_refused(parameters: str) -> None
 
 def test_two_tools_of_one_name_are_refused() -> None:
     assert refusal(HERMES, Conversation(messages=(USER,), tools=(TOOL, TOOL))) == "two tools have one name"
+
+
+def test_more_json_than_an_output_can_hold_is_refused() -> None:
+    much = Tool(name="f", parameters='{"enum":[' + "1," * 30_000 + "1]}")
+    tools = tuple(Tool(name=f"f{n}", parameters=much.parameters) for n in range(20))
+    assert "characters of JSON" in refusal(HERMES, Conversation(messages=(USER,), tools=tools))
 
 
 def test_more_texts_than_an_output_can_hold_are_refused() -> None:

@@ -1,4 +1,7 @@
-"""Making a model call a tool: the beginning of the call is written for it, and a JSON Schema holds it to the rest.
+"""Writing the beginning of an answer for a model, so that a constraint can hold it to the rest.
+
+A call that must be made is begun, and a JSON Schema gives its arguments. An answer under a caller's own constraint is
+begun past the reasoning, whose marks no constraint lets through.
 
 What is written is part of the prompt, so it may have control tokens, which no grammar over text could ask for. With one
 tool to call its name is written too, and the schema is that of its arguments. Among several, families that write the
@@ -26,6 +29,13 @@ class Forced(NamedTuple):
 
     parts: tuple[Part, ...]
     schema: str
+
+
+def constrained_answer(family: str, *, open_mark_close: str = "") -> tuple[Part, ...]:
+    """The parts that end the prompt of an answer that is only text. ``open_mark_close`` as for ``forced_call``."""
+    if family == "harmony":
+        return (Part(f"{harmony.CHANNEL}final{harmony.MESSAGE}", content=False),)
+    return (Part(f"{open_mark_close}\n\n", content=False),) if open_mark_close else ()
 
 
 class _Form(NamedTuple):
