@@ -22,6 +22,8 @@ Row = NDArray[np.float32]
 
 _NARROW, _WIDE = 512, 2048  # columns: the fewer, the less there is to sort; the bound needs several for each of the k
 _COLUMNS_PER_BEST: Final = 2
+MAX_DEPTH: Final = _WIDE
+"""The largest k for which there is a bound."""
 _SPARE: Final = 16
 """Of the forbidden tokens so many are expected among the best; more cost a second look."""
 _ENTRY: Final = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])

@@ -4,7 +4,8 @@ The matcher looks at bytes one character at a time and believes them to be UTF-8
 token that would break a character, or write nothing while it is matched by its name, is not allowed whatever the
 grammar says. An answer may not end inside a character either.
 
-Trusts: the text of the grammar to have been checked (``runner.grammar``): llama.cpp overflows its stack on a deep one.
+Trusts: the text of the grammar to have been checked (``runner.grammar``): a deep or an ambiguous one would take all of
+llama.cpp's stack or time, and none names tokens by their ids.
 Promises: nothing is accepted that was not found allowed just before, which would end the process in llama.cpp.
 Not here: when to ask (``engine.sampling``).
 """
@@ -43,21 +44,18 @@ def compile_constraint(model: Model, vocabulary: Vocabulary, gbnf_text: str) -> 
     pointer = llama.llama_sampler_init_grammar(llama.llama_model_get_vocab(model.pointer), text, b"root")
     if not pointer:
         raise ConstraintInvalid(recent_log())
-    return CompiledConstraint(pointer, vocabulary, model.piece, knows_ids=b"<" in text)
+    return CompiledConstraint(pointer, vocabulary, model.piece)
 
 
 class CompiledConstraint:
     """One answer's. Its memory is freed by ``close``, or with the object."""
 
-    def __init__(self, pointer: Any, vocabulary: Vocabulary, piece: Callable[[int], bytes], *, knows_ids: bool) -> None:
+    def __init__(self, pointer: Any, vocabulary: Vocabulary, piece: Callable[[int], bytes]) -> None:
         self.never: Final = vocabulary.unseen
-        self._knows_ids = knows_ids
         self._vocabulary = vocabulary
         self._piece = piece
         self._pointer = pointer
         self._ends = frozenset(vocabulary.ends.tolist())
-        self._delicate = vocabulary.ragged.copy()
-        self._delicate[vocabulary.ends] = True
         self._found_allowed = -1
         self._open = b""  # the beginning of a character that the last token left unfinished
         self._one = llama.llama_token_data()
@@ -71,7 +69,7 @@ class CompiledConstraint:
         pointer = llama.llama_sampler_clone(self._matcher)
         if not pointer:
             raise MemoryError("llama.cpp could not copy a grammar")
-        return CompiledConstraint(pointer, self._vocabulary, self._piece, knows_ids=self._knows_ids)
+        return CompiledConstraint(pointer, self._vocabulary, self._piece)
 
     def close(self) -> None:
         pointer, self._pointer = self._pointer, None
@@ -108,20 +106,23 @@ class CompiledConstraint:
         array.size, array.selected, array.sorted = len(ids), -1, False
         llama.llama_sampler_apply(self._matcher, ctypes.byref(array))
         allowed: Ids = ids[entries["logit"] == 0.0]
-        broken = [token for token in allowed[self._delicate[allowed]].tolist() if not self._leaves_text_whole(token)]
+        broken = [
+            token
+            for token in allowed[self._vocabulary.delicate[allowed]].tolist()
+            if not self._leaves_text_whole(token)
+        ]
         return allowed[~np.isin(allowed, broken)] if broken else allowed
 
     def all_allowed(self, never: Ids) -> Ids:
         """All tokens that may come next, rising, but ``never``.
 
-        A token that begins with one that is not allowed is not allowed either, so most are never looked at, except
-        where the grammar knows tokens by their ids.
+        A token that begins with one that is not allowed is not allowed either, so most are never looked at.
         """
         vocabulary = self._vocabulary
         fits = np.zeros(vocabulary.size, np.bool_)
         fits[self.allowed(vocabulary.ends)] = True
         for number, level in enumerate(vocabulary.levels):
-            hopeful = level.ids[fits[level.parents]] if number and not self._knows_ids else level.ids
+            hopeful = level.ids[fits[level.parents]] if number else level.ids
             fits[self.allowed(hopeful)] = True
         fits[never] = False
         return np.flatnonzero(fits)

@@ -25,7 +25,7 @@ class Logprobs(NamedTuple):
 def logprobs_of(row: Row, token: int, count: int, scratch: Row) -> Logprobs | None:
     """The log-softmax of a row of logits at ``token`` and at its ``count`` best; None when it is not finite.
 
-    ``scratch`` is as long as the row. Exponentials are taken in single precision and added in double.
+    ``scratch`` is as long as the row. Exponentials are taken in single precision and added pairwise: good to 1e-6.
     """
     top = row.max()
     if not np.isfinite(top):
@@ -33,7 +33,7 @@ def logprobs_of(row: Row, token: int, count: int, scratch: Row) -> Logprobs | No
     with np.errstate(over="ignore"):  # a difference too large for single precision is a probability of 0
         np.subtract(row, top, out=scratch)
     np.exp(scratch, out=scratch)
-    total = float(top) + float(np.log(scratch.sum(dtype=np.float64)))
+    total = float(top) + float(np.log(scratch.sum()))
     logprob = float(row[token]) - total
     if not np.isfinite(logprob):
         return None

@@ -14,10 +14,11 @@ Where this is not what llama.cpp does with a whole vocabulary:
 
 The penalties' window begins with the end of the prompt. Choice ``i`` of a request that names a seed uses ``seed + i``.
 
-With a constraint a token is drawn first and checked alone; only when it is not allowed, the best 1,000 are checked, and
+With a constraint a token is drawn first and checked alone; only when it is not allowed, the best 1,000 or more are, and
 the whole vocabulary only if too few of these are allowed. What comes out is what a check of all would have given.
 
-Trusts: ``Sampling`` for its ranges (the message's decoder checked them) except that numbers are finite.
+Trusts: ``Sampling`` for its ranges (the message's decoder checked them), for finite numbers and for tokens that exist
+(``is_finite`` and ``biases_fit``, which its owner asked).
 Promises: a token id below the vocabulary's size that the constraint allows, or none and the reason.
 Not here: what ends an answer (``engine.steps``).
 """
@@ -32,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.core.values import Sampling
-from appliance.runner.engine.candidates import Candidates, Row, Rules
+from appliance.runner.engine.candidates import MAX_DEPTH, Candidates, Row, Rules
 from appliance.runner.engine.constraint import CompiledConstraint
 from appliance.runner.engine.logprobs import Logprobs, logprobs_of
 from appliance.runner.engine.model import TokenIds
@@ -41,7 +42,7 @@ from appliance.runner.engine.vocabulary import NO_IDS, Ids, Vocabulary
 
 MAX_TOP_K: Final = 1000
 CHECKED_FIRST: Final = 1000
-"""How many of the best tokens a grammar looks at before it looks at all."""
+"""How many of the best tokens, at least, a grammar looks at before it looks at all."""
 FORBIDDING_BIAS: Final = -100.0
 NOT_FINITE: Final = "the model's logits are not finite"
 NOTHING_ALLOWED: Final = "nothing that the request allows can come next"
@@ -152,8 +153,9 @@ class Sampler:
 
     def _allowed(self, constraint: CompiledConstraint, row: Row) -> Ids:
         """Ids, rising, that the constraint allows: all that can be among the best of those."""
-        if self._keep < CHECKED_FIRST:
-            allowed = constraint.allowed(self._near(row, CHECKED_FIRST))
+        depth = max(CHECKED_FIRST, 2 * self._keep)
+        if depth <= MAX_DEPTH:
+            allowed = constraint.allowed(self._near(row, depth))
             if len(allowed) >= self._keep:
                 return allowed
         return constraint.all_allowed(self._rules.never)
@@ -187,6 +189,11 @@ def is_finite(sampling: Sampling) -> bool:
     """Whether every number is one. msgspec's ranges let NaN through where a comparison decides."""
     numbers = [value for name in sampling.__struct_fields__ if isinstance(value := getattr(sampling, name), float)]
     return all(map(math.isfinite, [*numbers, *(bias for _, bias in sampling.logit_bias)]))
+
+
+def biases_fit(sampling: Sampling, vocabulary_tokens: int) -> bool:
+    """Whether every token that a bias names exists."""
+    return all(token < vocabulary_tokens for token, _ in sampling.logit_bias)
 
 
 def _penalises(sampling: Sampling) -> bool:

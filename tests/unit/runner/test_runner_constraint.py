@@ -303,7 +303,7 @@ def test_matcher_is_not_left_behind(compiled: Compile, monkeypatch: pytest.Monke
 def test_vocabulary_is_seen_as_it_writes(model: Model, vocabulary: Vocabulary) -> None:
     assert vocabulary.ends.tolist() == [EOS, IM_END]
     assert vocabulary.unseen.tolist() == [0, 1, IM_START, BYTE]
-    assert np.flatnonzero(vocabulary.ragged).tolist() == list(range(BYTE + 128, BYTE + 256))
+    assert np.flatnonzero(vocabulary.delicate).tolist() == [EOS, IM_END, *range(BYTE + 128, BYTE + 256)]
     told = np.concatenate([vocabulary.ends, vocabulary.unseen, *(level.ids for level in vocabulary.levels)])
     assert sorted(told.tolist()) == list(range(vocabulary.size))
     for number, level in enumerate(vocabulary.levels[1:], 1):

@@ -9,7 +9,7 @@ import pytest
 
 from appliance.core.values import Sampling
 from appliance.runner.engine.candidates import Candidates, Rules, lower_bound
-from appliance.runner.engine.sampling import NOT_FINITE, NOTHING_ALLOWED, Sampler, draw_rows, is_finite
+from appliance.runner.engine.sampling import NOT_FINITE, NOTHING_ALLOWED, Sampler, biases_fit, draw_rows, is_finite
 from appliance.runner.engine.vocabulary import Vocabulary
 from tests.support.plain_sampling import Chained, Written
 
@@ -279,3 +279,8 @@ def test_nan_is_not_a_sampling_setting(name: str) -> None:
     for bad in (float("nan"), float("inf")):
         assert not is_finite(Sampling(**{name: bad}))
         assert not is_finite(Sampling(logit_bias=((1, 0.0), (2, bad))))
+
+
+def test_bias_on_a_token_that_does_not_exist_is_found() -> None:
+    assert biases_fit(Sampling(logit_bias=((299, 1.0),)), 300)
+    assert not biases_fit(Sampling(logit_bias=((0, 1.0), (300, 1.0))), 300)
