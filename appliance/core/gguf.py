@@ -190,6 +190,7 @@ def parse_header(data: bytes, file_bytes: int) -> GgufFacts:
         feed_forward_length=_feed_forward_length(metadata, architecture, blocks),
         cache=_cache_shape(metadata, architecture, blocks, embedding),
         tensor_bytes=shapes.bytes_by_type,
+        pools=bool(metadata.u32(f"{architecture}.pooling_type")),
     )
 
 
@@ -544,6 +545,7 @@ def _cache_shape(metadata: _Metadata, architecture: str, blocks: int, embedding:
     per_token = 0 if architecture in _WITHOUT_CACHE else sum(kv_heads) * (key + value) + blocks * indexer
     return CacheShape(
         values_per_token=per_token,
+        heads=max(heads, default=1),
         row_values=max(heads, default=1) * key,
         state_bytes=state_bytes,
         quantisable=key % _BLOCK_VALUES == value % _BLOCK_VALUES == indexer % _BLOCK_VALUES == 0,

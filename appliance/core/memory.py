@@ -1,8 +1,9 @@
 """What a model takes while it is loaded, reckoned from its header before anything is started; and who makes room.
 
-The figures are those of llama.cpp as the runner asks for it: one unified cache of ``slots`` times ``context_tokens``
-tokens, flash attention, and the whole cache from the start. ``tests/integration/runner/test_memory_plan.py`` holds them
-against what llama.cpp allocates.
+The figures are those of llama.cpp as the runner asks for it: a cache of ``slots`` times ``context_tokens`` tokens,
+whole from the start, unified or not, and flash attention. A model that pools has one batch in place of a context, in
+which whole inputs stand with a row of logits for each token. ``tests/integration/runner/test_memory_plan.py`` holds the
+figures against what llama.cpp allocates.
 
 Everything is a Python integer: a header that claims the most that its caps allow gives a large number, not a wrong one.
 Only then is it cut to ``MOST_BYTES``, which no machine has, so that it fits a message.
@@ -11,6 +12,7 @@ Only then is it cut to ``MOST_BYTES``, which no machine has, so that it fits a m
 from collections.abc import Collection, Sequence
 from typing import Annotated, Final, Literal, NamedTuple, TypeVar
 
+import msgspec
 from msgspec import Meta
 
 from appliance.core.values import CacheShape, GgufFacts, Value
@@ -37,6 +39,7 @@ _CONTEXT_STEP_TOKENS: Final = 256
 """llama.cpp rounds a cache up to it."""
 _MICRO_BATCH_TOKENS: Final = 512
 _FLOAT_BYTES: Final = 4
+_MOST_KNOWN_HEADS: Final = 128
 _FEED_FORWARD_COPIES, _EMBEDDING_COPIES, _QUERY_COPIES = 4, 8, 4
 """Vectors of a token that are alive at once in the widest part of a layer: gate, up and their product, quantised once
 more; the residual stream, norms, and what attention reads and writes."""
@@ -95,22 +98,39 @@ def plan(
     copied_types: Collection[int] = COPIED_TYPES,
 ) -> MemoryPlan:
     """``context_tokens`` is for each of the ``slots``; more than the model was made for is not loaded."""
-    context = min(context_tokens, facts.context_tokens) * slots
-    tokens = -(-context // _CONTEXT_STEP_TOKENS) * _CONTEXT_STEP_TOKENS
+    context = min(context_tokens, facts.context_tokens)
+    step = max(context, _MICRO_BATCH_TOKENS) if facts.pools else _MICRO_BATCH_TOKENS
+    tokens = _rounded(step) if facts.pools else slots * _rounded(context)
     shape = facts.cache or _worst(facts)
     activations = _FLOAT_BYTES * (
         _FEED_FORWARD_COPIES * (facts.feed_forward_length or 4 * facts.embedding_length)
         + _EMBEDDING_COPIES * facts.embedding_length
         + _QUERY_COPIES * shape.row_values
     )
-    return MemoryPlan(
+    logits = facts.vocabulary_tokens * _FLOAT_BYTES * (step if facts.pools else slots * _ROW_COPIES)
+    planned = MemoryPlan(
         weights=min(facts.file_bytes, MOST_BYTES),
         copies=min(_copied_bytes(facts, copied_types), MOST_BYTES),
-        cache=min(_cache_bytes(shape.values_per_token, tokens, kv_type) + slots * shape.state_bytes, MOST_BYTES),
-        compute=_MICRO_BATCH_TOKENS * (activations + tokens * _MASK_BYTES)
-        + slots * facts.vocabulary_tokens * _FLOAT_BYTES * _ROW_COPIES,
+        cache=min(
+            _cache_bytes(shape.values_per_token, tokens, "f16" if facts.pools else kv_type) + slots * shape.state_bytes,
+            MOST_BYTES,
+        ),
+        compute=min(step * (activations + tokens * _MASK_BYTES) + logits, MOST_BYTES),
         process=PROCESS_BYTES + threads * _THREAD_BYTES,
     )
+    if not facts.pools:
+        return planned
+    return msgspec.structs.replace(planned, compute=min(planned.compute + _scores(shape, step, planned), MOST_BYTES))
+
+
+def _scores(shape: CacheShape, step: int, rest: MemoryPlan) -> int:
+    """Whole attention scores, twice, which a model that pools keeps where they are an eighth of what it may have
+    (``runner.engine.embedding_context``), and what it may have is a quarter more than is planned and a GiB."""
+    return min(2 * _FLOAT_BYTES * shape.heads * step**2, (rest.private + 2**30) // 2)
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // _CONTEXT_STEP_TOKENS) * _CONTEXT_STEP_TOKENS
 
 
 def _cache_bytes(values_per_token: int, tokens: int, kv_type: KvType) -> int:
@@ -127,12 +147,18 @@ def _worst(facts: GgufFacts) -> CacheShape:
     """For facts that do not say: no heads are shared, and together they are twice as wide as the embedding, which is
     more than in any known model."""
     width = 2 * facts.embedding_length
-    return CacheShape(values_per_token=2 * facts.block_count * width, row_values=width, state_bytes=0, quantisable=True)
+    return CacheShape(
+        values_per_token=2 * facts.block_count * width,
+        heads=_MOST_KNOWN_HEADS,
+        row_values=width,
+        state_bytes=0,
+        quantisable=True,
+    )
 
 
 def why_unfit(facts: GgufFacts, planned: MemoryPlan, *, kv_type: KvType, budget_bytes: int) -> str:
     """Why this can never be loaded, whatever else ends; empty if it can."""
-    if kv_type != "f16" and facts.cache is not None and not facts.cache.quantisable:
+    if kv_type != "f16" and not facts.pools and facts.cache is not None and not facts.cache.quantisable:
         return f"its heads are not whole blocks of {_BLOCK_VALUES} values, so its cache cannot be {kv_type}: f16 can"
     if planned.total > budget_bytes:
         return f"it needs {spelt(planned)}, and all runners together may have {mib(budget_bytes)}"

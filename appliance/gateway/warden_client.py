@@ -236,7 +236,8 @@ class WardenClient:
 
     def _idle(self) -> dict[str, ModelRef]:
         """The runners that could make room, longest idle first, and what each has loaded."""
-        idle = [(model, link) for model, link in self._links.items() if link.idle_seconds >= IDLE_SECONDS]
+        links = self._links.items()
+        idle = [(model, link) for model, link in links if not link.busy and link.idle_seconds >= IDLE_SECONDS]
         idle.sort(key=lambda held: held[1].idle_seconds, reverse=True)
         return {link.facts.runner_id: model for model, link in idle}
 

@@ -60,7 +60,7 @@ class LaunchedRunner:
         self.pid = 0
         self._runner_id = runner_id
         self._answers: asyncio.Queue[_Answer] = asyncio.Queue()
-        self._measured: asyncio.Queue[TakenMemory | None] = asyncio.Queue(1)
+        self._measuring: asyncio.Future[TakenMemory | None] | None = None
         self._status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._line: Connection[FromLine] = Connection(line, _DECODER, on_message=self._heard, on_closed=self._lost)
         self.stderr: Final = asyncio.get_running_loop().create_task(
@@ -87,13 +87,15 @@ class LaunchedRunner:
             raise self._fault("does not show its fence", answer)
 
     async def taken(self) -> TakenMemory | None:
-        """How much memory it has now, as the starter sees it; None once it has ended."""
-        while not self._measured.empty():
-            self._measured.get_nowait()  # told too late for somebody who did not wait
-        with suppress(ConnectionError):
-            self._line.send(Measure())
-            return await self._measured.get()
-        return None
+        """How much memory it has now, as the starter sees it; None once it has ended. Who asks meanwhile is told the
+        same."""
+        if self._status.done():
+            return None
+        if self._measuring is None:
+            self._measuring = asyncio.get_running_loop().create_future()
+            with suppress(ConnectionError):  # it has ended, and that answers too
+                self._line.send(Measure())
+        return await asyncio.shield(self._measuring)
 
     def kill(self) -> None:
         """Ends the runner at once, or 2 s later if it ignores the first signal; no effect on one that has ended."""
@@ -121,8 +123,9 @@ class LaunchedRunner:
             self._answers.put_nowait(word)
 
     def _tell_taken(self, taken: TakenMemory | None) -> None:
-        if not self._measured.full():
-            self._measured.put_nowait(taken)
+        if self._measuring is not None:
+            self._measuring.set_result(taken)
+            self._measuring = None
 
     def _lost(self, why: str) -> None:
         """Without an ``Ended``, the starter has ended: then the kernel kills what it started."""

@@ -1,4 +1,4 @@
-"""``python -m tests.support.allocations MODEL CONTEXT SLOTS KV_TYPE``: what llama.cpp allocates, as it says itself.
+"""``python -m tests.support.allocations MODEL CONTEXT SLOTS KV_TYPE unified|streams``: what llama.cpp says it allocates.
 
 Loads the model as the runner does, makes a context, decodes one full step, and prints a JSON object of MiB: the sums of
 its log's lines on model, KV, state, compute and output buffers, and how much of its own this process had at the end.
@@ -24,7 +24,7 @@ def _keep(_level: int, text: bytes | None, _user_data: int | None) -> None:
     _lines.append((text or b"").decode("utf-8", "replace"))
 
 
-def main(path: str, context_tokens: int, slots: int, kv_type: str) -> dict[str, float]:
+def main(path: str, context_tokens: int, slots: int, kv_type: str, *, unified: bool) -> dict[str, float]:
     llama.llama_log_set(_keep, None)
     model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
     assert model, _lines[-5:]
@@ -33,7 +33,7 @@ def main(path: str, context_tokens: int, slots: int, kv_type: str) -> dict[str, 
     wanted.n_batch = wanted.n_ubatch = _STEP_TOKENS
     wanted.n_seq_max = wanted.n_outputs_max = slots
     wanted.n_threads = wanted.n_threads_batch = 1
-    wanted.kv_unified = True
+    wanted.kv_unified = unified
     wanted.type_k = wanted.type_v = _TYPES[kv_type]
     context = llama.llama_init_from_model(model, wanted)
     assert context, _lines[-5:]
@@ -49,5 +49,5 @@ def main(path: str, context_tokens: int, slots: int, kv_type: str) -> dict[str, 
 
 
 if __name__ == "__main__":
-    path, context_tokens, slots, kv_type = sys.argv[1:]
-    print(json.dumps(main(path, int(context_tokens), int(slots), kv_type)))
+    path, context_tokens, slots, kv_type, cache = sys.argv[1:]
+    print(json.dumps(main(path, int(context_tokens), int(slots), kv_type, unified=cache == "unified")))

@@ -116,6 +116,20 @@ def test_encoder_has_no_cache() -> None:
     assert planned(shaped("bert", attention__head_count=12)).cache == 0
 
 
+def test_model_that_pools_is_charged_for_one_batch_and_a_row_for_each_of_its_tokens() -> None:
+    facts = shaped("qwen3", attention__head_count=32, attention__head_count_kv=8, pooling_type=3)
+    assert facts.pools
+    assert not shaped("qwen3", pooling_type=0).pools
+    facts = msgspec.structs.replace(facts, vocabulary_tokens=150_000)
+    plan = planned(facts, context_tokens=1024, slots=4, kv_type="q4_0")
+    assert plan.cache == 1024 * cache_of(facts).values_per_token * 2
+    assert plan == planned(facts, context_tokens=1024, slots=64, kv_type="f16")
+    rows_and_scores = 1024 * 150_000 * 4 + 2 * 4 * 32 * 1024**2
+    assert plan.compute >= rows_and_scores
+    assert planned(facts, context_tokens=64, slots=1).compute >= 512 * 150_000 * 4
+    assert why_unfit(facts, plan, kv_type="q4_0", budget_bytes=2**46) == ""
+
+
 def test_experts_of_a_token_count_together() -> None:
     facts = shaped(expert_count=64, expert_used_count=8, expert_feed_forward_length=1024, feed_forward_length=2048)
     assert facts.feed_forward_length == 8192
@@ -133,10 +147,10 @@ def test_tensors_are_told_by_type() -> None:
 def test_cache_is_as_large_as_its_type_says(kv_type: KvType, n_bytes: int) -> None:
     facts = msgspec.structs.replace(
         model(context_tokens=65536).facts,
-        cache=CacheShape(values_per_token=64, row_values=1, state_bytes=0, quantisable=True),
+        cache=CacheShape(values_per_token=64, heads=1, row_values=1, state_bytes=0, quantisable=True),
     )
     assert planned(facts, kv_type=kv_type).cache == n_bytes
-    assert planned(facts, kv_type=kv_type, context_tokens=4095).cache == n_bytes  # 16,380 tokens become 16,384
+    assert planned(facts, kv_type=kv_type, context_tokens=4095).cache == n_bytes  # each slot's 4,095 become 4,096
     assert planned(facts, kv_type=kv_type, context_tokens=8192).cache == 2 * n_bytes
     assert planned(facts, kv_type=kv_type, slots=8).cache == 2 * n_bytes
 
@@ -151,7 +165,7 @@ def test_facts_that_do_not_say_cost_the_most() -> None:
     said = msgspec.structs.replace(
         silent,
         feed_forward_length=14336,
-        cache=CacheShape(values_per_token=32 * 2048, row_values=4096, state_bytes=0, quantisable=True),
+        cache=CacheShape(values_per_token=32 * 2048, heads=32, row_values=4096, state_bytes=0, quantisable=True),
         tensor_bytes=((8, GIB),),
     )
     assert planned(silent).cache == 8 * planned(said).cache

@@ -1074,7 +1074,7 @@ def test_model_that_can_never_fit_starts_nothing_and_says_why(clock: Clock) -> N
 
 
 def test_lying_header_is_refused_by_arithmetic(clock: Clock) -> None:
-    lie = CacheShape(values_per_token=2**36, row_values=2**26, state_bytes=2**40, quantisable=True)
+    lie = CacheShape(values_per_token=2**36, heads=2**10, row_values=2**26, state_bytes=2**40, quantisable=True)
 
     liar = msgspec.structs.replace(A, facts=msgspec.structs.replace(A.facts, cache=lie))
 
