@@ -99,7 +99,7 @@ class _Function(Value, frozen=True, kw_only=True):
     name: FunctionName
     description: Annotated[str, Meta(max_length=16_384)] | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = None  # ignored: a call that is demanded is held to its schema in any case
+    strict: bool | None = None  # ignored: whether a call is held to its schema does not depend on it
 
 
 class _Tool(Value, frozen=True, kw_only=True):
