@@ -20,7 +20,7 @@ test_an_unknown_operation_is_denied if {
 }
 
 test_every_operation_of_ours_is_known if {
-	every operation in ["list", "complete", "embed"] {
+	every operation in ["list", "complete", "embed", "rerank", "tokenise"] {
 		replaced("/action/operation", operation) == set()
 	}
 }

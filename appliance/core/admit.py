@@ -17,15 +17,18 @@ from appliance.core.values import (
     Admission,
     Asked,
     Conversation,
+    Detokenisation,
     Generation,
     Message,
     Obligations,
     Principal,
     Prompt,
     TextPrompt,
+    Tokenisation,
     TokenPrompt,
     Tool,
     Value,
+    Vectors,
     VerifiedModel,
 )
 
@@ -56,6 +59,14 @@ def admit(request: Asked, principal: Principal, catalogue: Iterable[VerifiedMode
     """
     model = find_model(request.model, principal, catalogue)
     context = min(limits.context_tokens, model.facts.context_tokens)
+    if not isinstance(request, Generation):
+        return Admission(
+            model=model,
+            request=request,
+            context_tokens=context,
+            max_prompt_tokens=_most_input_tokens(request, context),
+            max_completion_tokens=0,
+        )
     _require_plausible(request.prompt, context)
     each = min(request.max_tokens or limits.default_max_tokens, context)
     return Admission(
@@ -68,12 +79,41 @@ def admit(request: Asked, principal: Principal, catalogue: Iterable[VerifiedMode
     )
 
 
-def _require_plausible(prompt: Prompt, context: int) -> None:
+def _most_input_tokens(request: Vectors | Tokenisation | Detokenisation, context: int) -> int:
+    """What all inputs together may have. Raises ``Refused(PROMPT_TOO_LONG)`` for one that cannot fit."""
+    match request:
+        case Tokenisation():
+            _require_plausible(TextPrompt(text=request.text), context)
+            return _bytes(request.text) + TEXT_TOKENS
+        case Detokenisation():
+            return max(1, len(request.ids))
+        case Vectors():
+            if not request.truncate:
+                for given in request.inputs:
+                    _require_plausible(given, context, param="input")
+            query = _bytes(request.query)
+            return sum(min(query + _most_tokens(given) + TEXT_TOKENS, context) for given in request.inputs)
+
+
+def asked_bytes(request: Asked) -> int:
+    """All that the caller wrote, as ``prompt_bytes``."""
+    match request:
+        case Generation():
+            return prompt_bytes(request.prompt)
+        case Vectors():
+            return _bytes(request.query) + sum(map(prompt_bytes, request.inputs))
+        case Tokenisation():
+            return _bytes(request.text)
+        case Detokenisation():
+            return len(request.ids) * MAX_TOKEN_BYTES
+
+
+def _require_plausible(prompt: Prompt, context: int, *, param: str = "prompt") -> None:
     if isinstance(prompt, TokenPrompt):
         if len(prompt.ids) >= context:
-            raise Refused(Reason.PROMPT_TOO_LONG, f"{len(prompt.ids)} tokens of {context}", param="prompt")
+            raise Refused(Reason.PROMPT_TOO_LONG, f"{len(prompt.ids)} tokens of {context}", param=param)
     elif (n_bytes := prompt_bytes(prompt)) > context * PROMPT_BYTES_PER_TOKEN:
-        param = "messages" if isinstance(prompt, Conversation) else "prompt"
+        param = "messages" if isinstance(prompt, Conversation) else param
         raise Refused(Reason.PROMPT_TOO_LONG, f"{n_bytes} bytes cannot fit {context} tokens", param=param)
 
 
@@ -143,7 +183,7 @@ def constrain(admission: Admission, obligations: Obligations) -> Admission:
 
     Raises ``Refused(POLICY_DENIED)`` when less than a token is left for each choice.
     """
-    if obligations.max_tokens is None:
+    if obligations.max_tokens is None or not isinstance(admission.request, Generation):
         return admission
     choices = admission.request.choices
     each = min(admission.max_completion_tokens, obligations.max_tokens) // choices

@@ -17,6 +17,7 @@ from appliance.core.values import (
     Delta,
     End,
     FinishReason,
+    Generation,
     SampledToken,
     Started,
     TokenLogprob,
@@ -33,8 +34,7 @@ _CALL_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 class AnswerCheck:
     """Follows one answer. After the first fault its state means nothing."""
 
-    def __init__(self, paid: Admission) -> None:
-        request = paid.request
+    def __init__(self, paid: Admission, request: Generation) -> None:
         talk = request.prompt if isinstance(request.prompt, Conversation) else None
         self._paid = paid
         self._choices = request.choices
@@ -66,6 +66,8 @@ class AnswerCheck:
                 return self._cost(0)
             case End():
                 return self._end(event)
+            case _:
+                return "an answer of another kind"
 
     def _delta(self, event: Delta) -> str:
         self._told_tokens += event.tokens

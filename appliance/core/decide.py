@@ -7,7 +7,7 @@ else, an undefined answer included, is a ``Decision`` that denies; nothing here 
 
 from typing import Any, Final, Literal, get_args
 
-from appliance.core.admit import prompt_bytes
+from appliance.core.admit import asked_bytes
 from appliance.core.codec import canonical_json
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import (
@@ -15,10 +15,12 @@ from appliance.core.values import (
     Conversation,
     Decision,
     Digest,
+    Generation,
     Obligations,
     Peer,
     Principal,
     SealMode,
+    Vectors,
     VerifiedModel,
     seals_at_least,
 )
@@ -83,10 +85,18 @@ def policy_input(
     }
 
 
-def _operation(asked: Admission | VerifiedModel) -> Literal["chat", "complete", "list"]:
+def _operation(
+    asked: Admission | VerifiedModel,
+) -> Literal["chat", "complete", "embed", "rerank", "tokenise", "list"]:
     if isinstance(asked, VerifiedModel):
         return "list"
-    return "chat" if isinstance(asked.request.prompt, Conversation) else "complete"
+    match asked.request:
+        case Generation():
+            return "chat" if isinstance(asked.request.prompt, Conversation) else "complete"
+        case Vectors():
+            return asked.request.kind
+        case _:
+            return "tokenise"
 
 
 def _request(asked: Admission | VerifiedModel) -> dict[str, Any]:
@@ -101,11 +111,21 @@ def _request(asked: Admission | VerifiedModel) -> dict[str, Any]:
             "choices": 0,
         }
     request = asked.request
+    if not isinstance(request, Generation):
+        return {
+            "max_tokens": 0,
+            "messages": 0,
+            "prompt_bytes": asked_bytes(request),
+            "stream": False,
+            "tools": 0,
+            "constraint": "none",
+            "choices": 1,
+        }
     talk = request.prompt if isinstance(request.prompt, Conversation) else None
     return {
         "max_tokens": asked.max_completion_tokens,
         "messages": len(talk.messages) if talk else 0,
-        "prompt_bytes": prompt_bytes(request.prompt),
+        "prompt_bytes": asked_bytes(request),
         "stream": request.stream,
         "tools": len(talk.tools) if talk else 0,
         "constraint": str(request.constraint.__struct_config__.tag) if request.constraint else "none",

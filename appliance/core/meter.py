@@ -1,7 +1,7 @@
 """Answer events, as they pass, -> what was spent."""
 
 from appliance.core.gguf import MAX_TOKEN_BYTES
-from appliance.core.values import AnswerEvent, Delta, End, Started, ToolCallDelta, Usage
+from appliance.core.values import AnswerEvent, Delta, End, Ids, Rows, Started, ToolCallDelta, Usage, Written
 
 _REPLACEMENT = "\ufffd"
 
@@ -46,6 +46,8 @@ class Meter:
             case Delta():
                 self._told_tokens += event.tokens
                 self._text_bytes += delta_bytes(event)
+            case Rows() | Ids() | Written():
+                pass  # computed from what was asked, and paid for with it
             case End():
                 self.end = event
                 self._prompt_tokens = max(self._prompt_tokens, event.prompt_tokens)

@@ -97,8 +97,9 @@ class RunnerAnswer(Protocol):
     async def events(self) -> list[AnswerEvent]:
         """Waits for the next events and returns all that have arrived: ``Started`` first, ``End`` last.
 
-        Raises ``Refused(RUNNER_LOST)`` when the channel breaks, and ``Refused(PROMPT_TOO_LONG | FIELD_INVALID)`` or
-        ``Refused(OVERLOADED)``, perhaps with a retry time, when the runner refuses to start.
+        Raises ``Refused(RUNNER_LOST)`` when the channel breaks, and when the runner refuses to start
+        ``Refused(PROMPT_TOO_LONG | FIELD_INVALID | OPERATION_UNSUPPORTED)`` or ``Refused(OVERLOADED)``, perhaps with a
+        retry time.
         """
         ...
 

@@ -43,6 +43,7 @@ class Reason(Enum):
     # admission (stage 3)
     MODEL_NOT_FOUND = ("model-not-found", 404, "The model does not exist or you do not have access to it.")
     MODEL_NOT_VERIFIED = ("model-not-verified", 503, "The model failed verification and will not be loaded.")
+    OPERATION_UNSUPPORTED = ("operation-unsupported", 400, "The model is not for this kind of request.")
     PROMPT_TOO_LONG = ("prompt-too-long", 400, "The prompt does not fit the model's context.")
     # policy (stage 4)
     POLICY_DENIED = ("policy-denied", 403, "Policy does not allow this request.")

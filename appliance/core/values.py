@@ -215,7 +215,34 @@ class Generation(Value, frozen=True, kw_only=True):
     include_usage: bool = False
 
 
-Asked = Generation
+class Vectors(Value, frozen=True, kw_only=True):
+    """Vectors of some inputs; with ``kind`` ``rerank`` a score of each against ``query``. An input that is too long is
+    refused unless ``truncate``. ``dimensions`` keeps so many numbers of each vector; 0 is all."""
+
+    model: str
+    kind: Literal["embed", "rerank"]
+    inputs: tuple[TextPrompt | TokenPrompt, ...]
+    query: str = ""
+    truncate: bool = False
+    dimensions: int = 0
+
+
+class Tokenisation(Value, frozen=True, kw_only=True):
+    """The token ids of a text; with ``add_special`` as they stand in a prompt."""
+
+    model: str
+    text: str
+    add_special: bool = False
+
+
+class Detokenisation(Value, frozen=True, kw_only=True):
+    """The text of token ids."""
+
+    model: str
+    ids: tuple[int, ...]
+
+
+Asked = Generation | Vectors | Tokenisation | Detokenisation
 """Every kind of request that goes through the stages."""
 
 
@@ -331,7 +358,9 @@ class Admission(Value, frozen=True, kw_only=True):
     @property
     def worst_case_tokens(self) -> int:
         """What must be paid for: the runner ends each choice at the context's end, so the longer a prompt, the less
-        its answers can be. The prompt is paid for once."""
+        its answers can be. The prompt is paid for once; the inputs of ``Vectors`` each have a context of their own."""
+        if not isinstance(self.request, Generation):
+            return self.max_prompt_tokens
         each = self.max_completion_tokens // self.request.choices
         return min(self.max_prompt_tokens, self.context_tokens - each) + self.max_completion_tokens
 
@@ -443,7 +472,26 @@ class End(Value, frozen=True, kw_only=True, tag="end"):
     detail: str = ""
 
 
-AnswerEvent = Started | Delta | End
+class Rows(Value, frozen=True, kw_only=True, tag="rows"):
+    """The next vectors or scores: rows of ``width`` little-endian 32-bit floats."""
+
+    width: int
+    data: bytes
+
+
+class Ids(Value, frozen=True, kw_only=True, tag="ids"):
+    """The next token ids: little-endian 32-bit integers."""
+
+    data: bytes
+
+
+class Written(Value, frozen=True, kw_only=True, tag="written"):
+    """The next characters that token ids stand for. Nothing was generated."""
+
+    text: str
+
+
+AnswerEvent = Started | Delta | Rows | Ids | Written | End
 
 
 class RunnerFacts(Value, frozen=True, kw_only=True):

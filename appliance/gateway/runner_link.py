@@ -16,12 +16,31 @@ from collections.abc import Callable
 from typing import Final
 
 from appliance.core.answer_check import AnswerCheck
+from appliance.core.input_check import InputCheck
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import Admission, AnswerEvent, Delta, End, RunnerFacts, Started
+from appliance.core.values import (
+    Admission,
+    AnswerEvent,
+    Delta,
+    Detokenisation,
+    End,
+    Generation,
+    Ids,
+    Rows,
+    RunnerFacts,
+    Started,
+    Tokenisation,
+    Vectors,
+    Written,
+)
 from appliance.ipc.connection import Connection
 from appliance.ipc.frames import FrameDecoder, FrameError
 from appliance.ipc.messages import (
     Cancel,
+    Detokenise,
+    Detokenised,
+    Embed,
+    Embedded,
     FromRunner,
     Reset,
     ResetDone,
@@ -30,6 +49,8 @@ from appliance.ipc.messages import (
     RunnerRefused,
     RunnerStarted,
     Submit,
+    Tokenise,
+    Tokens,
 )
 
 RESET_SECONDS: Final = 10.0
@@ -37,6 +58,7 @@ _REASONS: Final = {
     "prompt-too-long": Reason.PROMPT_TOO_LONG,
     "overloaded": Reason.OVERLOADED,
     "field-invalid": Reason.FIELD_INVALID,
+    "not-offered": Reason.OPERATION_UNSUPPORTED,
 }
 
 
@@ -90,7 +112,7 @@ class RunnerLink:
     def answer(self, request_id: str, admission: Admission, principal_key: str) -> "LinkAnswer":
         """Submits one request. Raises ``Refused(RUNNER_LOST)`` when the channel is broken already."""
         submit = _submission(request_id, admission, principal_key, self._queue_ms)
-        answer = LinkAnswer(lambda: self._cancel(request_id), AnswerCheck(admission))
+        answer = LinkAnswer(lambda: self._cancel(request_id), _check(admission))
         self._answers[request_id] = answer
         if len(self._answers) == 1:
             self._last_heard = time.monotonic()  # silence while nothing was asked is not a fault
@@ -154,6 +176,12 @@ class RunnerLink:
                 self._deliver(message.request_id, _delta(message))
             case RunnerStarted():
                 self._deliver(message.request_id, Started(prompt_tokens=message.prompt_tokens))
+            case Embedded():
+                self._deliver(message.request_id, Rows(width=message.width, data=message.rows))
+            case Tokens():
+                self._deliver(message.request_id, Ids(data=message.ids))
+            case Detokenised():
+                self._deliver(message.request_id, Written(text=message.text))
             case RunnerEnd():
                 self._deliver(message.request_id, _end(message))
                 self._answers.pop(message.request_id, None)
@@ -175,9 +203,43 @@ class RunnerLink:
             self.give_up(wrong)
 
 
-def _submission(request_id: str, admission: Admission, principal_key: str, queue_ms: int) -> Submit:
-    """The message by which a runner gets what was admitted. All principals weigh the same."""
+def _check(admission: Admission) -> AnswerCheck | InputCheck:
     request = admission.request
+    return AnswerCheck(admission, request) if isinstance(request, Generation) else InputCheck(admission, request)
+
+
+def _submission(
+    request_id: str, admission: Admission, principal_key: str, queue_ms: int
+) -> Submit | Embed | Tokenise | Detokenise:
+    """The message by which a runner gets what was admitted. All principals weigh the same."""
+    match admission.request:
+        case Generation():
+            return _generation(request_id, admission, admission.request, principal_key, queue_ms)
+        case Vectors() as request:
+            return Embed(
+                request_id=request_id,
+                kind=request.kind,
+                inputs=request.inputs,
+                query=request.query,
+                truncate=request.truncate,
+                dimensions=request.dimensions,
+                max_prompt_tokens=admission.max_prompt_tokens,
+                principal=principal_key,
+            )
+        case Tokenisation() as request:
+            return Tokenise(
+                request_id=request_id,
+                text=request.text,
+                add_special=request.add_special,
+                max_prompt_tokens=admission.max_prompt_tokens,
+            )
+        case Detokenisation() as request:
+            return Detokenise(request_id=request_id, ids=request.ids)
+
+
+def _generation(
+    request_id: str, admission: Admission, request: Generation, principal_key: str, queue_ms: int
+) -> Submit:
     return Submit(
         request_id=request_id,
         prompt=request.prompt,
@@ -217,13 +279,14 @@ def _end(message: RunnerEnd) -> End:
 
 def _refusal(message: RunnerRefused) -> Refused:
     retry = message.retry_after_seconds if message.reason == "overloaded" else 0
-    return Refused(_REASONS[message.reason], message.detail, retry_after_seconds=retry or None)
+    param = "model" if message.reason == "not-offered" else None
+    return Refused(_REASONS[message.reason], message.detail, retry_after_seconds=retry or None, param=param)
 
 
 class LinkAnswer:
     """Implements ``core.ports.RunnerAnswer``."""
 
-    def __init__(self, send_cancel: Callable[[], None], check: AnswerCheck) -> None:
+    def __init__(self, send_cancel: Callable[[], None], check: AnswerCheck | InputCheck) -> None:
         self._send_cancel = send_cancel
         self._check = check
         self._pending: list[AnswerEvent] = []

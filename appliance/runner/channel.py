@@ -27,6 +27,8 @@ from appliance.ipc import frames
 from appliance.ipc.messages import (
     Cancel,
     Conversation,
+    Detokenise,
+    Embed,
     Load,
     Probe,
     ProbeResult,
@@ -36,9 +38,12 @@ from appliance.ipc.messages import (
     RunnerRefused,
     RunnerStarted,
     Submit,
+    Tokenise,
     ToRunner,
 )
 from appliance.runner.chat.prompt import Prompt, PromptError, PromptTooLong
+from appliance.runner.embeddings import Asked, Desk
+from appliance.runner.engine.embedding import Embedder
 from appliance.runner.engine.engine import Engine, Event, Job
 from appliance.runner.engine.panic import end_process
 from appliance.runner.engine.sampling import is_finite
@@ -95,7 +100,7 @@ def prepare() -> None:
         _prepared.append(_Wakeup())
 
 
-def serve(channel: socket.socket, engine: Engine, probe: Callable[[str], str]) -> None:
+def serve(channel: socket.socket, engine: Engine | Embedder, probe: Callable[[str], str]) -> None:
     """Serves one warm engine until the peer closes the channel, then returns; the caller ends the process.
 
     Anything unexpected, an undecodable frame included, ends the process at once (status 73).
@@ -118,9 +123,10 @@ def _ignore() -> None:
 class _Preparing:
     """A request whose prompt is not whole yet."""
 
-    __slots__ = ("cancelled", "prompt", "submit")
+    __slots__ = ("cancelled", "engine", "prompt", "submit")
 
-    def __init__(self, submit: Submit, prompt: Prompt) -> None:
+    def __init__(self, engine: Engine, submit: Submit, prompt: Prompt) -> None:
+        self.engine = engine
         self.submit = submit
         self.prompt = prompt
         self.cancelled = False
@@ -129,9 +135,10 @@ class _Preparing:
 class _Answer:
     """A request between ``RunnerStarted`` and ``RunnerEnd``."""
 
-    __slots__ = ("completion_tokens", "job", "text", "untold_tokens")
+    __slots__ = ("completion_tokens", "engine", "job", "text", "untold_tokens")
 
-    def __init__(self, job: Job, stops: tuple[str, ...]) -> None:
+    def __init__(self, engine: Engine, job: Job, stops: tuple[str, ...]) -> None:
+        self.engine = engine
         self.job = job
         self.text = TextStream(stops)
         self.completion_tokens = 0
@@ -155,12 +162,15 @@ class _PeerGoneError(Exception):
 
 
 class _Server:
-    def __init__(self, channel: socket.socket, engine: Engine, probe: Callable[[str], str], wakeup: _Wakeup) -> None:
+    def __init__(
+        self, channel: socket.socket, engine: Engine | Embedder, probe: Callable[[str], str], wakeup: _Wakeup
+    ) -> None:
         self._channel = channel
-        self._engine = engine
+        self._generator = engine if isinstance(engine, Engine) else None
         self._probe = probe
         self._wakeup = wakeup
         self._outbox = Outbox()
+        self._desk = Desk(engine, self._outbox)
         self._preparing: dict[str, _Preparing] = {}  # first in, first to be worked on
         self._answers: dict[str, _Answer] = {}
         self._buffer = bytearray(frames.MAX_FRAME_BYTES + 1)
@@ -171,7 +181,9 @@ class _Server:
         self._wakeup.epoll.register(self._channel.fileno(), self._interest)
         try:
             while True:
-                for descriptor, ready in self._wakeup.epoll.poll(0 if self._preparing else None):
+                for descriptor, ready in self._wakeup.epoll.poll(
+                    0 if self._preparing or self._desk.preparing else None
+                ):
                     if descriptor == self._wakeup.reader:
                         self._wakeup.clear()
                         self._take_events()
@@ -180,6 +192,7 @@ class _Server:
                 self._prepare()
                 self._send()
         except _PeerGoneError:
+            self._desk.leave()
             for answer in self._answers.values():
                 answer.job.cancelled = True
 
@@ -216,6 +229,8 @@ class _Server:
         match message:
             case Submit():
                 self._submit(message)
+            case Embed() | Tokenise() | Detokenise():
+                self._accept(message)
             case Cancel():
                 self._cancel(message.request_id)
             case Reset():
@@ -232,28 +247,41 @@ class _Server:
             preparing.cancelled = True
         elif answer := self._answers.get(request_id):
             answer.job.cancelled = True
+        else:
+            self._desk.cancel(request_id)
 
     def _reset(self, message: Reset) -> None:
         for answer in self._answers.values():
             answer.job.cancelled = True
         self._answers.clear()
         self._preparing.clear()
+        self._desk.reset()
         self._outbox.clear()
         self._outbox.put(ResetDone(nonce=message.nonce))
 
-    def _submit(self, submit: Submit) -> None:
-        if submit.request_id in self._answers or submit.request_id in self._preparing:
+    def _accept(self, asked: Asked) -> None:
+        self._require_new(asked.request_id)
+        self._desk.accept(asked)
+
+    def _require_new(self, request_id: str) -> None:
+        if request_id in self._answers or request_id in self._preparing or self._desk.holds(request_id):
             raise RuntimeError("a request id is in use")  # two answers under one name could not be told apart
+
+    def _submit(self, submit: Submit) -> None:
+        self._require_new(submit.request_id)
+        engine = self._generator
+        if engine is None:
+            return self._refuse(submit, "not-offered", "the model is not for text")
         present = len(self._answers) + len(self._preparing)
-        if present >= self._engine.slots + MAX_WAITING:
+        if present >= engine.slots + MAX_WAITING:
             return self._refuse(submit, "overloaded", f"{present} requests are already here")
         if _unsupported(submit):
             return self._refuse(submit, "field-invalid", "the engine does not offer this yet")
         if not is_finite(submit.sampling):
             return self._refuse(submit, "field-invalid", "a sampling number is not finite")
-        at_most_tokens = min(submit.max_prompt_tokens, self._engine.context_tokens - 1)
-        prompt = self._engine.prompt(submit.prompt, at_most_tokens)
-        self._preparing[submit.request_id] = _Preparing(submit, prompt)
+        at_most_tokens = min(submit.max_prompt_tokens, engine.context_tokens - 1)
+        prompt = engine.prompt(submit.prompt, at_most_tokens)
+        self._preparing[submit.request_id] = _Preparing(engine, submit, prompt)
         return None
 
     def _prepare(self) -> None:
@@ -261,6 +289,9 @@ class _Server:
         for _ in range(min(_STEPS_PER_TURN, len(self._preparing))):
             request_id = next(iter(self._preparing))
             self._advance(request_id, self._preparing.pop(request_id))
+        for _ in range(_STEPS_PER_TURN):
+            if self._desk.preparing:
+                self._desk.advance()
 
     def _advance(self, request_id: str, preparing: _Preparing) -> None:
         try:
@@ -275,27 +306,31 @@ class _Server:
 
     def _start(self, preparing: _Preparing) -> None:
         """A prompt that was cancelled before it was whole costs what is known of it, at least one token."""
-        submit, tokens = preparing.submit, preparing.prompt.tokens
+        engine, submit, tokens = preparing.engine, preparing.submit, preparing.prompt.tokens
         self._outbox.put(RunnerStarted(request_id=submit.request_id, prompt_tokens=max(1, len(tokens))))
-        room = self._engine.context_tokens - len(tokens)
+        room = engine.context_tokens - len(tokens)
         job = Job(submit.request_id, tokens, submit.sampling, min(submit.max_completion_tokens, room))
-        answer = self._answers[submit.request_id] = _Answer(job, submit.sampling.stop)
+        answer = self._answers[submit.request_id] = _Answer(engine, job, submit.sampling.stop)
         if preparing.cancelled:
             self._end(answer, "cancelled")
         elif job.max_tokens:
-            self._engine.submit(job)
+            engine.submit(job)
         else:
             self._end(answer, "length")
 
     def _refuse(
-        self, submit: Submit, reason: Literal["prompt-too-long", "overloaded", "field-invalid"], detail: str
+        self,
+        submit: Submit,
+        reason: Literal["prompt-too-long", "overloaded", "field-invalid", "not-offered"],
+        detail: str,
     ) -> None:
         self._outbox.put(RunnerRefused(request_id=submit.request_id, reason=reason, detail=detail[:_MAX_DETAIL]))
 
     # --- what the engine says ---------------------------------------------------------------------------------------
 
     def _take_events(self) -> None:
-        for event in self._engine.take_events():
+        self._desk.take_events()
+        for event in self._generator.take_events() if self._generator else ():
             answer = self._answers.get(event.job.request_id)
             if answer is None or answer.job is not event.job:
                 continue  # ended by a stop string or a reset; the engine learns of it at its next step
@@ -307,7 +342,7 @@ class _Server:
     def _continue(self, answer: _Answer, event: Event) -> None:
         answer.completion_tokens += 1
         answer.untold_tokens += 1
-        self._tell(answer, answer.text.feed(self._engine.piece(event.token)))
+        self._tell(answer, answer.text.feed(answer.engine.piece(event.token)))
         if answer.text.stopped:
             answer.job.cancelled = True
             self._end(answer, "stop")

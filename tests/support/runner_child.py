@@ -33,7 +33,7 @@ def main() -> None:
         _fail_after(int(sys.argv[-1]))
     model = os.open(sys.argv[2], os.O_RDONLY)
     try:
-        engine = bindings.Engine.load(model, load)
+        engine = bindings.load_engine(model, load)
         engine.warm_up()
     except bindings.LoadError as error:
         sys.stderr.write(f"{error.reason}\n")

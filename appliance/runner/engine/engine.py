@@ -33,6 +33,7 @@ class Engine:
         self.context_tokens: Final = context.context_tokens
         self.on_events: Callable[[], None] = lambda: None
         """Called in the engine thread whenever there are new events."""
+        self.model: Final = model
         self._model = model
         self._context = context
         self._prompts = prompts
@@ -48,9 +49,14 @@ class Engine:
 
         Raises ``LoadError``, or ``OSError`` when the descriptor cannot be read.
         """
-        model = Model.load(model_file)
-        context = Context(model, load)
-        return cls(model, context, PromptMaker(model))
+        return cls.of(Model.load(model_file), load)
+
+    @classmethod
+    def of(cls, model: Model, load: Load) -> "Engine":
+        """Raises ``LoadError``, also for a model that is not for text."""
+        if model.offers != "generate":
+            raise LoadError("model-unsupported", "the model is not for text")
+        return cls(model, Context(model, load), PromptMaker(model))
 
     def warm_up(self) -> None:
         """Starts the engine thread and runs every path once, so that serving needs nothing new from the kernel.
