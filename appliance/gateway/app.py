@@ -31,9 +31,9 @@ AsgiRoute = Callable[[Exchange, Scope, Receive, Send], Awaitable[None]]
 
 def build_app(pipeline: Pipeline, limits: BodyLimits) -> Litestar:
     """The routes. Litestar's OpenAPI pages are off."""
-    chat = GenerationRoute(pipeline, limits, ChatSurface())
-    complete = GenerationRoute(pipeline, limits, CompletionSurface())
-    computations: dict[str, AsgiRoute] = {
+    answers: dict[str, AsgiRoute] = {
+        "/v1/chat/completions": GenerationRoute(pipeline, limits, ChatSurface()),
+        "/v1/completions": GenerationRoute(pipeline, limits, CompletionSurface()),
         "/v1/embeddings": ComputationRoute(pipeline, limits, vectors.EmbeddingsSurface()),
         "/v1/rerank": ComputationRoute(pipeline, limits, vectors.RerankSurface()),
         "/rerank": ComputationRoute(pipeline, limits, vectors.RerankSurface()),
@@ -56,21 +56,13 @@ def build_app(pipeline: Pipeline, limits: BodyLimits) -> Litestar:
         """An absent model and a forbidden one get the same answer; the record tells them apart."""
         return model_object(await pipeline.visible_model(exchange_of(request.scope, "/v1/models/{model_id}"), model_id))
 
-    @asgi("/v1/chat/completions", copy_scope=False)
-    async def chat_completions(scope: Any, receive: Any, send: Any) -> None:
-        await chat(exchange_of(scope, "/v1/chat/completions"), scope, receive, send)
-
-    @asgi("/v1/completions", copy_scope=False)
-    async def completions(scope: Any, receive: Any, send: Any) -> None:
-        await complete(exchange_of(scope, "/v1/completions"), scope, receive, send)
-
-    @asgi(list(computations), copy_scope=False)
-    async def compute(scope: Any, receive: Any, send: Any) -> None:
+    @asgi(list(answers), copy_scope=False)
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
         path = scope["path"]
-        await computations[path](exchange_of(scope, path), scope, receive, send)
+        await answers[path](exchange_of(scope, path), scope, receive, send)
 
     return Litestar(
-        route_handlers=[healthz, list_models, get_model, chat_completions, completions, compute],
+        route_handlers=[healthz, list_models, get_model, answer],
         exception_handlers={Exception: _to_the_gate},
         openapi_config=None,
         logging_config=None,

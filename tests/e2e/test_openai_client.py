@@ -186,6 +186,23 @@ def test_every_answer_is_bound_to_its_model_and_runner_in_the_log(server: TestAp
     assert client.api_key.encode() not in log
 
 
+def test_continuation_is_recorded_as_what_it_is(server: TestAppliance, client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="chain", prompt="secret words", max_tokens=1)
+    request_id = answer.id.removeprefix("cmpl-")
+    (opened,) = [record for record in server.records(Opened) if record.request_id == request_id]
+    assert opened.route == "/v1/completions"
+    assert opened.policy_input["action"]["operation"] == "complete"
+    assert opened.policy_input["request"] == {
+        "max_tokens": 1,
+        "messages": 0,
+        "prompt_bytes": len("secret words"),
+        "stream": False,
+        "tools": 0,
+        "constraint": "none",
+        "choices": 1,
+    }
+
+
 def test_status_names_signer_seal_and_every_layer(
     server: TestAppliance, client: openai.OpenAI, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from appliance.core.answer_check import DELTAS_WITHOUT_TOKEN
 from appliance.core.gguf import MAX_TOKEN_BYTES
@@ -472,6 +474,65 @@ def test_answer_of_exactly_what_was_paid_for_is_no_fault() -> None:
                 one.runner.say(message)
             assert len(await all_events(answer)) == 3
             assert one.broken == []
+
+    run(scenario)
+
+
+_WORDS = st.lists(
+    st.sampled_from(
+        [
+            started(),
+            started(prompt_tokens=100),
+            delta(),
+            delta(text="x" * 3000, tokens=0),
+            delta(reasoning="why", tokens=2),
+            delta(choice=1),
+            delta(tool_calls=(CALL,)),
+            delta(text="", tool_calls=(ToolCallDelta(index=0, arguments="{}"),)),
+            delta(logprobs=(TOKEN,)),
+            delta(text="", logprobs=(TOKEN, TOKEN), tokens=2),
+            end(completion_tokens=4),
+            end(completion_tokens=10, choice_reasons=("stop", "length")),
+            end(reason="tool-calls", completion_tokens=10, choice_reasons=("tool-calls", "stop"), cached_tokens=5),
+            end(reason="error", detail="x", completion_tokens=0),
+            refused(),
+            delta("r-2", choice=1),
+        ]
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(_WORDS)
+def test_whatever_a_runner_says_is_bounded_or_its_last_word(words: list[Any]) -> None:
+    """Each message is well-formed, so that only their order and sum can be wrong."""
+
+    async def scenario() -> None:
+        async with pair() as one:
+            request = chat_request(
+                prompt=talk(tools=(Tool(name="f"),)),
+                sampling=msgspec.structs.replace(Sampling(), logprobs=0),
+                choices=2,
+            )
+            paid = admission(request=request, max_prompt_tokens=99, max_completion_tokens=20)
+            answers = [one.link.answer(f"r-{number}", paid, "key") for number in (1, 2)]
+            with contextlib.suppress(ConnectionError):
+                for word in words:
+                    one.runner.say(word)
+            one.runner.leave()
+            for answer in answers:
+                heard: list[Any] = []
+                with pytest.raises(Refused) as caught:
+                    while not (heard and isinstance(heard[-1], End)):
+                        heard += await answer.events()
+                    raise Refused(Reason.RUNNER_LOST)  # a whole answer is as good an ending
+                assert caught.value.reason in {Reason.RUNNER_LOST, Reason.OVERLOADED}
+                pieces = [event for event in heard if isinstance(event, Delta)]
+                assert sum(piece.tokens for piece in pieces) <= 20
+                assert all(isinstance(event, Delta | End) for event in heard[1:])
+                assert sum(len(piece.logprobs) for piece in pieces) <= sum(piece.tokens for piece in pieces)
+            await until(lambda: len(one.broken) == 1)
 
     run(scenario)
 
