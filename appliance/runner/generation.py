@@ -144,8 +144,7 @@ class GenerationDesk:
         if submit.echo:
             self._begin(answer)
             self._echo(answer, submit.prompt, prompt)
-        for choice in answer.choices:
-            self._engine.submit(choice.job)
+        self._engine.submit(*(choice.job for choice in answer.choices))
 
     def _choices(self, preparing: _Preparing) -> list[Choice]:
         """Each has an equal share of what was paid for. Only the first one's wait is bounded: the rest would answer a
