@@ -100,6 +100,8 @@ class RunnerClient:
         sampling: Sampling = GREEDY,
         max_prompt_tokens: int = 100_000,
         max_completion_tokens: int = 100_000,
+        cache_partition: str = "",
+        **more: Any,
     ) -> None:
         messages = (Message(role="user", content=content),) if isinstance(content, str) else tuple(content)
         self.send(
@@ -109,7 +111,8 @@ class RunnerClient:
                 sampling=sampling,
                 max_prompt_tokens=max_prompt_tokens,
                 max_completion_tokens=max_completion_tokens,
-                cache_partition="",
+                cache_partition=cache_partition,
+                **more,
             )
         )
 
