@@ -65,6 +65,7 @@ SETTINGS = {
     "mirostat-penalties": Sampling(mirostat=2, mirostat_tau=2.0, repeat_penalty=1.5),
     "mirostat-greedy": Sampling(mirostat=1, temperature=0.0),
     "bias": Sampling(logit_bias=((3, 9.5), (4_500, 11.0), (8_998, -3.0)), top_k=3),
+    "bias-down": Sampling(logit_bias=tuple((token, -60.0) for token in range(100, 140)), top_k=20, min_p=0.0),
     "bias-greedy": Sampling(temperature=0.0, logit_bias=((3, 12.0),)),
     "bias-penalties": Sampling(logit_bias=((3, 12.0), (5, 12.0)), repeat_penalty=1.8, presence_penalty=1.0),
     "bias-mirostat": Sampling(mirostat=2, mirostat_tau=3.0, logit_bias=((3, 12.0), (5, 12.0))),
@@ -259,6 +260,22 @@ def test_minus_infinity_is_never_drawn() -> None:
         with contextlib.closing(Sampler(SETTINGS[setting], NO_PROMPT, None, candidates)) as sampler:
             drawn = sampler.draw(row[0])
             assert drawn is not None and drawn.token == 5
+
+
+def test_impossible_tokens_do_not_spoil_typicality() -> None:
+    row = np.full((1, 300), -np.inf, np.float32)
+    row[0, 10:12] = np.log([0.6, 0.4])
+    assert draws(Sampling(typical_p=0.2), row) == [10]  # 0.6 is nearest to the mean surprise
+
+
+@pytest.mark.parametrize("wish", [{"repeat_penalty": 0.1}, {"frequency_penalty": -2.0}, {"presence_penalty": -2.0}])
+def test_wanted_repetition_is_found_wherever_it_stands(wish: dict[str, float]) -> None:
+    row = np.zeros((1, SIZE), np.float32)
+    row[0, :3_000], row[0, 5_000] = 5.0, 3.5
+    for temperature in (0.0, 0.01):
+        sampling = Sampling(temperature=temperature, top_k=5, **wish)
+        assert draws(sampling, row, np.full(3, 5_000, np.int32)) == [5_000]
+        assert draws(sampling, row) != [5_000]
 
 
 def test_huge_logits_do_not_end_the_process() -> None:
