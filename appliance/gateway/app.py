@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from litestar import Litestar, Request, asgi, get
 from litestar.enums import MediaType
+from litestar.handlers import ASGIRouteHandler
 from litestar.params import FromPath
 
 from appliance.gateway.answering import BodyLimits
@@ -20,22 +21,26 @@ from appliance.gateway.computation import ComputationRoute
 from appliance.gateway.gate import exchange_of
 from appliance.gateway.generation import GenerationRoute
 from appliance.gateway.pipeline import Exchange, Pipeline
-from appliance.gateway.surfaces import openai, vectors, vocabulary
+from appliance.gateway.surfaces import vectors, vocabulary
+from appliance.gateway.surfaces.openai.chat import ChatSurface
+from appliance.gateway.surfaces.openai.completions import CompletionSurface
+from appliance.gateway.surfaces.openai.models import model_object
 
 _Request = Request[Any, Any, Any]
-AsgiRoute = Callable[[Exchange, Scope, Receive, Send], Awaitable[None]]
+Route = Callable[[Exchange, Scope, Receive, Send], Awaitable[None]]
 
 
 def build_app(pipeline: Pipeline, limits: BodyLimits) -> Litestar:
     """The routes. Litestar's OpenAPI pages are off."""
-    chat = GenerationRoute(pipeline, limits, openai.ChatSurface())
-    computations: dict[str, AsgiRoute] = {
-        "/v1/embeddings": ComputationRoute(pipeline, limits, vectors.EmbeddingsSurface()),
-        "/v1/rerank": ComputationRoute(pipeline, limits, vectors.RerankSurface()),
-        "/rerank": ComputationRoute(pipeline, limits, vectors.RerankSurface()),
-        "/tokenize": ComputationRoute(pipeline, limits, vocabulary.TokenizeSurface()),
-        "/detokenize": ComputationRoute(pipeline, limits, vocabulary.DetokenizeSurface()),
-    }
+    computations = [
+        _posted("/v1/embeddings", ComputationRoute(pipeline, limits, vectors.EmbeddingsSurface())),
+        _posted("/v1/rerank", ComputationRoute(pipeline, limits, vectors.RerankSurface())),
+        _posted("/rerank", ComputationRoute(pipeline, limits, vectors.RerankSurface())),
+        _posted("/tokenize", ComputationRoute(pipeline, limits, vocabulary.TokenizeSurface())),
+        _posted("/detokenize", ComputationRoute(pipeline, limits, vocabulary.DetokenizeSurface())),
+    ]
+    chat = GenerationRoute(pipeline, limits, ChatSurface())
+    complete = GenerationRoute(pipeline, limits, CompletionSurface())
 
     @get("/healthz", media_type=MediaType.JSON)
     async def healthz() -> dict[str, str]:
@@ -45,31 +50,36 @@ def build_app(pipeline: Pipeline, limits: BodyLimits) -> Litestar:
     @get("/v1/models", media_type=MediaType.JSON)
     async def list_models(request: _Request) -> dict[str, Any]:
         models = await pipeline.visible_models(exchange_of(request.scope, "/v1/models"))
-        return {"object": "list", "data": [openai.model_object(model) for model in models]}
+        return {"object": "list", "data": [model_object(model) for model in models]}
 
     @get("/v1/models/{model_id:str}", media_type=MediaType.JSON)
     async def get_model(request: _Request, model_id: FromPath[str]) -> dict[str, Any]:
         """An absent model and a forbidden one get the same answer; the record tells them apart."""
-        return openai.model_object(
-            await pipeline.visible_model(exchange_of(request.scope, "/v1/models/{model_id}"), model_id)
-        )
+        return model_object(await pipeline.visible_model(exchange_of(request.scope, "/v1/models/{model_id}"), model_id))
 
     @asgi("/v1/chat/completions", copy_scope=False)
     async def chat_completions(scope: Any, receive: Any, send: Any) -> None:
         await chat(exchange_of(scope, "/v1/chat/completions"), scope, receive, send)
 
-    @asgi(list(computations), copy_scope=False)
-    async def compute(scope: Any, receive: Any, send: Any) -> None:
-        path = scope["path"]
-        await computations[path](exchange_of(scope, path), scope, receive, send)
+    @asgi("/v1/completions", copy_scope=False)
+    async def completions(scope: Any, receive: Any, send: Any) -> None:
+        await complete(exchange_of(scope, "/v1/completions"), scope, receive, send)
 
     return Litestar(
-        route_handlers=[healthz, list_models, get_model, chat_completions, compute],
+        route_handlers=[healthz, list_models, get_model, chat_completions, completions, *computations],
         exception_handlers={Exception: _to_the_gate},
         openapi_config=None,
         logging_config=None,
         debug=False,
     )
+
+
+def _posted(path: str, route: Route) -> ASGIRouteHandler:
+    @asgi(path, copy_scope=False)
+    async def compute(scope: Any, receive: Any, send: Any) -> None:
+        await route(exchange_of(scope, path), scope, receive, send)
+
+    return compute
 
 
 def _to_the_gate(_request: _Request, error: Exception) -> NoReturn:

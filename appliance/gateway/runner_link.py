@@ -204,8 +204,7 @@ class RunnerLink:
 
 
 def _check(admission: Admission) -> AnswerCheck | InputCheck:
-    request = admission.request
-    return AnswerCheck(admission, request) if isinstance(request, Generation) else InputCheck(admission, request)
+    return AnswerCheck(admission) if isinstance(admission.request, Generation) else InputCheck(admission)
 
 
 def _submission(

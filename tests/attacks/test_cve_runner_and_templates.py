@@ -18,7 +18,7 @@ from appliance.core.catalogue import Catalogue, CatalogueEntry, decode_catalogue
 from appliance.core.gguf import parse_header
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Digest, Message
-from appliance.gateway.surfaces.openai import decode_request
+from appliance.gateway.surfaces.openai.chat import ChatSurface
 from appliance.ipc.frames import FrameDecoder, FrameError, encode
 from appliance.ipc.messages import Cancel, FromRunner, Load, LoadFailed, Reset, ResetDone, ToRunner
 from appliance.ipc.validation import Facts, decode_answer, encode_answer
@@ -290,6 +290,16 @@ NUMBERS = (
     "frequency_penalty",
     "seed",
     "n",
+    "top_logprobs",
+    "top_k",
+    "min_p",
+    "typical_p",
+    "repeat_penalty",
+    "repetition_penalty",
+    "repeat_last_n",
+    "mirostat",
+    "mirostat_tau",
+    "mirostat_eta",
 )
 HOSTILE_NUMBERS = (
     b"-1", b"2147483648e9", b"9223372036854775808", b"-9223372036854775809", b"18446744073709551616", b"1e309",
@@ -300,18 +310,18 @@ HOSTILE_NUMBERS = (
 
 @pytest.mark.parametrize("field", NUMBERS)
 def test_cve_2025_52566_and_2026_21869_number_out_of_range_is_refused(field: str) -> None:
-    signed = {"presence_penalty", "frequency_penalty"}
+    signed = {"presence_penalty", "frequency_penalty", "top_k"}
     for raw in HOSTILE_NUMBERS:
         if raw == b"-1" and field in signed:
             continue
         body = b'{"model":"m","messages":[{"role":"user","content":"x"}],"%s":%s}' % (field.encode(), raw)
         with pytest.raises(Refused) as caught:
-            decode_request(body)
+            ChatSurface().decode(body)
         assert caught.value.reason in {Reason.FIELD_INVALID, Reason.JSON_INVALID}, (field, raw)
 
 
 @pytest.mark.parametrize("field", ["n_discard", "n_keep", "n_predict", "cache_prompt", "id_slot", "penalty_last_n",
-                                   "mirostat", "samplers", "lora", "rope_freq_base", "prompt"])  # fmt: skip
+                                   "samplers", "lora", "rope_freq_base", "prompt"])  # fmt: skip
 def test_cve_2026_21869_field_of_the_engine_is_unknown(server: TestAppliance, field: str) -> None:
     answer = server.chat(server.token(), **{field: -1})
     assert (answer.status, answer.json()["error"]["code"]) == (400, "field-unknown")

@@ -14,9 +14,8 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from appliance.core.refusals import Reason, Refused
 from appliance.core.values import AnswerEvent, Asked, Detokenisation, Ids, Tokenisation, Usage, Value, Written
-from appliance.gateway.surfaces.decoding import BodyDecoder
+from appliance.gateway.surfaces.openai import fields
 
 MAX_IDS: Final = 65_536
 
@@ -35,12 +34,12 @@ class _Tokenize(Value, frozen=True, kw_only=True):
 class TokenizeSurface:
     """``POST /tokenize``."""
 
-    _decoder = BodyDecoder(_Tokenize)
+    _decoder = msgspec.json.Decoder(_Tokenize)
 
     def decode(self, body: bytes) -> _Tokenize:
-        wire = self._decoder.decode(body)
+        wire = fields.decode(body, self._decoder, frozenset(_Tokenize.__struct_fields__), max_items=1)
         if (wire.content is None) == (wire.prompt is None):
-            raise Refused(Reason.FIELD_INVALID, "either content or prompt", param="content")
+            raise fields.invalid("either content or prompt", "content")
         return wire
 
     def asked(self, wire: _Tokenize) -> Asked:
@@ -62,10 +61,10 @@ class _Detokenize(Value, frozen=True, kw_only=True):
 class DetokenizeSurface:
     """``POST /detokenize``."""
 
-    _decoder = BodyDecoder(_Detokenize, max_items=MAX_IDS)
+    _decoder = msgspec.json.Decoder(_Detokenize)
 
     def decode(self, body: bytes) -> _Detokenize:
-        return self._decoder.decode(body)
+        return fields.decode(body, self._decoder, frozenset(_Detokenize.__struct_fields__), max_items=MAX_IDS)
 
     def asked(self, wire: _Detokenize) -> Asked:
         return Detokenisation(model=wire.model, ids=wire.tokens)

@@ -48,6 +48,7 @@ def test_the_route_table_is_walked() -> None:
         "/rerank",
         "/tokenize",
         "/detokenize",
+        "/v1/completions",
     }
 
 

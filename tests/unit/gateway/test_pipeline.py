@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.core.values import AnswerEvent, Asked, Obligations, Reservation
+from appliance.core.values import AnswerEvent, Asked, Obligations, Reservation, TextPrompt
 from appliance.gateway.pipeline import Exchange
 from tests.fakes.models import STARTED, delta, end
 from tests.fakes.policy import ALLOWED, DENIED
@@ -178,6 +178,27 @@ def test_model_that_is_sealed_worse_than_policy_demands_says_nothing() -> None:
         assert refused.reason is Reason.POLICY_DENIED
         assert "policy demands sealed-memfd" in refused.detail
         assert_nothing_is_left(weak, opened=False)
+
+    run(scenario)
+
+
+def test_choices_that_policy_leaves_no_token_are_denied_before_anything_is_reserved() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.policy.raw_answer = ALLOWED | {"obligations": {"max_tokens": 3}}
+        assert (await refusal(world, request=chat_request(choices=4))).reason is Reason.POLICY_DENIED
+        assert world.steps.seen == ["catalogue", "policy"]
+        assert_nothing_is_left(world, opened=False)
+
+    run(scenario)
+
+
+def test_echoed_prompt_is_paid_for_once() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.models.script = [[STARTED, delta("x" * 500, tokens=0), end("length", 1)]]
+        await answered(world, request=chat_request(prompt=TextPrompt(text="x" * 500), echo=True))
+        assert world.budget.settled == [("r-1", 10)]
 
     run(scenario)
 
