@@ -34,6 +34,7 @@ from appliance.ipc.messages import (
     ProbeResult,
     Reset,
     ResetDone,
+    RunnerDelta,
     RunnerEnd,
     RunnerRefused,
     RunnerStarted,
@@ -353,7 +354,9 @@ class _Server:
 
     def _tell(self, answer: _Answer, text: str) -> None:
         if text:
-            self._outbox.put_delta(answer.job.request_id, text, answer.untold_tokens)
+            self._outbox.put_delta(
+                RunnerDelta(request_id=answer.job.request_id, text=text, tokens=answer.untold_tokens)
+            )
             answer.untold_tokens = 0
 
     def _end(self, answer: _Answer, reason: FinishReason, detail: str = "") -> None:
