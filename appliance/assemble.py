@@ -54,6 +54,7 @@ from appliance.warden import main as warden_process
 from appliance.warden.cgroups import NotDelegated, RunnerGroups
 from appliance.warden.launch_spawn import SpawnLauncher
 from appliance.warden.launch_systemd import SystemdLauncher
+from appliance.warden.memory import budget_bytes
 from appliance.warden.pool import Pool, PoolSettings
 from appliance.warden.ports import Launcher
 from appliance.warden.starter_client import Starter
@@ -113,7 +114,9 @@ async def gateway(config: Settings) -> None:
             budget=MemoryTokenBudget(_budget(config), now_seconds=_now_seconds),
             audit=notary,
             limits=AdmitLimits(
-                context_tokens=config.models.context_tokens, default_max_tokens=config.models.default_max_tokens
+                context_tokens=config.models.context_tokens,
+                default_max_tokens=config.models.default_max_tokens,
+                named_context_tokens={name: config.load_options(name).context_tokens for name in config.model},
             ),
             now_seconds=_now_seconds,
             request_timeout_seconds=config.gateway.request_timeout_seconds,
@@ -290,10 +293,11 @@ async def _warden(config: Settings, starter: Starter, stop: asyncio.Event) -> No
         _launcher(config, starter),
         notary,
         PoolSettings(
-            context_tokens=config.models.context_tokens,
-            slots=config.models.slots,
+            options=config.load_options(""),
+            named={name: config.load_options(name) for name in config.model},
             threads=config.models.threads,
             max_loaded=config.models.max_loaded,
+            memory_bytes=config.models.memory_bytes or budget_bytes(),
             load_timeout_seconds=config.models.load_timeout_seconds,
             runner_memory_bytes=config.models.runner_memory_bytes,
         ),

@@ -12,12 +12,13 @@ Not here: whether the directories exist and are safe (each process checks what i
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
 
 from appliance.core.codec import canonical_json
+from appliance.core.memory import KvType, LoadOptions
 from appliance.core.values import Digest, SealMode, Value
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -56,8 +57,15 @@ class LimitSettings(Value, frozen=True, kw_only=True):
     budget_window_seconds: Annotated[int, Meta(ge=1, le=31 * 86400)] = 86400
 
 
+ContextTokens = Annotated[int, Meta(ge=64, le=262144)]
+Slots = Annotated[int, Meta(ge=1, le=64)]
+KeepAliveSeconds = Annotated[int, Meta(ge=-1, le=366 * 86400)]
+
+
 class ModelSettings(Value, frozen=True, kw_only=True):
-    """How models are loaded. ``context_tokens`` is per request; 0 threads means one per core, at most 8.
+    """How models are loaded. ``context_tokens`` is per request; 0 threads means one per core, at most 8. A runner that
+    has had nothing to do for ``keep_alive_seconds`` ends; -1 is never. All of them together may take ``memory_bytes``,
+    as reckoned before each is loaded (``core.memory``).
 
     Without a ``seal_mode``, models of up to 4 GiB are copied into sealed memory before they are hashed. ``ro-store``
     maps the stored file: no memory for a copy, and sound only while nobody else can act as the warden's user.
@@ -68,14 +76,26 @@ class ModelSettings(Value, frozen=True, kw_only=True):
     from the model and from what is asked of it here (``warden.memory``), at most three quarters of the host's memory.
     """
 
-    context_tokens: Annotated[int, Meta(ge=64, le=262144)] = 4096
-    slots: Annotated[int, Meta(ge=1, le=64)] = 4
+    context_tokens: ContextTokens = 4096
+    slots: Slots = 4
+    kv_type: KvType = "f16"
+    keep_alive_seconds: KeepAliveSeconds = 300
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
     default_max_tokens: Annotated[int, Meta(ge=1, le=262144)] = 512
     seal_mode: SealMode | None = None
     max_loaded: Annotated[int, Meta(ge=1, le=64)] = 2
     load_timeout_seconds: Annotated[int, Meta(ge=1, le=3600)] = 120
+    memory_bytes: Annotated[int, Meta(ge=2**28, le=2**46)] | None = None
     runner_memory_bytes: Annotated[int, Meta(ge=2**28, le=2**46)] | None = None
+
+
+class NamedModelSettings(Value, frozen=True, kw_only=True):
+    """What one model, by its name in the store, has otherwise than ``[models]`` says."""
+
+    context_tokens: ContextTokens | None = None
+    slots: Slots | None = None
+    kv_type: KvType | None = None
+    keep_alive_seconds: KeepAliveSeconds | None = None
 
 
 Degradable = Literal[
@@ -137,6 +157,7 @@ class Settings(Value, frozen=True, kw_only=True):
     identity: IdentitySettings = IdentitySettings()
     limits: LimitSettings = LimitSettings()
     models: ModelSettings = ModelSettings()
+    model: dict[str, NamedModelSettings] = msgspec.field(default_factory=dict)
     sandbox: SandboxSettings = SandboxSettings()
     notary: NotarySettings = NotarySettings()
     users: UserSettings = UserSettings()
@@ -185,6 +206,13 @@ class Settings(Value, frozen=True, kw_only=True):
         names = {f"[{host}]" if ":" in host else host, "localhost"}
         default = {f"{name}:{port}" for name in names} | (names if port == 80 else set())
         return frozenset(name.lower() for name in self.gateway.allowed_hosts or default)
+
+    def load_options(self, name: str) -> LoadOptions:
+        """How the model of this name is loaded."""
+        named = self.model.get(name, NamedModelSettings())
+        chosen = {key: value for key, value in msgspec.structs.asdict(named).items() if value is not None}
+        defaults = {key: getattr(self.models, key) for key in NamedModelSettings.__struct_fields__}
+        return LoadOptions(**(defaults | chosen))
 
     def effective(self) -> bytes:
         """The effective values as canonical JSON, without any secret (there is none to mask)."""
@@ -254,12 +282,28 @@ def _fields(kind: type[Value], document: dict[str, Any], prefix: str, problems: 
                 problems.append(f"{prefix}{name}: must be a table")
                 continue
             values[name] = field.type(**_fields(field.type, given, f"{prefix}{name}.", problems))
+        elif get_origin(field.type) is dict:
+            values[name] = _tables(get_args(field.type)[1], given, f"{prefix}{name}", problems)
         else:
             try:
                 values[name] = msgspec.convert(given, field.type, dec_hook=_path_hook)
             except msgspec.ValidationError as error:
                 problems.append(f"{prefix}{name}: {error}")
     return values
+
+
+def _tables(kind: type[Value], given: Any, path: str, problems: list[str]) -> dict[str, Any]:
+    """A table of tables, one for each name."""
+    if not isinstance(given, dict):
+        problems.append(f"{path}: must be a table of tables")
+        return {}
+    found = {}
+    for name, table in given.items():
+        if isinstance(table, dict):
+            found[name] = kind(**_fields(kind, table, f'{path}."{name}".', problems))
+        else:
+            problems.append(f'{path}."{name}": must be a table')
+    return found
 
 
 def _path_hook(kind: type, value: Any) -> Any:

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_origin
 
 import msgspec
 
@@ -18,6 +18,8 @@ def defaults(kind: type[Value], prefix: str = "") -> dict[str, object]:
     for field in msgspec.structs.fields(kind):
         if isinstance(field.type, type) and issubclass(field.type, Value):
             found |= defaults(field.type, f"{field.name}.")
+        elif get_origin(field.type) is dict:
+            found |= defaults(get_args(field.type)[1], f"{field.name}.NAME.")
         else:
             found[prefix + field.name] = field.default
     return found

@@ -16,6 +16,7 @@ from appliance.core.catalogue import decode_catalogue, encode_catalogue
 from appliance.core.catalogue_root import Root, RootKey
 from appliance.core.gguf import GgufInvalid
 from appliance.core.manifest import SignatureRefused
+from appliance.core.memory import plan, spelt, why_unfit
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import VerifiedModel
 from appliance.model_store import open_store
@@ -35,6 +36,7 @@ from appliance.models.roots import sign_root
 from appliance.models.trust import Trust
 from appliance.settings import Settings
 from appliance.validator.reading import read_facts
+from appliance.warden.memory import copied_types, host_bytes
 
 
 def keygen(private_path: Path, public_path: Path) -> str:
@@ -98,7 +100,24 @@ def import_model(config: Settings, source: Path, bundle_paths: Sequence[Path], n
     bundles = [path.read_bytes() for path in bundle_paths] or _trusted_among(all_beside(model_path), trusted)
     with open_store(config) as store, model_path.open("rb") as file:
         model = store.import_model(file.fileno(), name, bundles, trusted)
-    return f"{model.name}  {model.digest}  signed by {signer_names(model)}"
+    return f"{model.name}  {model.digest}  {_memory(config, model)}  signed by {signer_names(model)}"
+
+
+def _memory(config: Settings, model: VerifiedModel) -> str:
+    """What it will take as it would be loaded, and whether that can ever be: here the warden's word is the last, since
+    its budget rests on what is free when it starts."""
+    options = config.load_options(model.name)
+    planned = plan(
+        model.facts,
+        context_tokens=options.context_tokens,
+        slots=options.slots,
+        threads=config.models.threads or 1,
+        kv_type=options.kv_type,
+        copied_types=copied_types(),
+    )
+    budget_bytes = config.models.memory_bytes or host_bytes()
+    unfit = why_unfit(model.facts, planned, kv_type=options.kv_type, budget_bytes=budget_bytes)
+    return f"cannot be loaded here: {unfit}" if unfit else f"needs {spelt(planned)}"
 
 
 def _trusted_among(paths: Sequence[Path], trusted: Trust) -> list[bytes]:

@@ -1,7 +1,8 @@
 """``paddock status``: what is loaded, and behind which fences; what could be, and what failed.
 
 Trusts: the warden, who starts the runners and vouches for them.
-Promises: for each loaded model its digest, signer, seal mode, sandbox layers and filter digest.
+Promises: for each loaded model its digest, signer, seal mode, sandbox layers and filter digest, what it takes and how
+    long it stays; for each other what it would take, and why it cannot be loaded if it cannot.
 Not here: the past, which the audit log tells.
 """
 
@@ -11,9 +12,18 @@ import msgspec
 
 from appliance.cli.ask import ask
 from appliance.core.codec import enc_hook
+from appliance.core.memory import mib, spelt
 from appliance.core.refusals import Fault
 from appliance.core.values import VerifiedModel
-from appliance.ipc.messages import AskStatus, FailedModel, FromWarden, LoadedModel, WardenStatus
+from appliance.ipc.messages import (
+    AskStatus,
+    FailedModel,
+    FromWarden,
+    LoadedModel,
+    MemoryBudget,
+    PlannedModel,
+    WardenStatus,
+)
 from appliance.settings import Settings
 
 
@@ -24,12 +34,17 @@ def show(config: Settings, *, as_json: bool) -> int:
         print(json.dumps(msgspec.to_builtins(status, enc_hook=enc_hook), indent=2))
         return 0
     print(f"{len(status.models)} verified models, {len(status.loaded)} loaded")
+    if status.memory is not None:
+        print(f"memory    {mib(status.memory.planned_bytes)} planned of {mib(status.memory.budget_bytes)}")
     for loaded in status.loaded:
         _print(loaded)
     with_a_runner = {loaded.model.name for loaded in status.loaded}
+    planned = {one.name: one for one in status.planned}
     for model in status.models:
         if model.name not in with_a_runner:
             print(f"\n{model.name}  {model.digest}\n  verified, not loaded")
+            if one := planned.get(model.name):
+                print(f"  memory    {f'cannot be loaded: {one.unfit}' if one.unfit else f'needs {spelt(one.plan)}'}")
     for failed in status.failed:
         print(f"\n{failed.name}\n  failed    {failed.reason}: {failed.detail}")
     return 0
@@ -40,6 +55,8 @@ def whole_status(config: Settings) -> WardenStatus:
     models: list[VerifiedModel] = []
     loaded: list[LoadedModel] = []
     failed: list[FailedModel] = []
+    planned: list[PlannedModel] = []
+    memory: MemoryBudget | None = None
     after, more = "", True
     while more:
         page = ask(config, "warden", AskStatus(call=1, after=after), FromWarden)
@@ -48,12 +65,21 @@ def whole_status(config: Settings) -> WardenStatus:
         models += page.models
         loaded += page.loaded
         failed += page.failed
+        planned += page.planned
+        memory = page.memory
         names = [one.name for one in page.models] + [one.name for one in page.failed]
         last = max([*names, *(one.model.name for one in page.loaded)], default="")
         if page.more and last <= after:
             raise Fault("a page of the warden's answer does not go on")
         after, more = last, page.more
-    return WardenStatus(call=1, models=tuple(models), loaded=tuple(loaded), failed=tuple(failed))
+    return WardenStatus(
+        call=1,
+        models=tuple(models),
+        loaded=tuple(loaded),
+        failed=tuple(failed),
+        planned=tuple(planned),
+        memory=memory,
+    )
 
 
 def _print(loaded: LoadedModel) -> None:
@@ -61,8 +87,28 @@ def _print(loaded: LoadedModel) -> None:
     print(f"\n{model.name}  {model.digest}")
     print(f"  signer    {model.signer.name}  {model.signer.fingerprint}")
     print(f"  runner    {runner.runner_id}, {runner.slots} slots of {runner.context_tokens} tokens")
-    print(f"  memory    at most {loaded.memory_limit_bytes / 2**20:.0f} MiB besides the model")
+    if loaded.options is not None:
+        print(f"  cache     {loaded.options.kv_type}, {_stay(loaded)}")
+    print(f"  memory    {_memory(loaded)}")
     print(f"  seal      {runner.seal_mode}")
     print(f"  layers    {', '.join(runner.layers)}")
     print(f"  degraded  {', '.join(runner.degraded) or 'none'}")
     print(f"  filters   {runner.filter_digest}")
+
+
+def _memory(loaded: LoadedModel) -> str:
+    parts = []
+    if loaded.plan is not None:
+        parts.append(f"planned {spelt(loaded.plan)}")
+    if loaded.taken is not None:
+        parts.append(f"has {mib(loaded.taken.private_bytes)} and {mib(loaded.taken.mapped_bytes)} mapped")
+    parts.append(f"at most {mib(loaded.memory_limit_bytes)} besides the model")
+    return "; ".join(parts)
+
+
+def _stay(loaded: LoadedModel) -> str:
+    if loaded.idle_seconds is None:
+        return "busy"
+    if loaded.ends_in_seconds is None:
+        return f"idle for {loaded.idle_seconds} s, stays"
+    return f"idle for {loaded.idle_seconds} s, ends in {loaded.ends_in_seconds} s"

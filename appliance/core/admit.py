@@ -46,10 +46,11 @@ PROMPT_BYTES_PER_TOKEN: Final = 16
 
 
 class AdmitLimits(Value, frozen=True, kw_only=True):
-    """The operator's limits that admission needs."""
+    """The operator's limits that admission needs. ``named_context_tokens`` are those of models with their own."""
 
     context_tokens: int
     default_max_tokens: int
+    named_context_tokens: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 def admit(request: Asked, principal: Principal, catalogue: Iterable[VerifiedModel], limits: AdmitLimits) -> Admission:
@@ -58,7 +59,8 @@ def admit(request: Asked, principal: Principal, catalogue: Iterable[VerifiedMode
     A model outside the token's own list looks exactly like one that does not exist.
     """
     model = find_model(request.model, principal, catalogue)
-    context = min(limits.context_tokens, model.facts.context_tokens)
+    allowed = limits.named_context_tokens.get(model.name, limits.context_tokens)
+    context = min(allowed, model.facts.context_tokens)
     if not isinstance(request, Generation):
         return Admission(
             model=model,

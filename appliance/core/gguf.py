@@ -24,7 +24,7 @@ from struct import Struct, unpack_from
 from struct import error as StructError  # noqa: N812 - a class under a lower-case name
 from typing import Final, NamedTuple
 
-from appliance.core.values import Digest, GgufFacts
+from appliance.core.values import CacheShape, Digest, GgufFacts
 
 MAX_HEADER_BYTES: Final = 24 * 1024 * 1024
 MAX_KEYS: Final = 4096
@@ -48,6 +48,13 @@ MAX_VOCABULARY_BYTES: Final = 8 * 1024 * 1024
 MAX_BLOCKS: Final = 512
 MAX_EXPERTS: Final = 1024
 MAX_EMBEDDING_LENGTH: Final = 65_536
+MAX_HEADS: Final = 1024
+"""Of one layer. Known models have up to 128."""
+MAX_HEAD_LENGTH: Final = 65_536
+MAX_FEED_FORWARD_LENGTH: Final = 2**20
+MAX_STATE_LENGTH: Final = 2**20
+"""Each of the lengths that make a recurrent layer's state."""
+MAX_STATE_BYTES: Final = 2**40
 MAX_CONTEXT_TOKENS: Final = 2**24
 MAX_USABLE_CONTEXT_TOKENS: Final = 2**22
 """What ``ipc.messages.Load`` can ask of a runner; a model that declares more is offered up to here."""
@@ -163,6 +170,8 @@ def parse_header(data: bytes, file_bytes: int) -> GgufFacts:
     vocabulary = _check_vocabulary(metadata, architecture)
     _check_experts(metadata, architecture)
     template = metadata.text("tokenizer.chat_template", MAX_TEMPLATE_BYTES)
+    blocks = metadata.count(f"{architecture}.block_count", MAX_BLOCKS)
+    embedding = metadata.count(f"{architecture}.embedding_length", MAX_EMBEDDING_LENGTH)
     return GgufFacts(
         architecture=architecture,
         name=metadata.text("general.name", MAX_MODEL_NAME_BYTES) or "",
@@ -170,14 +179,18 @@ def parse_header(data: bytes, file_bytes: int) -> GgufFacts:
             metadata.count(f"{architecture}.context_length", MAX_CONTEXT_TOKENS), MAX_USABLE_CONTEXT_TOKENS
         ),
         vocabulary_tokens=vocabulary,
-        block_count=metadata.count(f"{architecture}.block_count", MAX_BLOCKS),
-        embedding_length=metadata.count(f"{architecture}.embedding_length", MAX_EMBEDDING_LENGTH),
+        block_count=blocks,
+        embedding_length=embedding,
         parameter_count=shapes.parameter_count,
         tensor_count=tensor_count,
         has_chat_template=template is not None,
         header_bytes=header_bytes,
         file_bytes=file_bytes,
         chat_template_digest=None if template is None else Digest.of(template.encode()),
+        feed_forward_length=_feed_forward_length(metadata, architecture, blocks),
+        cache=_cache_shape(metadata, architecture, blocks, embedding),
+        tensor_bytes=shapes.bytes_by_type,
+        pools=bool(metadata.u32(f"{architecture}.pooling_type")),
     )
 
 
@@ -373,6 +386,26 @@ class _Metadata:
         _require(1 <= value <= at_most, "gguf-out-of-range", f"{key} is {value}")
         return value
 
+    def length(self, key: str, at_most: int) -> int | None:
+        """The value of an optional u32 key, up to ``at_most``."""
+        value = self.u32(key)
+        _require(value is None or value <= at_most, "gguf-out-of-range", f"{key} is {value}")
+        return value
+
+    def per_block(self, key: str, blocks: int, at_most: int) -> tuple[int, ...]:
+        """An optional key that has one u32 for all blocks, or an array of one u32 or i32 for each; as the latter, each
+        from 0 to ``at_most``. Empty without it."""
+        field = self._fields.get(key)
+        if field is None:
+            return ()
+        if field.kind != _ARRAY:
+            return (self.length(key, at_most) or 0,) * blocks
+        _require(field.element in {_UINT32, _INT32}, "gguf-key-type", f"{key} is an array of type {field.element}")
+        _require(field.length == blocks, "gguf-out-of-range", f"{key} has {field.length} elements for {blocks} blocks")
+        values = unpack_from(f"<{blocks}{'I' if field.element == _UINT32 else 'i'}", self._data, field.start)
+        _require(min(values) >= 0 and max(values) <= at_most, "gguf-out-of-range", f"{key} has {max(values)}")
+        return values
+
     def text(self, key: str, at_most_bytes: int = MAX_STRING_BYTES) -> str | None:
         field = self._fields.get(key)
         if field is None:
@@ -416,26 +449,29 @@ class _Shapes(NamedTuple):
     data_bytes: int
     last_padding_bytes: int
     parameter_count: int
+    bytes_by_type: tuple[tuple[int, int], ...]
 
 
 def _read_tensors(cursor: _Cursor, tensor_count: int, alignment: int) -> _Shapes:
     """Tensors must follow one another exactly, each padded to the alignment: no gap to hide in, no overlap."""
     names: set[str] = set()
+    by_type: dict[int, int] = {}
     expected_offset = data_end = parameters = 0
     for _ in range(tensor_count):
         name = cursor.name(MAX_TENSOR_NAME_BYTES)
         _require(name not in names, "gguf-duplicate-tensor", "a tensor name occurs twice")
         names.add(name)
-        elements, n_bytes, offset = _read_shape(cursor)
+        kind, elements, n_bytes, offset = _read_shape(cursor)
         _require(offset == expected_offset, "gguf-tensor-offset", f"offset {offset} is not {expected_offset}")
         data_end = offset + n_bytes
         expected_offset = data_end + -data_end % alignment
         parameters += elements
-    return _Shapes(data_end, expected_offset - data_end, parameters)
+        by_type[kind] = by_type.get(kind, 0) + n_bytes
+    return _Shapes(data_end, expected_offset - data_end, parameters, tuple(sorted(by_type.items())))
 
 
-def _read_shape(cursor: _Cursor) -> tuple[int, int, int]:
-    """What follows a tensor's name -> its elements, bytes and offset. Nothing overflows; the cap is 2^48."""
+def _read_shape(cursor: _Cursor) -> tuple[int, int, int, int]:
+    """What follows a tensor's name -> its type, elements, bytes and offset. Nothing overflows; the cap is 2^48."""
     n_dimensions = cursor.u32()
     _require(1 <= n_dimensions <= 4, "gguf-tensor-shape", f"{n_dimensions} dimensions")
     layout = _SHAPES[n_dimensions]
@@ -445,7 +481,7 @@ def _read_shape(cursor: _Cursor) -> tuple[int, int, int]:
     _require(kind in TENSOR_TYPES, "gguf-tensor-type", f"tensor type {kind}")
     block_elements, block_bytes = TENSOR_TYPES[kind]
     _require(dimensions[0] % block_elements == 0, "gguf-tensor-shape", "a row is not a whole number of blocks")
-    return elements, elements // block_elements * block_bytes, offset
+    return kind, elements, elements // block_elements * block_bytes, offset
 
 
 def _skip_padding(cursor: _Cursor, alignment: int) -> int:
@@ -480,6 +516,72 @@ def _check_experts(metadata: _Metadata, architecture: str) -> None:
     used = metadata.u32(f"{architecture}.expert_used_count") or 0
     _require(experts <= MAX_EXPERTS, "gguf-out-of-range", f"{experts} experts")
     _require(used <= experts, "gguf-out-of-range", f"{used} of {experts} experts used")
+
+
+# --- what a context will take ---------------------------------------------------------------------------------------
+
+_WITHOUT_CACHE: Final = frozenset(
+    {"bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3", "neo-bert", "eurobert"}
+    | {"gemma-embedding"}
+)
+"""Encoders, for which llama.cpp makes no cache."""
+_BLOCK_VALUES: Final = 32  # of q8_0 and q4_0
+
+
+def _cache_shape(metadata: _Metadata, architecture: str, blocks: int, embedding: int) -> CacheShape:
+    """After llama.cpp's hparams, rounded up where it knows more: every layer keeps the whole context (a sliding window
+    is cached in full unless the engine asks otherwise), the widest head of any layer counts for all, and heads that the
+    header does not tell are as wide as the embedding."""
+    attention = f"{architecture}.attention"
+    heads = metadata.per_block(f"{attention}.head_count", blocks, MAX_HEADS)
+    kv_heads = metadata.per_block(f"{attention}.head_count_kv", blocks, MAX_HEADS) or heads
+    state_bytes = _state_bytes(metadata, architecture, blocks, embedding, max(heads, default=0))
+    if not any(kv_heads) and not state_bytes:
+        kv_heads = (1,) * blocks
+    head = embedding // min((count for count in heads if count), default=1)
+    key = _widest(metadata, attention, ("key_length", "key_length_swa"), head)
+    value = _widest(metadata, attention, ("value_length", "value_length_swa"), head)
+    indexer = metadata.length(f"{attention}.indexer.key_length", MAX_HEAD_LENGTH) or 0
+    per_token = 0 if architecture in _WITHOUT_CACHE else sum(kv_heads) * (key + value) + blocks * indexer
+    return CacheShape(
+        values_per_token=per_token,
+        heads=max(heads, default=1),
+        row_values=max(heads, default=1) * key,
+        state_bytes=state_bytes,
+        quantisable=key % _BLOCK_VALUES == value % _BLOCK_VALUES == indexer % _BLOCK_VALUES == 0,
+    )
+
+
+def _feed_forward_length(metadata: _Metadata, architecture: str, blocks: int) -> int:
+    """The widest of any layer: of its one network, or of all experts that a token goes through."""
+    dense = metadata.per_block(f"{architecture}.feed_forward_length", blocks, MAX_FEED_FORWARD_LENGTH)
+    expert = metadata.length(f"{architecture}.expert_feed_forward_length", MAX_FEED_FORWARD_LENGTH) or 0
+    experts = metadata.length(f"{architecture}.expert_used_count", MAX_EXPERTS) or 0
+    return max(*dense, expert * max(experts, 1), 0)
+
+
+def _widest(metadata: _Metadata, attention: str, keys: tuple[str, ...], otherwise: int) -> int:
+    lengths = [metadata.length(f"{attention}.{key}", MAX_HEAD_LENGTH) for key in keys]
+    return max((length for length in lengths if length is not None), default=otherwise)
+
+
+def _state_bytes(metadata: _Metadata, architecture: str, blocks: int, embedding: int, heads: int) -> int:
+    """Of one sequence, as F32 in every layer; the sum of the kinds of recurrent layers that llama.cpp knows, of which a
+    model has one: Mamba, RWKV, LFM2's convolutions, Kimi's delta attention."""
+
+    def length(key: str) -> int:
+        return metadata.length(f"{architecture}.{key}", MAX_STATE_LENGTH) or 0
+
+    convolution = max(length("ssm.conv_kernel") - 1, 0)
+    inner, state = length("ssm.inner_size"), length("ssm.state_size")
+    mamba = convolution * (inner + 2 * length("ssm.group_count") * state) + state * inner
+    rwkv = embedding * (length("wkv.head_size") + 2) if length("wkv.head_size") else 0
+    lfm2 = embedding * max(length("shortconv.l_cache") - 1, 0)
+    delta = length("kda.head_dim")
+    kimi = heads * delta * (delta + 3 * max(convolution, 3))
+    state_bytes = 4 * blocks * (mamba + rwkv + lfm2 + kimi)
+    _require(state_bytes <= MAX_STATE_BYTES, "gguf-out-of-range", f"a state of {state_bytes} bytes")
+    return state_bytes
 
 
 def _check_vocabulary(metadata: _Metadata, architecture: str) -> int:

@@ -135,6 +135,15 @@ class ModelRefused(Value, frozen=True, kw_only=True, tag="model-refused", tag_fi
     detail: str
 
 
+class RunnerNotStarted(Value, frozen=True, kw_only=True, tag="runner-not-started", tag_field="event"):
+    """A verified model was not loaded, and nothing is wrong with it: ``host-fault`` when no process could be started,
+    ``memory-short`` when it needs more than all runners together may have."""
+
+    model: ModelRef
+    reason: Literal["host-fault", "memory-short"]
+    detail: str
+
+
 class RunnerEnded(Value, frozen=True, kw_only=True, tag="runner-ended", tag_field="event"):
     """``exit_status`` is minus the signal for one that was killed, and None where nobody told the warden. ``detail`` is
     why the warden ended it, if it did."""
@@ -175,6 +184,7 @@ Record = (
     | PolicyLoaded
     | ModelLoaded
     | ModelRefused
+    | RunnerNotStarted
     | RunnerEnded
     | LogOpened
     | LogClosed

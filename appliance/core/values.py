@@ -301,8 +301,25 @@ def seals_at_least(seal: SealMode, minimum: SealMode) -> bool:
     return _SEAL_STRENGTH[seal] >= _SEAL_STRENGTH[minimum]
 
 
+class CacheShape(Value, frozen=True, kw_only=True):
+    """What a context of this model keeps, from its header: ``values_per_token`` keys and values, of all layers
+    together; ``state_bytes`` per sequence, whatever its length, for recurrent layers. ``row_values`` are the queries of
+    the widest layer, of ``heads`` heads. ``quantisable``: heads are whole blocks of 32 values, as llama.cpp wants them
+    for q8_0 and q4_0.
+    """
+
+    values_per_token: int
+    heads: int
+    row_values: int
+    state_bytes: int
+    quantisable: bool
+
+
 class GgufFacts(Value, frozen=True, kw_only=True):
-    """What the validator read from a GGUF header, each within its cap."""
+    """What the validator read from a GGUF header, each within its cap. ``tensor_bytes`` pairs ggml's type numbers with
+    the bytes of all tensors of that type; ``pools`` is for a model that gives a vector or a score for a whole input.
+    Without ``cache`` or ``tensor_bytes``, who reckons with them takes the worst.
+    """
 
     architecture: str
     name: str
@@ -316,6 +333,10 @@ class GgufFacts(Value, frozen=True, kw_only=True):
     header_bytes: int
     file_bytes: int
     chat_template_digest: Digest | None = None
+    feed_forward_length: int = 0
+    cache: CacheShape | None = None
+    tensor_bytes: tuple[tuple[int, int], ...] = ()
+    pools: bool = False
 
 
 class Signer(Value, frozen=True, kw_only=True):

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 from litestar import Litestar, Request, asgi, get
 from litestar.enums import MediaType
-from litestar.handlers import ASGIRouteHandler
 from litestar.params import FromPath
 
 from appliance.gateway.answering import BodyLimits
@@ -27,20 +26,20 @@ from appliance.gateway.surfaces.openai.completions import CompletionSurface
 from appliance.gateway.surfaces.openai.models import model_object
 
 _Request = Request[Any, Any, Any]
-Route = Callable[[Exchange, Scope, Receive, Send], Awaitable[None]]
+AsgiRoute = Callable[[Exchange, Scope, Receive, Send], Awaitable[None]]
 
 
 def build_app(pipeline: Pipeline, limits: BodyLimits) -> Litestar:
     """The routes. Litestar's OpenAPI pages are off."""
-    computations = [
-        _posted("/v1/embeddings", ComputationRoute(pipeline, limits, vectors.EmbeddingsSurface())),
-        _posted("/v1/rerank", ComputationRoute(pipeline, limits, vectors.RerankSurface())),
-        _posted("/rerank", ComputationRoute(pipeline, limits, vectors.RerankSurface())),
-        _posted("/tokenize", ComputationRoute(pipeline, limits, vocabulary.TokenizeSurface())),
-        _posted("/detokenize", ComputationRoute(pipeline, limits, vocabulary.DetokenizeSurface())),
-    ]
-    chat = GenerationRoute(pipeline, limits, ChatSurface())
-    complete = GenerationRoute(pipeline, limits, CompletionSurface())
+    answers: dict[str, AsgiRoute] = {
+        "/v1/chat/completions": GenerationRoute(pipeline, limits, ChatSurface()),
+        "/v1/completions": GenerationRoute(pipeline, limits, CompletionSurface()),
+        "/v1/embeddings": ComputationRoute(pipeline, limits, vectors.EmbeddingsSurface()),
+        "/v1/rerank": ComputationRoute(pipeline, limits, vectors.RerankSurface()),
+        "/rerank": ComputationRoute(pipeline, limits, vectors.RerankSurface()),
+        "/tokenize": ComputationRoute(pipeline, limits, vocabulary.TokenizeSurface()),
+        "/detokenize": ComputationRoute(pipeline, limits, vocabulary.DetokenizeSurface()),
+    }
 
     @get("/healthz", media_type=MediaType.JSON)
     async def healthz() -> dict[str, str]:
@@ -57,29 +56,18 @@ def build_app(pipeline: Pipeline, limits: BodyLimits) -> Litestar:
         """An absent model and a forbidden one get the same answer; the record tells them apart."""
         return model_object(await pipeline.visible_model(exchange_of(request.scope, "/v1/models/{model_id}"), model_id))
 
-    @asgi("/v1/chat/completions", copy_scope=False)
-    async def chat_completions(scope: Any, receive: Any, send: Any) -> None:
-        await chat(exchange_of(scope, "/v1/chat/completions"), scope, receive, send)
-
-    @asgi("/v1/completions", copy_scope=False)
-    async def completions(scope: Any, receive: Any, send: Any) -> None:
-        await complete(exchange_of(scope, "/v1/completions"), scope, receive, send)
+    @asgi(list(answers), copy_scope=False)
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        path = scope["path"]
+        await answers[path](exchange_of(scope, path), scope, receive, send)
 
     return Litestar(
-        route_handlers=[healthz, list_models, get_model, chat_completions, completions, *computations],
+        route_handlers=[healthz, list_models, get_model, answer],
         exception_handlers={Exception: _to_the_gate},
         openapi_config=None,
         logging_config=None,
         debug=False,
     )
-
-
-def _posted(path: str, route: Route) -> ASGIRouteHandler:
-    @asgi(path, copy_scope=False)
-    async def compute(scope: Any, receive: Any, send: Any) -> None:
-        await route(exchange_of(scope, path), scope, receive, send)
-
-    return compute
 
 
 def _to_the_gate(_request: _Request, error: Exception) -> NoReturn:

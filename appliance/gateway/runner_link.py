@@ -66,6 +66,7 @@ class RunnerLink:
     """Implements ``core.ports.Lease``. ``on_broken(link, why)`` is called once when the channel is used up.
 
     ``queue_seconds``: a request that has waited so long for its turn in the runner is refused as overloaded.
+    ``keep_alive_seconds``: for how long an idle one is worth keeping; -1 is for ever.
     """
 
     def __init__(
@@ -75,7 +76,9 @@ class RunnerLink:
         on_broken: Callable[["RunnerLink", str], None],
         *,
         queue_seconds: int,
+        keep_alive_seconds: int = -1,
     ) -> None:
+        self.keep_alive_seconds: Final = keep_alive_seconds
         self._queue_ms = queue_seconds * 1000
         self._facts = facts
         self._answers: dict[str, LinkAnswer] = {}
@@ -137,6 +140,11 @@ class RunnerLink:
     def leased(self) -> None:
         """To be called whenever somebody is given this link: a while may pass until that one asks."""
         self._last_leased = time.monotonic()
+
+    @property
+    def busy(self) -> bool:
+        """Whether it owes an answer."""
+        return bool(self._answers)
 
     @property
     def idle_seconds(self) -> float:

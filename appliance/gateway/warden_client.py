@@ -2,8 +2,9 @@
 
 Trusts: the users who may be the warden, by the kernel's word.
 Promises: while the warden is away, models whose runners are alive go on being served and nothing new is loaded; a
-    complaint about a runner is repeated until the warden has heard it, and no runner is leased anew before. When all
-    places are taken, the runner that has been idle longest makes room.
+    complaint about a runner is repeated until the warden has heard it, and no runner is leased anew before. When there
+    is no room, the runners that the warden names make some, if they are idle still; one that was idle for longer than
+    it is kept is given back.
 Not here: loading and verifying (the warden); the channel's protocol (``runner_link``).
 """
 
@@ -11,6 +12,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -22,15 +24,19 @@ from appliance.gateway.runner_link import RunnerLink
 from appliance.ipc.connection import Caller, CallFailed, Connection, connect, own_or_root
 from appliance.ipc.frames import FrameDecoder
 from appliance.ipc.messages import (
+    MAX_RUNNERS,
     NO_PLACE,
     AskLease,
     Complain,
     Failed,
     FromWarden,
+    InUse,
     Leased,
     ListModels,
+    MakeRoom,
     ModelList,
     Release,
+    RunnerUse,
 )
 
 REFRESH_SECONDS: Final = 2.0
@@ -38,6 +44,11 @@ LIST_SECONDS: Final = 10.0
 RECONNECT_SECONDS: Final = 0.2
 IDLE_SECONDS: Final = 30.0
 """A runner used less long ago is not given up for another model: two callers could make each other wait for ever."""
+LEAST_KEPT_SECONDS: Final = 5.0
+"""Before a runner is given back as idle: whoever was just given it is still writing the record of what it will ask."""
+TURNS_TO_MAKE_ROOM: Final = 3
+"""Those who could go may be busy when they are told to; then there may be others."""
+RETRY_AFTER_SECONDS: Final = 10
 
 _REASONS: Final = {reason.code: reason for reason in (Reason.MODEL_NOT_VERIFIED, Reason.AUDIT_UNAVAILABLE)}
 
@@ -100,6 +111,7 @@ class WardenClient:
         while True:
             for link in list(self._links.values()):
                 link.check_silence(self._silence_seconds)
+            self._give_back_idle()
             await asyncio.sleep(REFRESH_SECONDS)
 
     async def _stay_connected(self) -> None:
@@ -129,6 +141,7 @@ class WardenClient:
     async def _keep_fresh(self, connection: Connection[FromWarden]) -> None:
         while True:
             self._tell_complaints(connection)
+            self._tell_uses(connection)
             told = frozenset(self._told)
             listed = await self._all_models(connection)
             for runner_id in told:  # the warden reads in order: whoever answers this has heard them
@@ -172,24 +185,44 @@ class WardenClient:
                     connection.send(Complain(runner_id=runner_id, detail=why[:2000]))
                     self._told.add(runner_id)
 
+    def _tell_uses(self, connection: Connection[FromWarden]) -> None:
+        uses = (
+            RunnerUse(runner_id=link.facts.runner_id, idle_seconds=None if link.busy else round(link.idle_seconds))
+            for link in self._links.values()
+        )
+        with suppress(ConnectionError):  # told again on the next connection
+            connection.send(InUse(runners=tuple(uses)[:MAX_RUNNERS]))
+
     async def _new_link(self, wanted: ModelRef) -> RunnerLink:
-        """Asks once more when somebody idle could make room."""
+        """Asks again when somebody idle could make room."""
         try:
             answer, fds = await self._ask_lease(wanted)
-            if isinstance(answer, Failed) and answer.reason == NO_PLACE and self._release_idle():
+            for _ in range(TURNS_TO_MAKE_ROOM):
+                if not isinstance(answer, MakeRoom):
+                    break
                 _close(fds)
+                self._release(answer.release)
                 answer, fds = await self._ask_lease(wanted)
         except (CallFailed, TimeoutError) as error:
             raise Fault(f"no lease: {error}") from error
         match answer, fds:
             case Leased(), [fd] if answer.runner.model_digest == wanted.digest:
                 link = RunnerLink(
-                    socket.socket(fileno=fd), answer.runner, self._broken, queue_seconds=self._queue_seconds
+                    socket.socket(fileno=fd),
+                    answer.runner,
+                    self._broken,
+                    queue_seconds=self._queue_seconds,
+                    keep_alive_seconds=answer.keep_alive_seconds,
                 )
                 await link.reset()
                 return link
             case Failed(), []:
-                raise Refused(_REASONS.get(answer.reason, Reason.RUNNER_UNAVAILABLE), answer.detail)
+                reason = _REASONS.get(answer.reason, Reason.RUNNER_UNAVAILABLE)
+                retry = RETRY_AFTER_SECONDS if answer.reason == NO_PLACE else None
+                raise Refused(reason, answer.detail, retry_after_seconds=retry)
+            case MakeRoom(), []:
+                detail = "whoever could make room is asked again and again"
+                raise Refused(Reason.RUNNER_UNAVAILABLE, detail, retry_after_seconds=RETRY_AFTER_SECONDS)
         _close(fds)
         raise Fault("the warden answered something else")
 
@@ -198,20 +231,39 @@ class WardenClient:
         if connection is None:
             raise Fault("the warden is away")
         self._tell_complaints(connection)
-        question = AskLease(call=self._caller.next_call(), model=wanted)
+        question = AskLease(call=self._caller.next_call(), model=wanted, idle=tuple(self._idle()))
         return await self._caller.ask_with_fds(connection, question, timeout_seconds=self._load_timeout_seconds)
 
-    def _release_idle(self) -> bool:
-        """Gives up the link that has been idle longest, if that is long enough."""
-        held = max(self._links, key=lambda model: self._links[model].idle_seconds, default=None)
-        if held is None or self._links[held].idle_seconds < IDLE_SECONDS or self._connection is None:
-            return False
+    def _idle(self) -> dict[str, ModelRef]:
+        """The runners that could make room, longest idle first, and what each has loaded."""
+        links = self._links.items()
+        idle = [(model, link) for model, link in links if not link.busy and link.idle_seconds >= IDLE_SECONDS]
+        idle.sort(key=lambda held: held[1].idle_seconds, reverse=True)
+        return {link.facts.runner_id: model for model, link in idle}
+
+    def _release(self, runner_ids: Iterable[str]) -> None:
+        """Gives up those of them that are idle still."""
+        idle = self._idle()
+        for runner_id in runner_ids:
+            if runner_id in idle:
+                self._give_up(idle[runner_id], Release(runner_id=runner_id))
+
+    def _give_back_idle(self) -> None:
+        """The runners that have been idle for longer than they are kept."""
+        for model, link in list(self._links.items()):
+            keep = link.keep_alive_seconds
+            if keep >= 0 and link.idle_seconds >= max(keep, LEAST_KEPT_SECONDS):
+                self._give_up(model, Release(runner_id=link.facts.runner_id, idle=True))
+
+    def _give_up(self, held: ModelRef, word: Release) -> None:
+        """Nothing, while the warden is away: a runner that it has not heard about would have no holder and live on."""
+        if self._connection is None:
+            return
         link = self._links.pop(held)
         link.retire()
-        log.info("runner %s is idle and makes room", link.facts.runner_id)
-        with suppress(ConnectionError):  # then there is no room, and the next question fails
-            self._connection.send(Release(runner_id=link.facts.runner_id))
-        return True
+        log.info("runner %s is idle and given up", link.facts.runner_id)
+        with suppress(ConnectionError):  # the warden then finds that nobody holds it
+            self._connection.send(word)
 
     def _broken(self, link: RunnerLink, why: str) -> None:
         log.warning("runner %s: %s", link.facts.runner_id, why)

@@ -12,7 +12,8 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
-from appliance.core import values
+from appliance.core import memory, values
+from appliance.core.memory import LoadOptions, MemoryPlan
 from appliance.core.records import ModelRef, Record
 from appliance.core.values import (
     Constraint,
@@ -38,16 +39,17 @@ Line = Annotated[
     str, Meta(max_length=2000, pattern=r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]*\Z")
 ]
 RunnerId = Annotated[str, Meta(min_length=1, max_length=64)]
+MAX_RUNNERS: Final = 64
+RunnerIds = Annotated[tuple[RunnerId, ...], Meta(max_length=MAX_RUNNERS)]
 Nonce = Annotated[str, Meta(max_length=64)]
 MemoryBytes = Annotated[int, Meta(ge=2**28, le=2**46)]
 DEFAULT_MEMORY_BYTES: Final = 2**31
 ContextTokens = Annotated[int, Meta(ge=64, le=2**22)]
 Slots = Annotated[int, Meta(ge=1, le=64)]
+KvType = memory.KvType
 MAX_EMBED_INPUTS: Final = 2048
 MAX_VECTOR_WIDTH: Final = 65_536
 MAX_DETOKENISE: Final = 65_536
-KvType = Literal["f16", "q8_0", "q4_0"]
-"""How keys and values of a context are stored, in ggml's names."""
 
 # --- gateway, warden -> notary --------------------------------------------------------------------------------------
 
@@ -138,10 +140,12 @@ class ModelList(Value, frozen=True, kw_only=True, tag=True):
 
 class AskLease(Value, frozen=True, kw_only=True, tag=True):
     """For exactly this model: a runner of the same bytes under another name, signer or bundle is another runner, so
-    that what an ``Opened`` record names is what was loaded."""
+    that what an ``Opened`` record names is what was loaded. ``idle`` are the runners that the asker could give up for
+    it, longest idle first."""
 
     call: int
     model: ModelRef
+    idle: RunnerIds = ()
 
 
 class AskStatus(Value, frozen=True, kw_only=True, tag=True):
@@ -151,12 +155,43 @@ class AskStatus(Value, frozen=True, kw_only=True, tag=True):
     after: str = ""
 
 
+class TakenMemory(Value, frozen=True, kw_only=True):
+    """What the kernel says that a runner has at this moment: of its own, and of the model's file or sealed copy."""
+
+    private_bytes: Annotated[int, Meta(ge=0)]
+    mapped_bytes: Annotated[int, Meta(ge=0)]
+
+
 class LoadedModel(Value, frozen=True, kw_only=True):
-    """A model that a live runner has mapped, and that runner; ``memory_limit_bytes`` bounds what it has besides."""
+    """A model that a live runner has mapped, and that runner; ``memory_limit_bytes`` bounds what it has besides.
+
+    ``taken`` is None where nobody can look. ``idle_seconds`` is None while it answers somebody, ``ends_in_seconds``
+    then too, and for one that is kept until its place is needed.
+    """
 
     model: VerifiedModel
     runner: RunnerFacts
     memory_limit_bytes: int
+    options: LoadOptions | None = None
+    plan: MemoryPlan | None = None
+    taken: TakenMemory | None = None
+    idle_seconds: int | None = None
+    ends_in_seconds: int | None = None
+
+
+class PlannedModel(Value, frozen=True, kw_only=True):
+    """What a model that verifies would take. ``unfit`` is why it can never be loaded, empty for one that can."""
+
+    name: Annotated[str, Meta(max_length=128)]
+    plan: MemoryPlan
+    unfit: Annotated[str, Meta(max_length=500)] = ""
+
+
+class MemoryBudget(Value, frozen=True, kw_only=True):
+    """What all runners together may take, and what those have that live, start or are ending."""
+
+    budget_bytes: int
+    planned_bytes: int
 
 
 class FailedModel(Value, frozen=True, kw_only=True):
@@ -169,20 +204,32 @@ class FailedModel(Value, frozen=True, kw_only=True):
 
 class WardenStatus(Value, frozen=True, kw_only=True, tag=True):
     """``models`` are all that verify, ``loaded`` those with a runner now, ``failed`` those that did not verify, or did
-    and did not load; in pages, as ``ModelList``."""
+    and did not load; ``planned`` has the others that verify. In pages, as ``ModelList``."""
 
     call: int
     models: tuple[VerifiedModel, ...]
     loaded: tuple[LoadedModel, ...]
     failed: tuple[FailedModel, ...] = ()
+    planned: tuple[PlannedModel, ...] = ()
+    memory: MemoryBudget | None = None
     more: bool = False
 
 
 class Leased(Value, frozen=True, kw_only=True, tag=True):
-    """Carries one descriptor: the gateway's end of the runner's channel."""
+    """Carries one descriptor: the gateway's end of the runner's channel. Who holds it releases it when it has been idle
+    for so long; -1 is never."""
 
     call: int
     runner: RunnerFacts
+    keep_alive_seconds: Annotated[int, Meta(ge=-1)] = -1
+
+
+class MakeRoom(Value, frozen=True, kw_only=True, tag=True):
+    """There would be room without these runners, which the asker said it could give up: it releases them, and asks
+    again."""
+
+    call: int
+    release: RunnerIds
 
 
 class Complain(Value, frozen=True, kw_only=True, tag=True):
@@ -193,16 +240,31 @@ class Complain(Value, frozen=True, kw_only=True, tag=True):
 
 
 class Release(Value, frozen=True, kw_only=True, tag=True):
-    """The gateway has closed its end of this runner, which did nothing for it; the warden may end it for another."""
+    """The gateway has closed its end of this runner, which did nothing for it; the warden ends it. ``idle``: for
+    nothing but that."""
 
     runner_id: RunnerId
+    idle: bool = False
+
+
+class RunnerUse(Value, frozen=True, kw_only=True):
+    """``idle_seconds`` is None while the runner owes an answer."""
+
+    runner_id: RunnerId
+    idle_seconds: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None
+
+
+class InUse(Value, frozen=True, kw_only=True, tag=True):
+    """What the gateway does with the runners that it holds, told every few seconds and when it has connected."""
+
+    runners: Annotated[tuple[RunnerUse, ...], Meta(max_length=MAX_RUNNERS)]
 
 
 NO_PLACE: Final = "no-place"
-"""``Failed.reason`` when as many models are loaded as may be: a ``Release`` would help."""
+"""``Failed.reason`` when there is no place or no memory for the model, and nobody idle whose end would help."""
 
-ToWarden = ListModels | AskLease | AskStatus | Complain | Release
-FromWarden = ModelList | Leased | WardenStatus | Failed
+ToWarden = ListModels | AskLease | AskStatus | Complain | Release | InUse
+FromWarden = ModelList | Leased | MakeRoom | WardenStatus | Failed
 
 # --- warden <-> runner, before the channel is leased ---------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import Annotated, Final
 from msgspec import Meta
 
 from appliance.core.values import Value
-from appliance.ipc.messages import MemoryBytes, Words
+from appliance.ipc.messages import MemoryBytes, TakenMemory, Words
 
 MAX_WORD_BYTES: Final = 4096
 Detail = Annotated[str, Meta(max_length=500)]
@@ -50,7 +50,11 @@ class Inspect(Value, frozen=True, kw_only=True, tag=True):
     named: Words
 
 
-ToLine = End | Inspect
+class Measure(Value, frozen=True, kw_only=True, tag=True):
+    """Ask the kernel how much memory the runner has. Answered by ``Measured``, at any time between other answers."""
+
+
+ToLine = End | Inspect | Measure
 
 # --- starter -> warden, over a line ---------------------------------------------------------------------------------
 
@@ -75,10 +79,16 @@ class NotFencedIn(Value, frozen=True, kw_only=True, tag=True):
     detail: Detail
 
 
+class Measured(Value, frozen=True, kw_only=True, tag=True):
+    """None when it could not be seen."""
+
+    taken: TakenMemory | None
+
+
 class Ended(Value, frozen=True, kw_only=True, tag=True):
     """The process has ended and was waited for: its exit status, or minus the signal. Last word; the line ends."""
 
     status: int
 
 
-FromLine = Started | Failed | FencedIn | NotFencedIn | Ended
+FromLine = Started | Failed | FencedIn | NotFencedIn | Measured | Ended

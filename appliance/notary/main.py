@@ -36,6 +36,7 @@ from appliance.core.records import (
     RefusalSummary,
     RefusedRequest,
     RunnerEnded,
+    RunnerNotStarted,
     TokenIssued,
 )
 from appliance.core.refusals import Fault, Refused
@@ -67,7 +68,7 @@ from appliance.notary.wal import exists
 
 _MAY_RECORD: Final[dict[str, tuple[type[Record], ...]]] = {
     "gateway": (Opened, Closed, RefusedRequest, RefusalSummary, PolicyLoaded),
-    "warden": (ModelLoaded, ModelRefused, RunnerEnded),
+    "warden": (ModelLoaded, ModelRefused, RunnerNotStarted, RunnerEnded),
 }
 _MAX_DETAIL_CHARACTERS: Final = 2000
 

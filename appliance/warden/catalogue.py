@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from appliance.core.ports import AuditLog
-from appliance.core.records import ModelRef, ModelRefused, reference
+from appliance.core.records import ModelRef, ModelRefused, RunnerNotStarted, reference
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.text import printable
 from appliance.core.values import Digest, VerifiedModel
@@ -55,6 +55,15 @@ class Catalogue:
 
     def models(self) -> tuple[VerifiedModel, ...]:
         return tuple(sorted(self._models.values(), key=lambda model: model.name))
+
+    def known(self, wanted: ModelRef) -> VerifiedModel | None:
+        """The model that this means, if it has been verified."""
+        model = self._models.get(wanted.name)
+        return model if model is not None and reference(model) == wanted else None
+
+    def names(self) -> frozenset[str]:
+        """All that the store had when it was looked at last."""
+        return frozenset(self._seen)
 
     def pending(self) -> tuple[str, ...]:
         return tuple(self._pending)
@@ -195,13 +204,25 @@ class Catalogue:
 
     # --- failures ---------------------------------------------------------------------------------------------------
 
-    def failed(self, name: str, digest: Digest | None, stamp: Hashable, error: Refused | Fault) -> None:
-        """Records a failure and remembers it for a while that doubles each time."""
+    def failed(
+        self,
+        name: str,
+        digest: Digest | None,
+        stamp: Hashable,
+        error: Refused | Fault,
+        record: RunnerNotStarted | None = None,
+    ) -> None:
+        """Records a failure, as the model's own unless ``record`` says otherwise, and remembers it for a while that
+        doubles each time."""
         before = self._failures.get(name)
         times = before.times + 1 if before is not None and before.stamp == stamp else 1
         wait = min(BACK_OFF_SECONDS * 2 ** (times - 1), MAX_BACK_OFF_SECONDS)
         self._failures[name] = _Failure(stamp, error, times, time.monotonic() + wait)
-        self._record_refused(name, digest, error)
+        if record is None:
+            self._record_refused(name, digest, error)
+        else:
+            log.error("model %s is not loaded: %s", printable(name), record.detail)
+            self._audit.close(record)
 
     def _refuse_what_failed(self, name: str, stamp: Hashable) -> None:
         """Raises what this model failed with, as long as nothing has changed and its back-off is not over."""

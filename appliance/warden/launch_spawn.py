@@ -21,8 +21,20 @@ from typing import Final
 from appliance.core.refusals import Fault
 from appliance.ipc.connection import Connection
 from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder
-from appliance.ipc.messages import DEFAULT_MEMORY_BYTES
-from appliance.ipc.starting import End, Ended, Failed, FencedIn, FromLine, Inspect, NotFencedIn, Started, StartRunner
+from appliance.ipc.messages import DEFAULT_MEMORY_BYTES, TakenMemory
+from appliance.ipc.starting import (
+    End,
+    Ended,
+    Failed,
+    FencedIn,
+    FromLine,
+    Inspect,
+    Measure,
+    Measured,
+    NotFencedIn,
+    Started,
+    StartRunner,
+)
 from appliance.warden.starter_client import Starter
 from appliance.warden.stderr_tap import StderrTap
 
@@ -48,6 +60,7 @@ class LaunchedRunner:
         self.pid = 0
         self._runner_id = runner_id
         self._answers: asyncio.Queue[_Answer] = asyncio.Queue()
+        self._measuring: asyncio.Future[TakenMemory | None] | None = None
         self._status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._line: Connection[FromLine] = Connection(line, _DECODER, on_message=self._heard, on_closed=self._lost)
         self.stderr: Final = asyncio.get_running_loop().create_task(
@@ -73,6 +86,17 @@ class LaunchedRunner:
         if not isinstance(answer, FencedIn):
             raise self._fault("does not show its fence", answer)
 
+    async def taken(self) -> TakenMemory | None:
+        """How much memory it has now, as the starter sees it; None once it has ended. Who asks meanwhile is told the
+        same."""
+        if self._status.done():
+            return None
+        if self._measuring is None:
+            self._measuring = asyncio.get_running_loop().create_future()
+            with suppress(ConnectionError):  # it has ended, and that answers too
+                self._line.send(Measure())
+        return await asyncio.shield(self._measuring)
+
     def kill(self) -> None:
         """Ends the runner at once, or 2 s later if it ignores the first signal; no effect on one that has ended."""
         with suppress(ConnectionError):  # it has ended, or the starter has, and the runner with it
@@ -93,8 +117,15 @@ class LaunchedRunner:
         if isinstance(word, Ended):
             self._end(word.status)
             self._line.close("the runner has ended")
+        elif isinstance(word, Measured):
+            self._tell_taken(word.taken)
         else:
             self._answers.put_nowait(word)
+
+    def _tell_taken(self, taken: TakenMemory | None) -> None:
+        if self._measuring is not None:
+            self._measuring.set_result(taken)
+            self._measuring = None
 
     def _lost(self, why: str) -> None:
         """Without an ``Ended``, the starter has ended: then the kernel kills what it started."""
@@ -102,6 +133,7 @@ class LaunchedRunner:
         self._end(-signal.SIGKILL)
 
     def _end(self, status: int) -> None:
+        self._tell_taken(None)
         if not self._status.done():
             self._status.set_result(status)
 

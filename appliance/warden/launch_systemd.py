@@ -51,6 +51,9 @@ class ActivatedRunner:
     async def inspect(self, named: frozenset[str]) -> None:
         """The handshake has looked: it knows the process, by what the kernel says of its messages."""
 
+    async def taken(self) -> None:
+        """systemd knows, and tells whoever asks it (``systemctl status``)."""
+
     def kill(self) -> None:
         """Shuts the way to the runner, for all who hold this end: it hears that its channel has ended. No effect on one
         that has ended."""

@@ -20,8 +20,10 @@ from appliance.ipc.messages import (
     AskStatus,
     Complain,
     Failed,
+    InUse,
     Leased,
     ListModels,
+    MakeRoom,
     Release,
     ToWarden,
 )
@@ -106,7 +108,9 @@ class _Peer:
         elif isinstance(question, Complain):
             self._pool.complain(question.runner_id, question.detail)
         elif isinstance(question, Release):
-            self._pool.release(question.runner_id)
+            self._pool.release(question.runner_id, idle=question.idle)
+        elif isinstance(question, InUse):
+            self._pool.in_use(self, question.runners)
         else:
             task = asyncio.create_task(self._answer(question))
             self._tasks.add(task)
@@ -115,6 +119,7 @@ class _Peer:
     def _closed(self, why: str) -> None:
         log.info("a peer's connection closed: %s", why)
         self._peers.discard(self)
+        self._pool.left(self)
 
     async def _answer(self, question: ListModels | AskLease | AskStatus) -> None:
         """The one place where whatever goes wrong becomes an answer: a question without one would cost its asker the
@@ -122,7 +127,10 @@ class _Peer:
         try:
             await self._try_to_answer(question)
         except NoPlace as refusal:
-            self._fail(question.call, NO_PLACE, refusal.detail)
+            if refusal.release:
+                self._reply(MakeRoom(call=question.call, release=refusal.release))
+            else:
+                self._fail(question.call, NO_PLACE, refusal.detail)
         except Refused as refusal:
             self._fail(question.call, refusal.reason.code, refusal.detail)
         except Fault as fault:
@@ -138,10 +146,12 @@ class _Peer:
             case ListModels():
                 self._reply(pages.model_list(question, pool.models(), pool.pending()))
             case AskLease():
-                runner, channel = await pool.lease(question.model)
-                self._reply(Leased(call=question.call, runner=runner), [channel.fileno()])
+                runner, options, channel = await pool.lease(question.model, idle=question.idle, holder=self)
+                keep = options.keep_alive_seconds
+                self._reply(Leased(call=question.call, runner=runner, keep_alive_seconds=keep), [channel.fileno()])
             case AskStatus():
-                self._reply(pages.status(question, pool.models(), pool.loaded(), pool.failed()))
+                loaded = await pool.loaded()
+                self._reply(pages.status(question, pool.models(), loaded, pool.failed(), pool.planned(), pool.memory()))
 
     def _fail(self, call: int, reason: str, detail: str) -> None:
         self._reply(Failed(call=call, reason=reason, detail=detail[:2000]))

@@ -14,7 +14,16 @@ import msgspec
 
 from appliance.core.values import VerifiedModel
 from appliance.ipc.frames import encoded_bytes
-from appliance.ipc.messages import AskStatus, FailedModel, ListModels, LoadedModel, ModelList, WardenStatus
+from appliance.ipc.messages import (
+    AskStatus,
+    FailedModel,
+    ListModels,
+    LoadedModel,
+    MemoryBudget,
+    ModelList,
+    PlannedModel,
+    WardenStatus,
+)
 
 PAGE_BYTES: Final = 256 * 1024
 
@@ -35,16 +44,21 @@ def status(
     models: tuple[VerifiedModel, ...],
     loaded: tuple[LoadedModel, ...],
     failed: tuple[FailedModel, ...],
+    planned: tuple[PlannedModel, ...] = (),
+    memory: MemoryBudget | None = None,
 ) -> WardenStatus:
     items: list[tuple[str, msgspec.Struct]] = [(model.name, model) for model in models]
     items += [(one.model.name, one) for one in loaded]
     items += [(one.name, one) for one in failed]
+    items += [(one.name, one) for one in planned]
     names, more = _page(question.after, ((name, encoded_bytes(item)) for name, item in items))
     return WardenStatus(
         call=question.call,
         models=tuple(model for model in models if model.name in names),
         loaded=tuple(one for one in loaded if one.model.name in names),
         failed=tuple(one for one in failed if one.name in names),
+        planned=tuple(one for one in planned if one.name in names),
+        memory=memory,
         more=more,
     )
 

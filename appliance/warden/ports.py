@@ -11,6 +11,7 @@ from typing import Protocol
 
 from appliance.core.records import ModelRef
 from appliance.core.values import SealMode, VerifiedModel
+from appliance.ipc.messages import TakenMemory
 
 
 class OpenedModel(Protocol):
@@ -67,6 +68,10 @@ class LaunchedRunner(Protocol):
 
         ``named`` are the layers it had while it could be believed. Raises ``Fault`` if not, or if nothing can be seen.
         """
+        ...
+
+    async def taken(self) -> TakenMemory | None:
+        """How much memory it has now; None where nobody can look. May take as long as the one who is asked."""
         ...
 
     def kill(self) -> None:

@@ -44,6 +44,8 @@ from appliance.ipc.starting import (
     Failed,
     FencedIn,
     Inspect,
+    Measure,
+    Measured,
     NotFencedIn,
     Order,
     Started,
@@ -53,6 +55,7 @@ from appliance.ipc.starting import (
 from appliance.sandbox import layers
 from appliance.warden import commands, fence
 from appliance.warden.cgroups import RunnerGroup, RunnerGroups, enter
+from appliance.warden.memory import taken_memory
 
 MAX_PROCESSES: Final = 128
 """At once: the 64 runners that settings allow, the validators of 32 worker threads, and some that are ending."""
@@ -241,6 +244,8 @@ class Starter:
                 child.end()
             case Inspect():
                 self._say(child, _seen(child, frozenset(word.named)))
+            case Measure():
+                self._say(child, Measured(taken=taken_memory(child.process.pid)))
 
     def _ended(self, child: Child) -> None:
         status = child.process.wait()  # returns at once: a readable pidfd is an ended process

@@ -6,7 +6,7 @@ import socket
 
 from appliance.core.refusals import Fault
 from appliance.ipc.connection import channel_pair
-from appliance.ipc.messages import Fenced, Load, Ready, ToRunner
+from appliance.ipc.messages import Fenced, Load, Ready, TakenMemory, ToRunner
 from appliance.sandbox.layers import LAYERS
 from appliance.warden.fence import FILTERS, filter_digest
 from tests.support.scripted_peer import ScriptedPeer
@@ -43,6 +43,9 @@ class FakeRunner:
         self.inspected.append(named)
         if self.looks_wrong:
             raise Fault("a thread of the runner has 1 filters, not 2")
+
+    async def taken(self) -> TakenMemory | None:
+        return TakenMemory(private_bytes=2**20, mapped_bytes=2**21)
 
     def kill(self) -> None:
         self.kills += 1

@@ -18,10 +18,10 @@ def _fail_after(steps: int) -> None:
     whole = Stepper.step
     left = iter(range(steps))
 
-    def step(self: Stepper) -> object:
+    def step(self: Stepper, now: float) -> object:
         if next(left, None) is None:
             raise RuntimeError("the prompt was: secret")
-        return whole(self)
+        return whole(self, now)
 
     Stepper.step = step  # type: ignore[method-assign,assignment]
 

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from appliance import settings
+from appliance.core.memory import LoadOptions
 from appliance.settings import Settings, SettingsInvalid, load, parse
 
 
@@ -82,12 +83,15 @@ NUMBERS = [(table, field.name) for table, _name, field in _fields() if isinstanc
 def test_number_out_of_range_or_of_another_type_is_refused(table: str, name: str, value: Any) -> None:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0 and _is_unbounded(table, name):
         return
+    if (name, value) == ("keep_alive_seconds", -1):  # never
+        return
     [problem] = problems({table: {name: value}})
     assert problem.startswith(f"{table}.{name}: ")
 
 
 @pytest.mark.parametrize("value", [0, -1, 2**28 - 1, 2**46 + 1, True, 1.5, "1G", "unlimited"], ids=repr)
-def test_runner_memory_cannot_be_unlimited(value: Any) -> None:
+def test_memory_cannot_be_unlimited(value: Any) -> None:
+    assert problems({"models": {"memory_bytes": value}})
     [problem] = problems({"models": {"runner_memory_bytes": value}})
     assert problem.startswith("models.runner_memory_bytes: ")
 
@@ -266,3 +270,43 @@ def test_children_inherit_nothing_but_where_things_are(environment: pytest.Monke
     for name in ("LD_PRELOAD", "PYTHONPATH", "AWS_SECRET_ACCESS_KEY", "LISTEN_FDS", "http_proxy"):
         environment.setenv(name, "x")
     assert set(settings.child_environment()) <= {"PATH", "HOME", "LANG", "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "TMPDIR"}
+
+
+def test_model_of_a_name_has_what_its_table_says_and_the_rest_as_all() -> None:
+    found = parse(
+        {
+            "models": {"context_tokens": 8192, "slots": 2, "kv_type": "q8_0", "keep_alive_seconds": 60},
+            "model": {"qwen3:0.6b": {"slots": 8, "keep_alive_seconds": 0}, "b": {"kv_type": "q4_0"}},
+        }
+    )
+    assert found.load_options("qwen3:0.6b") == LoadOptions(
+        context_tokens=8192, slots=8, kv_type="q8_0", keep_alive_seconds=0
+    )
+    assert found.load_options("b") == LoadOptions(context_tokens=8192, slots=2, kv_type="q4_0", keep_alive_seconds=60)
+    assert found.load_options("another") == LoadOptions(
+        context_tokens=8192, slots=2, kv_type="q8_0", keep_alive_seconds=60
+    )
+    assert b"qwen3:0.6b" in found.effective()
+
+
+def test_mistakes_in_the_tables_of_models_are_told_at_once() -> None:
+    found = problems(
+        {
+            "models": {"memory_bytes": 1, "keep_alive_seconds": -2},
+            "model": {
+                "a.b": {"context_tokens": 1, "slots": 65, "kv_type": "q5_1", "keep_alive_seconds": -2, "threads": 2},
+                "slots": 4,
+            },
+        }
+    )
+    assert [problem.partition(": ")[0] for problem in sorted(found)] == [
+        'model."a.b".context_tokens',
+        'model."a.b".keep_alive_seconds',
+        'model."a.b".kv_type',
+        'model."a.b".slots',
+        'model."a.b".threads',
+        'model."slots"',
+        "models.keep_alive_seconds",
+        "models.memory_bytes",
+    ]
+    assert problems({"model": []}) == ["model: must be a table of tables"]

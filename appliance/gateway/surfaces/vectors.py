@@ -16,8 +16,9 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from appliance.core.refusals import Reason, Refused
 from appliance.core.values import AnswerEvent, Asked, Rows, TextPrompt, TokenPrompt, Usage, Value, Vectors
-from appliance.gateway.surfaces.openai import fields
+from appliance.gateway.surfaces.decoding import BodyDecoder
 
 MAX_INPUTS: Final = 2048
 """OpenAI's own limit."""
@@ -43,10 +44,10 @@ class _Embeddings(Value, frozen=True, kw_only=True):
 class EmbeddingsSurface:
     """``POST /v1/embeddings``."""
 
-    _decoder = msgspec.json.Decoder(_Embeddings)
+    _decoder = BodyDecoder(_Embeddings, max_items=_MAX_IDS)
 
     def decode(self, body: bytes) -> _Embeddings:
-        wire = fields.decode(body, self._decoder, frozenset(_Embeddings.__struct_fields__), max_items=_MAX_IDS)
+        wire = self._decoder.decode(body)
         _inputs(wire.input)
         return wire
 
@@ -79,7 +80,7 @@ def _inputs(given: Any) -> tuple[TextPrompt | TokenPrompt, ...]:
         return tuple(TextPrompt(text=each) for each in given)
     if len(given) <= MAX_INPUTS and kinds == {tuple}:
         return tuple(TokenPrompt(ids=each) for each in given)
-    raise fields.invalid("a list of one kind, not too long", "input")
+    raise Refused(Reason.FIELD_INVALID, "a list of one kind, not too long", param="input")
 
 
 class _Document(Value, frozen=True, kw_only=True):
@@ -98,10 +99,10 @@ class _Rerank(Value, frozen=True, kw_only=True):
 class RerankSurface:
     """``POST /v1/rerank`` and ``POST /rerank``."""
 
-    _decoder = msgspec.json.Decoder(_Rerank)
+    _decoder = BodyDecoder(_Rerank)
 
     def decode(self, body: bytes) -> _Rerank:
-        return fields.decode(body, self._decoder, frozenset(_Rerank.__struct_fields__), max_items=MAX_INPUTS)
+        return self._decoder.decode(body)
 
     def asked(self, wire: _Rerank) -> Asked:
         inputs = tuple(TextPrompt(text=_document(each)) for each in wire.documents)

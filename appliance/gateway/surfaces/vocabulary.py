@@ -14,8 +14,9 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
+from appliance.core.refusals import Reason, Refused
 from appliance.core.values import AnswerEvent, Asked, Detokenisation, Ids, Tokenisation, Usage, Value, Written
-from appliance.gateway.surfaces.openai import fields
+from appliance.gateway.surfaces.decoding import BodyDecoder
 
 MAX_IDS: Final = 65_536
 
@@ -34,12 +35,12 @@ class _Tokenize(Value, frozen=True, kw_only=True):
 class TokenizeSurface:
     """``POST /tokenize``."""
 
-    _decoder = msgspec.json.Decoder(_Tokenize)
+    _decoder = BodyDecoder(_Tokenize)
 
     def decode(self, body: bytes) -> _Tokenize:
-        wire = fields.decode(body, self._decoder, frozenset(_Tokenize.__struct_fields__), max_items=1)
+        wire = self._decoder.decode(body)
         if (wire.content is None) == (wire.prompt is None):
-            raise fields.invalid("either content or prompt", "content")
+            raise Refused(Reason.FIELD_INVALID, "either content or prompt", param="content")
         return wire
 
     def asked(self, wire: _Tokenize) -> Asked:
@@ -61,10 +62,10 @@ class _Detokenize(Value, frozen=True, kw_only=True):
 class DetokenizeSurface:
     """``POST /detokenize``."""
 
-    _decoder = msgspec.json.Decoder(_Detokenize)
+    _decoder = BodyDecoder(_Detokenize, max_items=MAX_IDS)
 
     def decode(self, body: bytes) -> _Detokenize:
-        return fields.decode(body, self._decoder, frozenset(_Detokenize.__struct_fields__), max_items=MAX_IDS)
+        return self._decoder.decode(body)
 
     def asked(self, wire: _Detokenize) -> Asked:
         return Detokenisation(model=wire.model, ids=wire.tokens)

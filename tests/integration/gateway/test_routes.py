@@ -43,12 +43,12 @@ def test_the_route_table_is_walked() -> None:
         "/v1/models",
         "/v1/models/chain",
         "/v1/chat/completions",
+        "/v1/completions",
         "/v1/embeddings",
         "/v1/rerank",
         "/rerank",
         "/tokenize",
         "/detokenize",
-        "/v1/completions",
     }
 
 

@@ -505,6 +505,25 @@ def test_descriptor_of_another_kind_starts_nothing(order: msgspec.Struct, kinds:
         assert children(starter.pid) == []
 
 
+def test_runners_memory_is_measured_beside_other_questions_and_after_its_end() -> None:
+    async def scenario() -> None:
+        with starter_of(runner=SLEEPER) as starter:
+            runner: LaunchedRunner = await SpawnLauncher(starter).launch("test")
+            inspecting = asyncio.create_task(runner.inspect(frozenset()))
+            for taken in await asyncio.gather(*(runner.taken() for _ in range(3))):
+                assert taken is not None
+                assert taken.private_bytes > 0
+                assert taken.mapped_bytes > 0
+            with pytest.raises(Fault, match="filters"):
+                await inspecting
+            runner.kill()
+            await runner.wait()
+            assert await runner.taken() is None
+            runner.channel.close()
+
+    within_limit(scenario)
+
+
 def test_where_systemd_starts_the_runners_the_starter_does_not() -> None:
     with Starter(validators_only=True) as starter, descriptors() as fds:
         with Order(starter, RUNNER, [fds["channel"], fds["pipe"], LINE]) as order:

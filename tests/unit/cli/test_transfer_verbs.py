@@ -4,6 +4,7 @@ import io
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from appliance.cli import main as command
@@ -35,6 +36,16 @@ def test_exported_directory_is_imported_elsewhere(tmp_path: Path) -> None:
     config = settings_in(tmp_path / "to")
     assert models.import_model(config, folder, [], "copy").endswith("signed by acme")
     assert names_in(config) == ("copy",)
+
+
+def test_import_says_what_the_model_will_take(tmp_path: Path) -> None:
+    folder = exported(tmp_path, "demo:q4")
+    config = settings_in(tmp_path / "to")
+    assert "  needs " in models.import_model(config, folder, [], "copy")
+    little = msgspec.structs.replace(config.models, memory_bytes=2**20)
+    line = models.import_model(msgspec.structs.replace(config, models=little), folder, [], "another")
+    assert "cannot be loaded here: it needs " in line
+    assert names_in(config) == ("another", "copy")
 
 
 def test_model_of_two_signers_is_exported_and_imported_with_both(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from appliance.core.values import (
     AnswerEvent,
     Delta,
     End,
+    Generation,
     Message,
     SampledToken,
     Sampling,
@@ -69,9 +70,14 @@ def end(reason: Any = "stop", completion_tokens: int = 9, **changes: Any) -> End
     return msgspec.structs.replace(End(reason=reason, prompt_tokens=5, completion_tokens=completion_tokens), **changes)
 
 
+def check_of(admitted: Admission) -> AnswerCheck:
+    assert isinstance(admitted.request, Generation)
+    return AnswerCheck(admitted, admitted.request)
+
+
 def verdict(admitted: Admission, *events: AnswerEvent) -> str:
     """The first thing that is wrong, after the start."""
-    check = AnswerCheck(admitted)
+    check = check_of(admitted)
     for event in (STARTED, *events):
         if wrong := check.feed(event):
             return wrong
@@ -296,7 +302,7 @@ _ADMISSIONS = st.builds(
 def test_what_passes_is_within_what_was_asked_and_paid_for(
     admitted: Admission, begins: bool, events: list[AnswerEvent]
 ) -> None:
-    check, meter = AnswerCheck(admitted), Meter(admitted.echo_bytes)
+    check, meter = check_of(admitted), Meter(admitted.echo_bytes)
     passed: list[AnswerEvent] = []
     for event in [STARTED, *events] if begins else events:
         if check.feed(event) or isinstance(event, End):
@@ -305,6 +311,7 @@ def test_what_passes_is_within_what_was_asked_and_paid_for(
         passed.append(event)
     pieces = [event for event in passed if isinstance(event, Delta)]
     request = admitted.request
+    assert isinstance(request, Generation)
     assert meter.usage().completion_tokens <= admitted.max_completion_tokens
     assert meter.usage().prompt_tokens <= admitted.max_prompt_tokens
     assert sum(map(delta_bytes, pieces)) <= admitted.max_completion_tokens * MAX_TOKEN_BYTES + admitted.echo_bytes

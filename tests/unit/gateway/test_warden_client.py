@@ -21,14 +21,17 @@ from appliance.ipc.messages import (
     AskLease,
     Complain,
     Failed,
+    InUse,
     Leased,
     ListModels,
+    MakeRoom,
     ModelList,
     Release,
     Reset,
     ResetDone,
     RunnerDelta,
     RunnerEnd,
+    RunnerUse,
     ToRunner,
     ToWarden,
 )
@@ -55,6 +58,8 @@ class Warden:
         self.pending: tuple[str, ...] = ()
         self.lists = True
         self.questions: asyncio.Queue[Any] = asyncio.Queue()
+        self.uses: list[tuple[RunnerUse, ...]] = []
+        self.keep_alive_seconds = -1
         self.peer: ScriptedPeer | None = None
         self.runners: list[ScriptedPeer] = []
 
@@ -67,6 +72,8 @@ class Warden:
                     with contextlib.suppress(ConnectionError):
                         if self.lists:
                             self.peer.say(self.page(message))
+                elif isinstance(message, InUse):
+                    self.uses.append(message.runners)
                 elif message is not None:
                     self.questions.put_nowait(message)
 
@@ -95,7 +102,8 @@ class Warden:
     async def hand_over(self, ask: AskLease, facts: Any) -> ScriptedPeer:
         ours, theirs = channel_pair()
         assert self.peer is not None
-        self.peer.say(Leased(call=ask.call, runner=facts), [ours.fileno()])
+        keep = self.keep_alive_seconds
+        self.peer.say(Leased(call=ask.call, runner=facts, keep_alive_seconds=keep), [ours.fileno()])
         ours.close()
         runner = ScriptedPeer(theirs, ToRunner)
         self.runners.append(runner)
@@ -515,7 +523,7 @@ def test_removed_model_does_not_stay_because_another_is_being_hashed(tmp_path: P
 
 
 def test_idle_runner_makes_room_and_a_busy_one_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warden_client, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(warden_client, "IDLE_SECONDS", 0.001)
     other = model("other")
 
     async def scenario() -> None:
@@ -525,14 +533,15 @@ def test_idle_runner_makes_room_and_a_busy_one_does_not(tmp_path: Path, monkeypa
             link = await leasing
             answer = link.answer("r-1", admission(), "p")
             await runner.hear()
-            monkeypatch.setattr(warden_client, "IDLE_SECONDS", 0.001)
             leasing = asyncio.create_task(client.lease(other))
             ask = await warden.questions.get()
+            assert ask.idle == ()
             assert warden.peer is not None
             warden.peer.say(Failed(call=ask.call, reason=NO_PLACE, detail="d"))
             with pytest.raises(Refused) as caught:
                 await leasing
             assert caught.value.reason is Reason.RUNNER_UNAVAILABLE
+            assert caught.value.retry_after_seconds == warden_client.RETRY_AFTER_SECONDS
             assert not link.broken
 
             runner.say(RunnerEnd(request_id="r-1", reason="cancelled", prompt_tokens=1, completion_tokens=0))
@@ -540,12 +549,104 @@ def test_idle_runner_makes_room_and_a_busy_one_does_not(tmp_path: Path, monkeypa
             await asyncio.sleep(0.002)
             leasing = asyncio.create_task(client.lease(other))
             ask = await warden.questions.get()
-            warden.peer.say(Failed(call=ask.call, reason=NO_PLACE, detail="d"))
+            assert ask.idle == ("runner-0",)
+            warden.peer.say(MakeRoom(call=ask.call, release=("runner-0",)))
             assert await warden.questions.get() == Release(runner_id="runner-0")
             await runner.gone.wait()
             await warden.lease_out(facts=runner_facts(other, "runner-1"))
             assert (await leasing).facts.runner_id == "runner-1"
             assert client._complaints == {}
+
+    run(scenario)
+
+
+def test_runner_that_became_busy_is_not_given_up_though_the_warden_asks_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warden_client, "IDLE_SECONDS", 0.001)
+
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            leasing = asyncio.create_task(client.lease(DEMO))
+            await warden.lease_out()
+            link = await leasing
+            await asyncio.sleep(0.002)
+            leasing = asyncio.create_task(client.lease(model("other")))
+            ask = await warden.questions.get()
+            assert ask.idle == ("runner-0",)
+            link.answer("r-1", admission(), "p")
+            for _ in range(warden_client.TURNS_TO_MAKE_ROOM):
+                assert warden.peer is not None
+                warden.peer.say(MakeRoom(call=ask.call, release=("runner-0", "unknown")))
+                ask = await warden.questions.get()
+                assert isinstance(ask, AskLease)
+                assert ask.idle == ()
+            warden.peer.say(MakeRoom(call=ask.call, release=("runner-0",)))
+            with pytest.raises(Refused) as caught:
+                await leasing
+            assert caught.value.retry_after_seconds == warden_client.RETRY_AFTER_SECONDS
+            assert not link.broken
+
+    run(scenario)
+
+
+def test_longest_idle_is_offered_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warden_client, "IDLE_SECONDS", 0.0)
+    others = tuple(model(f"other-{number}") for number in range(3))
+
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            for number, each in enumerate(others):
+                leasing = asyncio.create_task(client.lease(each))
+                await warden.lease_out(facts=runner_facts(each, f"runner-{number}"))
+                await leasing
+            await client.lease(others[0])  # used again
+            asyncio.create_task(client.lease(DEMO)).add_done_callback(lambda task: task.exception())
+            assert (await warden.questions.get()).idle == ("runner-1", "runner-2", "runner-0")
+            warden.server.stop()
+
+    run(scenario)
+
+
+def test_idle_runner_is_given_back_when_it_was_kept_for_long_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warden_client, "LEAST_KEPT_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            for keep, name in ((-1, "for-ever"), (3600, "an-hour"), (0, "not-at-all")):
+                warden.keep_alive_seconds = keep
+                leasing = asyncio.create_task(client.lease(model(name)))
+                runner = await warden.lease_out(facts=runner_facts(model(name), name))
+                link = await leasing
+            link.answer("r-1", admission(), "p")
+            await asyncio.sleep(0.05)
+            assert warden.questions.empty()  # it is busy
+            runner.say(RunnerEnd(request_id="r-1", reason="cancelled", prompt_tokens=1, completion_tokens=0))
+            assert await warden.questions.get() == Release(runner_id="not-at-all", idle=True)
+            await runner.gone.wait()
+            assert {link.facts.runner_id for link in client._links.values()} == {"for-ever", "an-hour"}
+            assert (client._complaints, warden.questions.empty()) == ({}, True)
+
+    run(scenario)
+
+
+def test_warden_is_told_which_runners_are_busy_also_after_a_new_connection(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            leasing = asyncio.create_task(client.lease(DEMO))
+            await warden.lease_out()
+            link = await leasing
+            await until(lambda: warden.uses[-1:] == [(RunnerUse(runner_id="runner-0", idle_seconds=0),)])
+            link.answer("r-1", admission(), "p")
+            busy = [(RunnerUse(runner_id="runner-0", idle_seconds=None),)]
+            await until(lambda: warden.uses[-1:] == busy)
+            warden.server.stop()
+            await until(lambda: client._connection is None)
+            warden.uses.clear()
+            warden.server.start()
+            await until(lambda: warden.uses[:1] == busy)
 
     run(scenario)
 

@@ -4,10 +4,20 @@ import msgspec
 import pytest
 
 from appliance.cli import status as command
+from appliance.core.memory import LoadOptions, MemoryPlan
 from appliance.core.refusals import Fault
 from appliance.core.values import Digest, Signer, VerifiedModel
 from appliance.ipc.frames import MAX_FRAME_BYTES, encode
-from appliance.ipc.messages import AskStatus, FailedModel, ListModels, LoadedModel, WardenStatus
+from appliance.ipc.messages import (
+    AskStatus,
+    FailedModel,
+    ListModels,
+    LoadedModel,
+    MemoryBudget,
+    PlannedModel,
+    TakenMemory,
+    WardenStatus,
+)
 from appliance.settings import Settings, parse
 from appliance.warden import pages
 from tests.support.made_values import model, runner_facts
@@ -115,3 +125,52 @@ def test_status_hides_no_model_that_is_not_loaded_and_none_that_failed(
     assert text.count("verified, not loaded") == 1
     assert f"m00002  {plain(2).digest}\n  verified, not loaded" in text
     assert "bad\n  failed    model-not-verified: one byte was changed" in text
+
+
+PLAN = MemoryPlan(weights=2**30, copies=2**29, cache=2**28, compute=2**27, process=2**27)
+
+
+@pytest.mark.parametrize(
+    ("idle_seconds", "ends_in_seconds", "stays"),
+    [(None, None, "busy"), (7, None, "idle for 7 s, stays"), (7, 293, "idle for 7 s, ends in 293 s")],
+)
+def test_status_says_what_a_model_takes_and_for_how_long(
+    config: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    idle_seconds: int | None,
+    ends_in_seconds: int | None,
+    stays: str,
+) -> None:
+    loaded = LoadedModel(
+        model=plain(1),
+        runner=runner_facts(plain(1), "r"),
+        memory_limit_bytes=2**30,
+        options=LoadOptions(context_tokens=1024, slots=4, kv_type="q8_0"),
+        plan=PLAN,
+        taken=TakenMemory(private_bytes=2**29, mapped_bytes=2**30),
+        idle_seconds=idle_seconds,
+        ends_in_seconds=ends_in_seconds,
+    )
+    planned = (
+        PlannedModel(name="m00002", plan=PLAN),
+        PlannedModel(name="m00003", plan=PLAN, unfit="it needs too much"),
+    )
+    page = WardenStatus(
+        call=1,
+        models=(plain(1), plain(2), plain(3)),
+        loaded=(loaded,),
+        planned=planned,
+        memory=MemoryBudget(budget_bytes=2**32, planned_bytes=2**31),
+    )
+    monkeypatch.setattr(command, "ask", lambda *_args, **_kwargs: page)
+    assert command.show(config, as_json=False) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    spelt = "2048 MiB (1536 MiB weights, 256 MiB cache, 256 MiB for the runner)"
+    assert f"cache     q8_0, {stays}" in lines
+    assert "memory    2048 MiB planned of 4096 MiB" in lines
+    assert f"memory    planned {spelt}; has 512 MiB and 1024 MiB mapped; at most 1024 MiB besides the model" in lines
+    assert f"memory    needs {spelt}" in lines
+    assert "memory    cannot be loaded: it needs too much" in lines
+    assert command.show(config, as_json=True) == 0
+    assert '"budget_bytes": 4294967296' in capsys.readouterr().out

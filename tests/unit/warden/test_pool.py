@@ -11,14 +11,26 @@ from typing import Any
 import msgspec
 import pytest
 
+from appliance.core import memory
 from appliance.core.codec import canonical_json
-from appliance.core.records import ModelLoaded, ModelRef, ModelRefused, RunnerEnded, reference
+from appliance.core.memory import LoadOptions
+from appliance.core.records import ModelLoaded, ModelRef, ModelRefused, RunnerEnded, RunnerNotStarted, reference
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.core.values import Digest, RunnerFacts, Signer
-from appliance.ipc.messages import Fenced, LoadFailed, Ready, ResetDone, RunnerStarted
+from appliance.core.values import CacheShape, Digest, RunnerFacts, Signer, VerifiedModel
+from appliance.ipc.messages import (
+    Fenced,
+    LoadFailed,
+    MemoryBudget,
+    Ready,
+    ResetDone,
+    RunnerStarted,
+    RunnerUse,
+    TakenMemory,
+)
 from appliance.sandbox.layers import LAYERS
 from appliance.warden import catalogue as catalogue_module
 from appliance.warden import pool as pool_module
+from appliance.warden.memory import copied_types
 from appliance.warden.pool import NoPlace, Pool, PoolSettings
 from tests.fakes.audit import FakeAuditLog
 from tests.fakes.launcher import FENCED, FakeLauncher, FakeRunner
@@ -59,27 +71,28 @@ class Warden:
         self.launcher = FakeLauncher()
         self.steps = Steps()
         self.audit = FakeAuditLog(self.steps)
-        settings: dict[str, Any] = {
-            "context_tokens": 1024,
-            "slots": 2,
-            "threads": 0,
-            "max_loaded": 2,
-            "load_timeout_seconds": 5.0,
-        }
+        options: dict[str, Any] = {"context_tokens": 1024, "slots": 2}
+        settings: dict[str, Any] = {"threads": 0, "max_loaded": 2, "memory_bytes": 2**46, "load_timeout_seconds": 5.0}
+        for name in LoadOptions.__struct_fields__:
+            if name in changes:
+                options[name] = changes.pop(name)
+        settings["options"] = LoadOptions(**options)
         self.pool = Pool(self.store, self.launcher, self.audit, PoolSettings(**(settings | changes)))
 
     async def scan(self) -> None:
         await self.pool.rescan()
         await self.pool.settled()
 
-    def lease(self, wanted: ModelRef = REF_A) -> "asyncio.Task[tuple[RunnerFacts, socket.socket]]":
-        return asyncio.create_task(self.pool.lease(wanted))
+    def lease(
+        self, wanted: ModelRef = REF_A, **more: Any
+    ) -> "asyncio.Task[tuple[RunnerFacts, LoadOptions, socket.socket]]":
+        return asyncio.create_task(self.pool.lease(wanted, **more))
 
-    async def leased(self, wanted: ModelRef = REF_A) -> tuple[FakeRunner, RunnerFacts]:
+    async def leased(self, wanted: ModelRef = REF_A, **more: Any) -> tuple[FakeRunner, RunnerFacts]:
         """A runner that was started for this lease."""
-        leasing = self.lease(wanted)
+        leasing = self.lease(wanted, **more)
         runner = await self.launcher.next_ready()
-        facts, channel = await leasing
+        facts, _options, channel = await leasing
         assert channel is runner.channel
         return runner, facts
 
@@ -301,7 +314,7 @@ def test_parallel_leases_start_one_runner() -> None:
         async with warden() as one:
             leasing = [one.lease() for _ in range(20)]
             await one.launcher.next_ready()
-            assert len({facts.runner_id for facts, _channel in await asyncio.gather(*leasing)}) == 1
+            assert len({facts.runner_id for facts, *_rest in await asyncio.gather(*leasing)}) == 1
             assert one.launcher.count == 1
             assert one.events() == ["model-loaded"]
 
@@ -474,7 +487,7 @@ def test_runner_is_not_leased_before_its_record_is_durable() -> None:
             await one.launcher.next_ready()
             await turns()
             assert not leasing.done()
-            assert one.pool.loaded() == ()
+            assert await one.pool.loaded() == ()
             one.steps.go.set()
             await leasing
             assert one.events() == ["model-loaded"]
@@ -713,7 +726,7 @@ def test_runner_that_is_not_what_was_asked_for_is_not_leased(behaviour: Any, why
             assert (refused.reason, why in refused.detail) == (Reason.RUNNER_UNAVAILABLE, True), refused.detail
             assert runner.kills == 1
             assert runner.channel.fileno() == -1
-            assert one.pool.loaded() == ()
+            assert await one.pool.loaded() == ()
 
     run(scenario)
 
@@ -821,7 +834,8 @@ def test_launcher_that_fails_does_not_cost_a_hash_for_each_who_asks(clock: Clock
                 refused = await one.refusal(one.lease())
                 assert (refused.reason, refused.detail) == (Reason.RUNNER_UNAVAILABLE, "no more processes")
             assert one.store.hashed == ["a"]
-            assert one.events() == ["model-refused"]
+            [record] = one.audit.records
+            assert record == RunnerNotStarted(model=REF_A, reason="host-fault", detail="no more processes")
 
     run(scenario)
 
@@ -982,6 +996,334 @@ def test_stop_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
             await one.pool.stop()
             assert time.monotonic() - before < 2
             runner.end(0)
+
+    run(scenario)
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+C = model("c")
+REF_C = reference(C)
+LOAD = LoadOptions(context_tokens=1024, slots=2)
+
+
+class PoolClock:
+    """The time of idleness; that of the event loop goes on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def pool_clock(monkeypatch: pytest.MonkeyPatch) -> PoolClock:
+    one = PoolClock()
+    monkeypatch.setattr(pool_module, "time", one)
+    return one
+
+
+def need(wanted: VerifiedModel = A, options: LoadOptions = LOAD) -> int:
+    """What one of these models takes: all three are alike."""
+    planned = memory.plan(
+        wanted.facts,
+        context_tokens=options.context_tokens,
+        slots=options.slots,
+        threads=1,
+        kv_type=options.kv_type,
+        copied_types=copied_types(),
+    )
+    return planned.total
+
+
+@contextlib.asynccontextmanager
+async def crowded(*, room_for: int = 2, **changes: Any) -> AsyncIterator[Warden]:
+    """Three models, and memory for ``room_for``."""
+    settings = {"threads": 1, "max_loaded": 8, "memory_bytes": room_for * need()} | changes
+    one = Warden(**settings)
+    one.store.models["c"] = C
+    await one.scan()
+    try:
+        yield one
+    finally:
+        await one.pool.stop()
+
+
+def no_place(refused: Refused) -> NoPlace:
+    assert isinstance(refused, NoPlace), refused
+    return refused
+
+
+def test_model_that_can_never_fit_starts_nothing_and_says_why(clock: Clock) -> None:
+    async def scenario() -> None:
+        async with crowded(memory_bytes=need() - 1) as one:
+            for _ in range(10):
+                refused = await one.refusal(one.lease())
+                assert (refused.reason, "it needs" in refused.detail) == (Reason.RUNNER_UNAVAILABLE, True)
+                assert not isinstance(refused, NoPlace)
+            assert (one.launcher.count, one.store.hashed, one.store.opened) == (0, [], [])
+            [record] = one.audit.records
+            assert isinstance(record, RunnerNotStarted)
+            assert (record.model, record.reason) == (REF_A, "memory-short")
+            assert [failed.name for failed in one.pool.failed()] == ["a"]
+            assert all("it needs" in planned.unfit for planned in one.pool.planned())
+            assert one.pool.memory() == MemoryBudget(budget_bytes=need() - 1, planned_bytes=0)
+
+    run(scenario)
+
+
+def test_lying_header_is_refused_by_arithmetic(clock: Clock) -> None:
+    lie = CacheShape(values_per_token=2**36, heads=2**10, row_values=2**26, state_bytes=2**40, quantisable=True)
+
+    liar = msgspec.structs.replace(A, facts=msgspec.structs.replace(A.facts, cache=lie))
+
+    async def scenario() -> None:
+        async with crowded() as one:  # of the same bytes as the honest one, which was read before
+            one.store.models["a"] = liar
+            refused = await one.refusal(one.lease())
+            assert (refused.reason, "something else" in refused.detail) == (Reason.MODEL_NOT_VERIFIED, True)
+            assert one.launcher.count == 0
+            assert one.pool.memory().planned_bytes == 0
+            assert "it needs" in (await one.refusal(one.lease())).detail
+            assert one.launcher.count == 0
+            assert len(canonical_json(one.audit.records[-1])) < 4096
+            await one.leased(REF_B)
+
+    run(scenario)
+
+
+def test_plans_of_all_that_live_fit_the_budget() -> None:
+    async def scenario() -> None:
+        async with crowded(room_for=2) as one:
+            await one.leased(REF_A)
+            await one.leased(REF_B)
+            assert one.pool.memory() == MemoryBudget(budget_bytes=2 * need(), planned_bytes=2 * need())
+            assert no_place(await one.refusal(one.lease(REF_C))).release == ()
+            assert one.launcher.count == 2
+
+    run(scenario)
+
+
+def test_hundred_leases_for_three_models_load_no_more_than_fit() -> None:
+    async def scenario() -> None:
+        async with crowded(room_for=2) as one:
+            leasing = [one.lease((REF_A, REF_B, REF_C)[number % 3]) for number in range(100)]
+            for _ in range(2):
+                await one.launcher.next_ready()
+            outcomes = await asyncio.gather(*leasing, return_exceptions=True)
+            given = {outcome[0].runner_id for outcome in outcomes if not isinstance(outcome, BaseException)}
+            refused = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+            assert (len(given), one.launcher.count) == (2, 2)
+            assert len(refused) in {33, 34}
+            assert {type(each) for each in refused} == {NoPlace}
+            assert one.pool.memory().planned_bytes == 2 * need()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("status", [-9, 1, None])
+def test_runner_that_dies_frees_its_memory(status: int | None) -> None:
+    async def scenario() -> None:
+        async with crowded(room_for=1) as one:
+            runner, _facts = await one.leased(REF_A)
+            runner.end(status)
+            await until(lambda: one.pool.memory().planned_bytes == 0)
+            await one.leased(REF_B)
+
+    run(scenario)
+
+
+def test_runner_that_does_not_end_keeps_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "ENDING_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        async with crowded(room_for=1) as one:
+            runner, facts = await one.leased(REF_A)
+            runner.lives_on = True
+            one.pool.release(facts.runner_id)
+            no_place(await one.refusal(one.lease(REF_B)))
+            assert one.pool.memory().planned_bytes == need()
+            runner.end(-9)
+            await one.leased(REF_B)
+
+    run(scenario)
+
+
+def test_failed_and_cancelled_starts_free_their_memory(clock: Clock) -> None:
+    async def scenario() -> None:
+        async with crowded(room_for=1) as one:
+            leasing = one.lease(REF_A)
+            (await one.launcher.launched.get()).end(1)
+            await one.refusal(leasing)
+            one.launcher.fault = Fault("no more processes")
+            await one.refusal(one.lease(REF_B))
+            one.launcher.fault = None
+            leasing = one.lease(REF_C)
+            await (await one.launcher.launched.get()).load()
+            leasing.cancel()
+            await asyncio.wait({leasing})
+            await until(lambda: one.pool.memory().planned_bytes == 0)
+            clock.now += 60
+            await one.leased(REF_A)
+
+    run(scenario)
+
+
+def test_holder_is_told_whom_to_give_up_longest_idle_first_and_none_in_vain() -> None:
+    gateway = object()
+
+    async def scenario() -> None:
+        async with crowded(room_for=2) as one:
+            _, first = await one.leased(REF_A, holder=gateway)
+            second_runner, second = await one.leased(REF_B, holder=gateway)
+            idle = (second.runner_id, first.runner_id)
+            refused = no_place(await one.refusal(one.lease(REF_C, idle=idle, holder=gateway)))
+            assert refused.release == (second.runner_id,)
+            assert second_runner.kills == 0  # it is the holder's to say
+            one.pool.release(second.runner_id)
+            await one.leased(REF_C, idle=(first.runner_id,), holder=gateway)
+            assert one.launcher.count == 3
+
+    run(scenario)
+
+
+def test_nobody_gives_up_what_somebody_else_holds() -> None:
+    gateway, other = object(), object()
+
+    async def scenario() -> None:
+        async with crowded(room_for=1) as one:
+            _, facts = await one.leased(REF_A, holder=gateway)
+            refused = no_place(await one.refusal(one.lease(REF_B, idle=(facts.runner_id, "x"), holder=other)))
+            assert refused.release == ()
+
+    run(scenario)
+
+
+def test_runner_that_nobody_holds_makes_room_and_one_that_was_just_left_does_not(pool_clock: PoolClock) -> None:
+    gateway, next_gateway = object(), object()
+
+    async def scenario() -> None:
+        async with crowded(room_for=1) as one:
+            runner, facts = await one.leased(REF_A, holder=gateway)
+            one.pool.left(gateway)
+            no_place(await one.refusal(one.lease(REF_B, holder=next_gateway)))
+            one.pool.in_use(next_gateway, (RunnerUse(runner_id=facts.runner_id, idle_seconds=100),))
+            pool_clock.now += pool_module.UNHELD_SECONDS
+            no_place(await one.refusal(one.lease(REF_B, holder=next_gateway)))  # it came back for it
+            one.pool.left(next_gateway)
+            pool_clock.now += pool_module.UNHELD_SECONDS
+            await one.leased(REF_B, holder=object())
+            assert runner.kills >= 1
+
+    run(scenario)
+
+
+def test_runner_that_nobody_holds_ends_when_it_was_kept_for_long_enough(pool_clock: PoolClock) -> None:
+    gateway = object()
+
+    async def scenario() -> None:
+        async with crowded(
+            named={"b": msgspec.structs.replace(LOAD, keep_alive_seconds=-1)}, keep_alive_seconds=300
+        ) as one:
+            kept, _ = await one.leased(REF_B)
+            ended, _ = await one.leased(REF_A, holder=gateway)
+            pool_clock.now += 10_000
+            one.pool.end_idle()
+            assert ended.kills == 0  # its gateway is there, and knows better
+            one.pool.left(gateway)
+            pool_clock.now += 299
+            one.pool.end_idle()
+            assert ended.kills == 0
+            pool_clock.now += 1
+            one.pool.end_idle()
+            assert (ended.kills, kept.kills) == (1, 0)
+            await until(lambda: "runner-ended" in one.events())
+            [record] = one.audit.of(RunnerEnded)
+            assert isinstance(record, RunnerEnded)
+            assert record.detail == "idle for longer than it is kept"
+
+    run(scenario)
+
+
+def test_each_model_is_loaded_as_its_settings_say() -> None:
+    own = LoadOptions(context_tokens=512, slots=3, kv_type="q4_0", keep_alive_seconds=7)
+
+    async def scenario() -> None:
+        async with crowded(named={"b": own}, kv_type="q8_0") as one:
+            for wanted, options in ((REF_A, msgspec.structs.replace(LOAD, kv_type="q8_0")), (REF_B, own)):
+                leasing = one.lease(wanted)
+                runner = await one.launcher.launched.get()
+                load = await runner.become_ready()
+                _facts, given, _channel = await leasing
+                assert given == options
+                assert (load.context_tokens, load.slots, load.kv_type) == (
+                    options.context_tokens,
+                    options.slots,
+                    options.kv_type,
+                )
+
+    run(scenario)
+
+
+def test_settings_for_a_model_that_is_not_there_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with crowded(named={"a": LOAD, "typo\n": LOAD}) as one:
+            await one.scan()
+
+    run(scenario)
+    assert [message for message in caplog.messages if "not in the store" in message] == [
+        "the settings name a model that is not in the store: typo?"
+    ]
+
+
+def test_status_tells_what_each_takes_and_when_it_ends(pool_clock: PoolClock) -> None:
+    gateway = object()
+
+    async def scenario() -> None:
+        async with crowded(keep_alive_seconds=300) as one:
+            _, facts = await one.leased(REF_A, holder=gateway)
+            for idle_seconds, ends in ((None, None), (10, 290), (301, 0)):
+                one.pool.in_use(gateway, (RunnerUse(runner_id=facts.runner_id, idle_seconds=idle_seconds),))
+                [told] = await one.pool.loaded()
+                assert (told.idle_seconds, told.ends_in_seconds) == (idle_seconds, ends)
+            assert told.plan is not None
+            assert (told.plan.total, told.options) == (need(), msgspec.structs.replace(LOAD, keep_alive_seconds=300))
+            assert told.taken == TakenMemory(private_bytes=2**20, mapped_bytes=2**21)
+            assert [planned.name for planned in one.pool.planned()] == ["b", "c"]
+
+    run(scenario)
+
+
+def test_status_does_not_wait_for_a_runner_that_nobody_can_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "MEASURE_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        async with crowded() as one:
+            runner, _facts = await one.leased()
+            runner.taken = lambda: asyncio.Event().wait()  # type: ignore[assignment,method-assign,return-value]
+            assert [told.taken for told in await one.pool.loaded()] == [None]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("change", [_distrust, _remove, _replace])
+def test_model_that_is_refused_while_it_loads_is_not_leased(change: Any) -> None:
+    """A look that comes while there is no runner yet finds none to end, and the next finds nothing that has changed."""
+
+    async def scenario() -> None:
+        async with warden() as one:
+            leasing = one.lease()
+            runner = await one.launcher.launched.get()
+            await runner.load()
+            change(one)
+            await one.pool.rescan()
+            runner.peer.say(Ready(context_tokens=128, slots=2))
+            assert (await one.refusal(leasing)).reason is Reason.MODEL_NOT_VERIFIED
+            assert runner.kills == 1
+            await until(lambda: "runner-ended" in one.events())
+            assert await one.pool.loaded() == ()
+            assert one.pool.memory().planned_bytes == 0
 
     run(scenario)
 

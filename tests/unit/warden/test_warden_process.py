@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from appliance.core.memory import LoadOptions
 from appliance.core.records import ModelRef, reference
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import RunnerFacts
@@ -22,10 +23,14 @@ from appliance.ipc.messages import (
     Failed,
     FailedModel,
     FromWarden,
+    InUse,
     Leased,
     ListModels,
+    MakeRoom,
+    MemoryBudget,
     ModelList,
     Release,
+    RunnerUse,
     WardenStatus,
 )
 from appliance.warden import main as warden_main
@@ -36,6 +41,7 @@ from tests.support.scripted_peer import ScriptedPeer
 
 DEMO = model("demo")
 REF = reference(DEMO)
+OPTIONS = LoadOptions(context_tokens=1, slots=1, keep_alive_seconds=7)
 
 
 class FakePool:
@@ -45,7 +51,9 @@ class FakePool:
         self.outcome: Any = None
         self.gate = asyncio.Event()
         self.gate.set()
-        self.words: list[tuple[str, ...]] = []
+        self.words: list[tuple[Any, ...]] = []
+        self.asked: list[tuple[object, tuple[str, ...]]] = []
+        self.gone: list[object] = []
         self.ends: BaseException | None = None
 
     async def run(self) -> None:
@@ -62,13 +70,22 @@ class FakePool:
     def failed(self) -> tuple[FailedModel, ...]:
         return ()
 
-    def loaded(self) -> tuple[Any, ...]:
+    async def loaded(self) -> tuple[Any, ...]:
         if isinstance(self.outcome, ZeroDivisionError):
             raise self.outcome
         return ()
 
-    async def lease(self, wanted: ModelRef) -> tuple[RunnerFacts, socket.socket]:
+    def planned(self) -> tuple[Any, ...]:
+        return ()
+
+    def memory(self) -> MemoryBudget:
+        return MemoryBudget(budget_bytes=2, planned_bytes=1)
+
+    async def lease(
+        self, wanted: ModelRef, *, idle: tuple[str, ...], holder: object
+    ) -> tuple[RunnerFacts, LoadOptions, socket.socket]:
         assert wanted == REF
+        self.asked.append((holder, idle))
         await self.gate.wait()
         if isinstance(self.outcome, Exception):
             raise self.outcome
@@ -77,8 +94,14 @@ class FakePool:
     def complain(self, runner_id: str, detail: str) -> None:
         self.words.append(("complain", runner_id, detail))
 
-    def release(self, runner_id: str) -> None:
-        self.words.append(("release", runner_id))
+    def release(self, runner_id: str, *, idle: bool) -> None:
+        self.words.append(("release", runner_id, idle))
+
+    def in_use(self, holder: object, runners: tuple[RunnerUse, ...]) -> None:
+        self.words.append(("in use", holder, *runners))
+
+    def left(self, holder: object) -> None:
+        self.gone.append(holder)
 
     async def stop(self) -> None:
         self.words.append(("stop",))
@@ -148,11 +171,11 @@ async def process(directory: Path, **options: Any) -> AsyncIterator[tuple[Proces
     [
         (Refused(Reason.MODEL_NOT_VERIFIED, "d"), "model-not-verified"),
         (Refused(Reason.AUDIT_UNAVAILABLE, "d"), "audit-unavailable"),
-        (NoPlace(2), NO_PLACE),
+        (NoPlace("d"), NO_PLACE),
         (Fault("d"), "fault"),
         (KeyError("a mistake of ours"), "fault"),
         (OSError(24, "Too many open files"), "fault"),
-        ((runner_facts(DEMO), None), "fault"),
+        ((runner_facts(DEMO), OPTIONS, None), "fault"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -185,10 +208,10 @@ def test_lease_carries_its_channel(tmp_path: Path) -> None:
     async def scenario() -> None:
         ours, theirs = channel_pair()
         async with process(tmp_path) as (one, peer):
-            one.pool.outcome = runner_facts(DEMO), ours
+            one.pool.outcome = runner_facts(DEMO), OPTIONS, ours
             peer.say(AskLease(call=1, model=REF))
             leased = await peer.hear(Leased)
-            assert leased.runner == runner_facts(DEMO)
+            assert (leased.runner, leased.keep_alive_seconds) == (runner_facts(DEMO), 7)
             with socket.socket(fileno=peer.fds.pop()) as copy:
                 copy.send(b"x")
             assert await asyncio.get_running_loop().sock_recv(theirs, 1) == b"x"
@@ -217,15 +240,54 @@ def test_complaint_and_release_reach_the_pool_in_order(tmp_path: Path) -> None:
         async with process(tmp_path) as (one, peer):
             peer.say(Complain(runner_id="r-1", detail="silent"))
             peer.say(Release(runner_id="r-2"))
-            await until(lambda: len(one.pool.words) == 2)
-            assert one.pool.words == [("complain", "r-1", "silent"), ("release", "r-2")]
+            peer.say(Release(runner_id="r-3", idle=True))
+            await until(lambda: len(one.pool.words) == 3)
+            assert one.pool.words == [
+                ("complain", "r-1", "silent"),
+                ("release", "r-2", False),
+                ("release", "r-3", True),
+            ]
+
+    run(scenario)
+
+
+def test_asker_is_told_whom_to_give_up(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with process(tmp_path) as (one, peer):
+            one.pool.outcome = NoPlace("d", ("r-1", "r-2"))
+            peer.say(AskLease(call=7, model=REF, idle=("r-1", "r-2", "r-3")))
+            assert await peer.hear() == MakeRoom(call=7, release=("r-1", "r-2"))
+            assert [idle for _holder, idle in one.pool.asked] == [("r-1", "r-2", "r-3")]
+
+    run(scenario)
+
+
+def test_uses_and_the_end_of_a_connection_are_told_of_the_same_holder(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with process(tmp_path) as (one, peer):
+            use = RunnerUse(runner_id="r-1", idle_seconds=None)
+            one.pool.outcome = Fault("d")
+            peer.say(AskLease(call=7, model=REF))
+            await peer.hear(Failed)
+            peer.say(InUse(runners=(use,)))
+            await until(lambda: bool(one.pool.words))
+            [(holder, _idle)] = one.pool.asked
+            assert one.pool.words == [("in use", holder, use)]
+            peer.leave()
+            await until(lambda: one.pool.gone == [holder])
 
     run(scenario)
 
 
 @pytest.mark.parametrize(
     "word",
-    [ListModels(call=1), AskLease(call=1, model=REF), Complain(runner_id="r", detail=""), Release(runner_id="r")],
+    [
+        ListModels(call=1),
+        AskLease(call=1, model=REF),
+        Complain(runner_id="r", detail=""),
+        Release(runner_id="r"),
+        InUse(runners=()),
+    ],
 )
 def test_operator_may_ask_for_the_status_only(tmp_path: Path, word: Any) -> None:
     async def scenario() -> None:

@@ -7,7 +7,6 @@ Not here: whether the caller may have the answer (``pipeline``); how it is writt
 
 from typing import Annotated, Any, Final, Literal
 
-import msgspec
 from msgspec import Meta
 
 from appliance.core.values import (
@@ -23,11 +22,10 @@ from appliance.core.values import (
     Value,
 )
 from appliance.gateway.generation import Head
+from appliance.gateway.surfaces.decoding import BodyDecoder
 from appliance.gateway.surfaces.openai import fields
 from appliance.gateway.surfaces.openai.chat_answer import ChunkWriter, Completion
 from appliance.gateway.surfaces.openai.fields import MAX_JSON_CHARACTERS, CommonFields, invalid, json_text
-
-_MAX_ITEMS: Final = 10_000
 
 _Text = Annotated[str, Meta(max_length=262_144)]
 _Ignored = Annotated[str, Meta(max_length=262_144)] | None
@@ -160,15 +158,14 @@ class ChatFields(CommonFields, frozen=True, kw_only=True):
     service_tier: Literal["auto", "default"] | None = None
 
 
-_DECODER: Final = msgspec.json.Decoder(ChatFields)
-_KNOWN: Final = frozenset(ChatFields.__struct_fields__)
+_DECODER: Final = BodyDecoder(ChatFields)
 
 
 class ChatSurface:
     """``generation.Surface``."""
 
     def decode(self, body: bytes) -> Generation:
-        wire = fields.decode(body, _DECODER, _KNOWN, max_items=_MAX_ITEMS)
+        wire = _DECODER.decode(body)
         talk = _conversation(wire)
         return Generation(
             model=wire.model,

@@ -9,7 +9,6 @@ Not here: whether the caller may have the answer (``pipeline``); when anything i
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
-import msgspec
 from msgspec import Meta
 
 from appliance.core import sse
@@ -26,6 +25,7 @@ from appliance.core.values import (
     Usage,
 )
 from appliance.gateway.generation import Head
+from appliance.gateway.surfaces.decoding import BodyDecoder
 from appliance.gateway.surfaces.openai import fields
 from appliance.gateway.surfaces.openai.fields import CommonFields, TokenId, invalid
 from appliance.gateway.surfaces.openai.parts import (
@@ -58,15 +58,14 @@ class CompletionFields(CommonFields, frozen=True, kw_only=True):
     suffix: None = None
 
 
-_DECODER: Final = msgspec.json.Decoder(CompletionFields)
-_KNOWN: Final = frozenset(CompletionFields.__struct_fields__)
+_DECODER: Final = BodyDecoder(CompletionFields, max_items=_MAX_ITEMS)
 
 
 class CompletionSurface:
     """``generation.Surface``."""
 
     def decode(self, body: bytes) -> Generation:
-        wire = fields.decode(body, _DECODER, _KNOWN, max_items=_MAX_ITEMS)
+        wire = _DECODER.decode(body)
         if wire.echo and wire.logprobs is not None:
             raise invalid("probabilities of the prompt are not told", "echo")
         return Generation(

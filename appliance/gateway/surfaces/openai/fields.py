@@ -1,4 +1,4 @@
-"""What the requests of OpenAI's surface share: their fields, and how a body becomes one of them.
+"""What the requests of OpenAI's surface share: their fields, and what becomes of them.
 
 Every field is honoured, refused, or ignored on purpose; an unknown one is refused. Beside OpenAI's own there are the
 sampling fields by which llama-server and vLLM extend them, under their names.
@@ -10,13 +10,12 @@ Not here: the fields of one route (``chat``, ``completions``).
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
 from appliance.core.refusals import Reason, Refused
-from appliance.core.strict_json import JsonInvalid, check
 from appliance.core.values import GbnfGrammar, Sampling, Value
 
 MAX_JSON_CHARACTERS: Final = 65_536
@@ -68,32 +67,8 @@ class CommonFields(Value, frozen=True, kw_only=True):
     user: UserName | None = None
 
 
-FieldsT = TypeVar("FieldsT", bound=Value)
-
-
-def decode(body: bytes, decoder: msgspec.json.Decoder[FieldsT], known: frozenset[str], *, max_items: int) -> FieldsT:
-    """Raises ``Refused(JSON_INVALID | FIELD_UNKNOWN | FIELD_INVALID)``."""
-    try:
-        document = check(body, max_items=max_items)
-    except JsonInvalid as error:
-        raise Refused(Reason.JSON_INVALID, str(error)) from error
-    if isinstance(document, dict) and (unknown := document.keys() - known):
-        raise Refused(Reason.FIELD_UNKNOWN, f"{sorted(unknown)[:8]!r}"[:200])
-    try:
-        return decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise invalid(str(error)[:200], _field_at_fault(error, known)) from error
-
-
 def invalid(detail: str, param: str | None) -> Refused:
     return Refused(Reason.FIELD_INVALID, detail, param=param)
-
-
-def _field_at_fault(error: Exception, known: frozenset[str]) -> str | None:
-    """msgspec names the place as ``$.field``; only one of our own field names is ever repeated to the caller."""
-    place = str(error).rpartition("`$.")[2].partition("`")[0]
-    name = place.partition(".")[0].partition("[")[0]
-    return name if name in known else None
 
 
 _SAME_NAME: Final = (
