@@ -34,10 +34,7 @@ _CALL_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 class AnswerCheck:
     """Follows one answer. After the first fault its state means nothing."""
 
-    def __init__(self, paid: Admission) -> None:
-        request = paid.request
-        if not isinstance(request, Generation):
-            raise TypeError("nothing is to be generated")
+    def __init__(self, paid: Admission, request: Generation) -> None:
         talk = request.prompt if isinstance(request.prompt, Conversation) else None
         self._paid = paid
         self._choices = request.choices

@@ -15,7 +15,6 @@ from appliance.core.values import (
     AnswerEvent,
     Detokenisation,
     End,
-    Generation,
     Ids,
     Rows,
     Started,
@@ -30,10 +29,7 @@ _NUMBER_BYTES: Final = 4
 class InputCheck:
     """Follows one answer. After the first fault its state means nothing."""
 
-    def __init__(self, paid: Admission) -> None:
-        request = paid.request
-        if isinstance(request, Generation):
-            raise TypeError("something is to be generated")
+    def __init__(self, paid: Admission, request: Vectors | Tokenisation | Detokenisation) -> None:
         self._paid = paid
         self._request = request
         self._least_tokens = max(1, len(request.inputs)) if isinstance(request, Vectors) else 1

@@ -212,7 +212,8 @@ class RunnerLink:
 
 
 def _check(admission: Admission) -> AnswerCheck | InputCheck:
-    return AnswerCheck(admission) if isinstance(admission.request, Generation) else InputCheck(admission)
+    request = admission.request
+    return AnswerCheck(admission, request) if isinstance(request, Generation) else InputCheck(admission, request)
 
 
 def _submission(

@@ -50,7 +50,7 @@ def end(reason: Any = "stop", prompt_tokens: int = 4, **changes: Any) -> End:
 def check(request: Vectors | Tokenisation | Detokenisation) -> InputCheck:
     made = model()
     made = msgspec.structs.replace(made, facts=msgspec.structs.replace(made.facts, vocabulary_tokens=VOCABULARY))
-    return InputCheck(admit(request, ALICE, [made], LIMITS))
+    return InputCheck(admit(request, ALICE, [made], LIMITS), request)
 
 
 def wrong(request: Any, *events: AnswerEvent) -> str:
