@@ -79,7 +79,7 @@ class GenerationDesk:
         except (_NotOurs, GrammarInvalid, SchemaInvalid, ConstraintInvalid) as error:
             return self._refuse(submit.request_id, "field-invalid", str(error))
         at_most_tokens = min(submit.max_prompt_tokens, self._engine.context_tokens - 1)
-        prompt = self._engine.prompt(submit.prompt, at_most_tokens)
+        prompt = self._engine.prompt(submit.prompt, at_most_tokens, constrained=constraint is not None)
         self._preparing[submit.request_id] = _Preparing(submit, prompt, constraint)
         return None
 
@@ -144,8 +144,7 @@ class GenerationDesk:
         if submit.echo:
             self._begin(answer)
             self._echo(answer, submit.prompt, prompt)
-        for choice in answer.choices:
-            self._engine.submit(choice.job)
+        self._engine.submit(*(choice.job for choice in answer.choices))
 
     def _choices(self, preparing: _Preparing) -> list[Choice]:
         """Each has an equal share of what was paid for. Only the first one's wait is bounded: the rest would answer a
@@ -153,8 +152,6 @@ class GenerationDesk:
         submit, prompt, constraint = preparing.submit, preparing.prompt, preparing.constraint
         tokens = prompt.tokens
         if prompt.constraint is not None and not preparing.cancelled:
-            if constraint is not None:
-                raise _NotOurs("a call that must be made has a form of its own")
             constraint = self._compiled(prompt.constraint)
         room = min(submit.max_completion_tokens // submit.choices, self._engine.context_tokens - len(tokens))
         choices = []

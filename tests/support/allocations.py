@@ -1,4 +1,4 @@
-"""``python -m tests.support.allocations MODEL CONTEXT SLOTS KV_TYPE unified|streams``: what llama.cpp says it allocates.
+"""``python -m tests.support.allocations MODEL CONTEXT SLOTS KV_TYPE unified|streams``: what llama.cpp allocates.
 
 Loads the model as the runner does, makes a context, decodes one full step, and prints a JSON object of MiB: the sums of
 its log's lines on model, KV, state, compute and output buffers, and how much of its own this process had at the end.

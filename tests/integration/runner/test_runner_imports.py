@@ -30,8 +30,8 @@ ended = False
 while not ended:
     for event in engine.take_events():
         ended = event.ended is not None
-        if not ended:
-            engine.piece(event.token).decode("utf-8", "replace")
+        if event.token >= 0:
+            engine.marked_piece(event.token).decode("utf-8", "replace")
     time.sleep(0.001)
 engine.close()
 high_level = {"llama_cpp.llama", "diskcache", "shelve", "http.client", "asyncio", "subprocess"}
