@@ -52,7 +52,7 @@ MAX_PIECE_CHARACTERS: Final = 16
 """The longest token that may be tried against a grammar: the bounds hold for no longer ones."""
 MAX_WAYS: Final = 256
 """Through the text of one token."""
-MAX_STEPS: Final = 25_000
+MAX_STEPS: Final = 12_000
 MAX_REWALKS: Final = 1_000_000
 """References that llama.cpp's search for left recursion may look at."""
 MAX_BOUNDARIES: Final = 4096

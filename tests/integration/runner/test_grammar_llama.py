@@ -72,7 +72,7 @@ BORDER = {
     "deep stack": ('root ::= "[" root "]" | "a"', "[" * 400 + "a" + "]" * 400),
     "deep json": (json_object_gbnf(), '{"a":' * 150 + "1" + "}" * 150),
     "wide rules": (
-        "root ::= r0\n" + "".join(f'r{n} ::= "a" r{n + 1} | "b"\n' for n in range(700)) + 'r700 ::= "c"',
+        "root ::= r0\n" + "".join(f'r{n} ::= "a" r{n + 1} | "b"\n' for n in range(550)) + 'r550 ::= "c"',
         "a" * 99,
     ),
 }
