@@ -216,13 +216,16 @@ class Pool:
             return runner.facts, runner.options, runner.channel
 
     def in_use(self, holder: object, runners: Sequence[RunnerUse]) -> None:
-        """What a gateway says of the runners that it holds."""
+        """What a gateway says of the runners that it holds. One that it was given and does not name after a while, it
+        has never taken: it had given up waiting for the load."""
         now = time.monotonic()
         uses = {use.runner_id: use for use in runners}
         for runner in self._runners.values():
             if use := uses.get(runner.facts.runner_id):
                 runner.holder, runner.busy = holder, use.idle_seconds is None
                 runner.used_at = now - (use.idle_seconds or 0)
+            elif runner.holder is holder and now - runner.used_at >= UNHELD_SECONDS:
+                runner.holder, runner.busy = None, False
 
     def left(self, holder: object) -> None:
         """A gateway's connection is gone, and perhaps the gateway."""

@@ -1246,6 +1246,25 @@ def test_runner_that_nobody_holds_ends_when_it_was_kept_for_long_enough(pool_clo
     run(scenario)
 
 
+def test_runner_that_its_gateway_never_took_ends_too(pool_clock: PoolClock) -> None:
+    """It had given up waiting for the load, and would never have given the runner back."""
+    gateway = object()
+
+    async def scenario() -> None:
+        async with crowded(keep_alive_seconds=60) as one:
+            runner, _ = await one.leased(REF_A, holder=gateway)
+            one.pool.in_use(gateway, ())
+            pool_clock.now += 59
+            one.pool.end_idle()
+            one.pool.in_use(gateway, ())
+            assert runner.kills == 0
+            pool_clock.now += 1
+            one.pool.end_idle()
+            assert runner.kills == 1
+
+    run(scenario)
+
+
 def test_each_model_is_loaded_as_its_settings_say() -> None:
     own = LoadOptions(context_tokens=512, slots=3, kv_type="q4_0", keep_alive_seconds=7)
 
