@@ -30,8 +30,9 @@ from appliance.ipc.messages import (
 from appliance.sandbox.layers import LAYERS
 from appliance.warden import catalogue as catalogue_module
 from appliance.warden import pool as pool_module
+from appliance.warden.loading import MAX_DEFAULT_THREADS, PoolSettings
 from appliance.warden.memory import copied_types
-from appliance.warden.pool import NoPlace, Pool, PoolSettings
+from appliance.warden.pool import NoPlace, Pool
 from tests.fakes.audit import FakeAuditLog
 from tests.fakes.launcher import FENCED, FakeLauncher, FakeRunner
 from tests.fakes.steps import Steps
@@ -329,7 +330,7 @@ def test_runner_gets_the_verified_bytes_from_their_start() -> None:
             load, data = await runner.load()
             assert data == b"a"
             assert (load.runner_id, load.context_tokens, load.slots) == (runner.runner_id, A.facts.context_tokens, 2)
-            assert 1 <= load.threads <= pool_module.MAX_DEFAULT_THREADS
+            assert 1 <= load.threads <= MAX_DEFAULT_THREADS
             leasing.cancel()
 
     run(scenario)
