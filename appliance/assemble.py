@@ -26,8 +26,8 @@ from appliance.core.records import ModelRef
 from appliance.core.refusals import Fault, Misconfigured, Reason, Refused
 from appliance.core.values import Digest, SealMode, VerifiedModel
 from appliance.gateway import serve as gateway_process
+from appliance.gateway.answering import BodyLimits
 from appliance.gateway.app import build_app
-from appliance.gateway.chat import BodyLimits, ChatRoute
 from appliance.gateway.gate import Gate
 from appliance.gateway.pipeline import Pipeline, Ports
 from appliance.gateway.slots import Slots
@@ -105,6 +105,7 @@ async def gateway(config: Settings) -> None:
         config.warden_socket,
         load_timeout_seconds=config.models.load_timeout_seconds + LOAD_SLACK_SECONDS,
         silence_seconds=config.gateway.runner_silence_seconds,
+        queue_seconds=config.gateway.queue_timeout_seconds,
         server_uids=frozenset({0, _uid(config.users.warden)}),
     )
     pipeline = Pipeline(
@@ -126,7 +127,7 @@ async def gateway(config: Settings) -> None:
         max_bytes=config.gateway.max_body_bytes, timeout_seconds=config.gateway.body_timeout_seconds
     )
     gate = Gate(
-        build_app(pipeline, ChatRoute(pipeline, body_limits)),  # type: ignore[arg-type]  # ASGI's scope is wider
+        build_app(pipeline, body_limits),  # type: ignore[arg-type]  # ASGI's scope is wider
         pipeline,
         verifier=JwtVerifier(
             load_keys(jwks),

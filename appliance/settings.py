@@ -35,6 +35,7 @@ class GatewaySettings(Value, frozen=True, kw_only=True):
     body_timeout_seconds: Annotated[int, Meta(ge=1, le=120)] = 15
     request_timeout_seconds: Annotated[int, Meta(ge=1, le=3600)] = 600
     runner_silence_seconds: Annotated[int, Meta(ge=1, le=600)] = 120
+    queue_timeout_seconds: Annotated[int, Meta(ge=1, le=600)] = 60
 
 
 class IdentitySettings(Value, frozen=True, kw_only=True):

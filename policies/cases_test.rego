@@ -27,7 +27,15 @@ good := {
 		"digest": "sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",
 		"signer": "release",
 	},
-	"request": {"max_tokens": 128, "messages": 2, "prompt_bytes": 240, "stream": true},
+	"request": {
+		"max_tokens": 128,
+		"messages": 2,
+		"prompt_bytes": 240,
+		"stream": true,
+		"tools": 0,
+		"constraint": "none",
+		"choices": 1,
+	},
 	"peer": {"address": "192.0.2.7"},
 	"time": {"unix_seconds": 1700000000, "weekday": 1, "minute_of_day": 1333},
 }

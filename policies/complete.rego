@@ -35,6 +35,9 @@ request_complete if {
 	whole_number(input.request.messages)
 	whole_number(input.request.prompt_bytes)
 	is_boolean(input.request.stream)
+	whole_number(input.request.tools)
+	text(input.request.constraint)
+	whole_number(input.request.choices)
 }
 
 peer_complete if text(input.peer.address)

@@ -12,6 +12,7 @@ fields := [
 	"/action/operation", "/action/method", "/action/route",
 	"/model/name", "/model/digest", "/model/signer",
 	"/request/max_tokens", "/request/messages", "/request/prompt_bytes", "/request/stream",
+	"/request/tools", "/request/constraint", "/request/choices",
 	"/peer/address",
 	"/time/unix_seconds", "/time/weekday", "/time/minute_of_day",
 ]

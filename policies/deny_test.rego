@@ -19,7 +19,11 @@ test_an_unknown_operation_is_denied if {
 	replaced("/action/operation", "Chat") == {"operation-unknown"}
 }
 
-test_listing_is_known if replaced("/action/operation", "list") == set()
+test_every_operation_of_ours_is_known if {
+	every operation in ["list", "complete", "embed", "rerank", "tokenise"] {
+		replaced("/action/operation", operation) == set()
+	}
+}
 
 test_a_closed_subject_is_denied if replaced("/principal/subject", "mallory") == {"subject-closed"}
 

@@ -1,7 +1,7 @@
 # What must hold. Every name here is a positive fact, true or undefined, never false.
 package paddock
 
-operation_known if input.action.operation in {"chat", "list"}
+operation_known if input.action.operation in {"chat", "complete", "embed", "rerank", "tokenise", "list"}
 
 # Closing stops somebody, or a model, at once and for every group. Missing lists are not empty lists: they deny.
 subject_open if {

@@ -21,6 +21,8 @@ VENV = ROOT / ".venv"
 REQUIREMENTS = ROOT / "requirements"
 CMAKE_ARGS = "-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF"
 """Not for this machine's CPU alone (the wheel goes into the image too), and without the image decoders."""
+PIP = ("python", "-m", "pip", "--disable-pip-version-check")
+"""That of the environment that is first in the PATH."""
 
 
 def main() -> None:
@@ -75,12 +77,16 @@ def cache_directory() -> Path:
     return Path(base) / "paddock"
 
 
+def engine_key(*more: bytes) -> str:
+    """A name for what is compiled from the engine's sources: it changes with everything that goes into it."""
+    inputs = [(REQUIREMENTS / name).read_bytes() for name in ("engine.txt", "build.txt")]
+    inputs += [CMAKE_ARGS.encode(), platform.machine().encode(), "-".join(platform.libc_ver()).encode(), *more]
+    return hashlib.sha256(b"\0".join(inputs)).hexdigest()[:16]
+
+
 def engine_wheel() -> Path:
     """The compiled engine, from the cache or built now."""
-    inputs = [(REQUIREMENTS / name).read_bytes() for name in ("engine.txt", "build.txt")]
-    inputs += [CMAKE_ARGS.encode(), platform.machine().encode(), "-".join(platform.libc_ver()).encode()]
-    key = hashlib.sha256(b"\0".join(inputs)).hexdigest()[:16]
-    directory = cache_directory() / "wheels" / key
+    directory = cache_directory() / "wheels" / engine_key()
     wheels = sorted(directory.glob("*.whl"))
     if wheels:
         say(f"found the compiled engine in {directory}")
@@ -99,19 +105,25 @@ def engine_wheel() -> Path:
 def build_engine(scratch: Path) -> Path:
     say("compiling llama.cpp, once: 5 to 15 minutes on two cores")
     started = time.monotonic()
+    environment = build_environment(scratch)
+    environment |= {"CMAKE_ARGS": CMAKE_ARGS, "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)}
+    command = [*PIP, "wheel", "--verbose", "--no-deps", "--no-build-isolation", "--require-hashes"]
+    command += ["-r", str(REQUIREMENTS / "engine.txt"), "--wheel-dir", str(scratch / "wheels")]
+    compiling(command, environment, scratch.parent / "build.log")
+    say(f"compiled in {time.monotonic() - started:.0f} s")
+    return next((scratch / "wheels").glob("*.whl"))
+
+
+def build_environment(scratch: Path) -> dict[str, str]:
+    """A new virtual environment with the build's own tools, first in the PATH."""
     subprocess.run([sys.executable, "-m", "venv", str(scratch / "venv")], check=True)
-    python = scratch / "venv" / "bin" / "python"
-    install(python, "--require-hashes", "-r", str(REQUIREMENTS / "build.txt"))
-    environment = {
-        **os.environ,
-        "CMAKE_ARGS": CMAKE_ARGS,
-        "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1),
-        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    command = [str(python), "-m", "pip", "wheel", "--verbose", "--disable-pip-version-check", "--no-deps"]
-    command += ["--no-build-isolation", "--require-hashes", "-r", str(REQUIREMENTS / "engine.txt")]
-    command += ["--wheel-dir", str(scratch / "wheels")]
-    log = scratch.parent / "build.log"
+    bin = scratch / "venv" / "bin"
+    install(bin / "python", "--require-hashes", "-r", str(REQUIREMENTS / "build.txt"))
+    return {**os.environ, "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}"}
+
+
+def compiling(command: list[str], environment: dict[str, str], log: Path) -> None:
+    """Runs one long command to its end, or ends this program."""
     with (
         log.open("w") as file,
         subprocess.Popen(
@@ -122,8 +134,6 @@ def build_engine(scratch: Path) -> Path:
         follow(process.stdout, file)
     if process.returncode != 0:
         sys.exit(f"the compilation failed; its output is in {log}")
-    say(f"compiled in {time.monotonic() - started:.0f} s")
-    return next((scratch / "wheels").glob("*.whl"))
 
 
 def follow(lines, log) -> None:

@@ -7,16 +7,20 @@ else, an undefined answer included, is a ``Decision`` that denies; nothing here 
 
 from typing import Any, Final, Literal, get_args
 
+from appliance.core.admit import asked_bytes
 from appliance.core.codec import canonical_json
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import (
     Admission,
+    Conversation,
     Decision,
     Digest,
+    Generation,
     Obligations,
     Peer,
     Principal,
     SealMode,
+    Vectors,
     VerifiedModel,
     seals_at_least,
 )
@@ -54,10 +58,11 @@ _EPOCH_WEEKDAY: Final = 3  # 1 January 1970 was a Thursday; Monday is 0
 def policy_input(
     asked: Admission | VerifiedModel, *, principal: Principal, peer: Peer, method: str, route: str, now_seconds: int
 ) -> dict[str, Any]:
-    """The input document: may this principal chat as admitted, or, for a bare model, see it in a list?
+    """The input document: may this principal have what was admitted, or, for a bare model, see it in a list?
 
     Integers, strings and booleans only; ``weekday`` (Monday is 0) and ``minute_of_day`` are in UTC. ``route`` is the
-    template of the route, never the caller's path. No text of a prompt is in it, only counts.
+    template of the route, never the caller's path. No text of a prompt is in it, only counts; ``max_tokens`` are those
+    of all choices together.
     """
     model = asked.model if isinstance(asked, Admission) else asked
     return {
@@ -80,19 +85,51 @@ def policy_input(
     }
 
 
-def _operation(asked: Admission | VerifiedModel) -> Literal["chat", "list"]:
-    return "chat" if isinstance(asked, Admission) else "list"
+def _operation(
+    asked: Admission | VerifiedModel,
+) -> Literal["chat", "complete", "embed", "rerank", "tokenise", "list"]:
+    if isinstance(asked, VerifiedModel):
+        return "list"
+    match asked.request:
+        case Generation():
+            return "chat" if isinstance(asked.request.prompt, Conversation) else "complete"
+        case Vectors():
+            return asked.request.kind
+        case _:
+            return "tokenise"
 
 
 def _request(asked: Admission | VerifiedModel) -> dict[str, Any]:
     if isinstance(asked, VerifiedModel):
-        return {"max_tokens": None, "messages": 0, "prompt_bytes": 0, "stream": False}
-    messages = asked.request.messages
+        return {
+            "max_tokens": None,
+            "messages": 0,
+            "prompt_bytes": 0,
+            "stream": False,
+            "tools": 0,
+            "constraint": "none",
+            "choices": 0,
+        }
+    request = asked.request
+    if not isinstance(request, Generation):
+        return {
+            "max_tokens": 0,
+            "messages": 0,
+            "prompt_bytes": asked_bytes(request),
+            "stream": False,
+            "tools": 0,
+            "constraint": "none",
+            "choices": 1,
+        }
+    talk = request.prompt if isinstance(request.prompt, Conversation) else None
     return {
         "max_tokens": asked.max_completion_tokens,
-        "messages": len(messages),
-        "prompt_bytes": sum(len(message.content.encode("utf-8", "surrogatepass")) for message in messages),
-        "stream": asked.request.stream,
+        "messages": len(talk.messages) if talk else 0,
+        "prompt_bytes": asked_bytes(request),
+        "stream": request.stream,
+        "tools": len(talk.tools) if talk else 0,
+        "constraint": str(request.constraint.__struct_config__.tag) if request.constraint else "none",
+        "choices": request.choices,
     }
 
 

@@ -1,7 +1,7 @@
 """Answer events, as they pass, -> what was spent."""
 
 from appliance.core.gguf import MAX_TOKEN_BYTES
-from appliance.core.values import AnswerEvent, Delta, End, Started, Usage
+from appliance.core.values import AnswerEvent, Delta, End, Ids, Rows, Started, ToolCallDelta, Usage, Written
 
 _REPLACEMENT = "\ufffd"
 
@@ -11,6 +11,18 @@ def text_bytes(text: str) -> int:
     return len(text.encode()) - (len(_REPLACEMENT.encode()) - 1) * text.count(_REPLACEMENT)
 
 
+def delta_bytes(delta: Delta) -> int:
+    """Of everything in it that the model wrote. A call's id is not of its making."""
+    n_bytes = text_bytes(delta.text) if delta.text else 0
+    if delta.reasoning:
+        n_bytes += text_bytes(delta.reasoning)
+    return n_bytes + sum(map(_call_bytes, delta.tool_calls)) if delta.tool_calls else n_bytes
+
+
+def _call_bytes(call: ToolCallDelta) -> int:
+    return text_bytes(call.name) + text_bytes(call.arguments)
+
+
 def least_tokens(n_bytes: int) -> int:
     """The fewest tokens in which so many bytes of text can have come."""
     return -(-n_bytes // MAX_TOKEN_BYTES)
@@ -18,9 +30,10 @@ def least_tokens(n_bytes: int) -> int:
 
 class Meter:
     """Counts one answer. After a broken answer the count is what was seen: at least what the caller received, and never
-    less than its text must have cost, whatever the runner says."""
+    less than its text must have cost, whatever the runner says. ``echo_bytes`` of the text may be the prompt's."""
 
-    def __init__(self) -> None:
+    def __init__(self, echo_bytes: int = 0) -> None:
+        self._echo_bytes = echo_bytes
         self._prompt_tokens = 0
         self._told_tokens = 0
         self._text_bytes = 0
@@ -32,7 +45,9 @@ class Meter:
                 self._prompt_tokens = event.prompt_tokens
             case Delta():
                 self._told_tokens += event.tokens
-                self._text_bytes += text_bytes(event.text)
+                self._text_bytes += delta_bytes(event)
+            case Rows() | Ids() | Written():
+                pass  # computed from what was asked, and paid for with it
             case End():
                 self.end = event
                 self._prompt_tokens = max(self._prompt_tokens, event.prompt_tokens)
@@ -41,5 +56,6 @@ class Meter:
     def usage(self) -> Usage:
         return Usage(
             prompt_tokens=self._prompt_tokens,
-            completion_tokens=max(self._told_tokens, least_tokens(self._text_bytes)),
+            completion_tokens=max(self._told_tokens, least_tokens(max(0, self._text_bytes - self._echo_bytes))),
+            cached_tokens=self.end.cached_tokens if self.end is not None else 0,
         )

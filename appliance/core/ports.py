@@ -84,8 +84,10 @@ class Lease(Protocol):
     @property
     def facts(self) -> RunnerFacts: ...
 
-    def answer(self, request_id: str, admission: Admission, cache_partition: str) -> "RunnerAnswer":
-        """Submits one request. Raises ``Refused(RUNNER_LOST)`` when the channel is broken already."""
+    def answer(self, request_id: str, admission: Admission, principal_key: str) -> "RunnerAnswer":
+        """Submits one request; whose it is decides its turn and its cache.
+
+        Raises ``Refused(RUNNER_LOST)`` when the channel is broken already."""
         ...
 
 
@@ -95,8 +97,9 @@ class RunnerAnswer(Protocol):
     async def events(self) -> list[AnswerEvent]:
         """Waits for the next events and returns all that have arrived: ``Started`` first, ``End`` last.
 
-        Raises ``Refused(RUNNER_LOST)`` when the channel breaks, and ``Refused(PROMPT_TOO_LONG)`` or
-        ``Refused(OVERLOADED)`` when the runner refuses to start.
+        Raises ``Refused(RUNNER_LOST)`` when the channel breaks, and when the runner refuses to start
+        ``Refused(PROMPT_TOO_LONG | FIELD_INVALID | OPERATION_UNSUPPORTED)`` or ``Refused(OVERLOADED)``, perhaps with a
+        retry time.
         """
         ...
 

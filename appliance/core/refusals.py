@@ -28,7 +28,11 @@ class Reason(Enum):
     BODY_TIMEOUT = ("body-timeout", 408, "The request body did not arrive in time.")
     MEDIA_TYPE_UNSUPPORTED = ("media-type-unsupported", 415, "Send the body as application/json, not compressed.")
     JSON_INVALID = ("json-invalid", 400, "The body is not valid JSON, or a key occurs twice.")
-    FIELD_INVALID = ("field-invalid", 400, "A field is missing, has the wrong type or is out of range.")
+    FIELD_INVALID = (
+        "field-invalid",
+        400,
+        "A field is missing, has the wrong type, is out of range, or asks for what the model's engine does not offer.",
+    )
     FIELD_UNKNOWN = ("field-unknown", 400, "The body has a field that this server does not know.")
     NOT_FOUND = ("not-found", 404, "There is nothing here.")
     METHOD_NOT_ALLOWED = ("method-not-allowed", 405, "This method is not allowed here.")
@@ -39,6 +43,7 @@ class Reason(Enum):
     # admission (stage 3)
     MODEL_NOT_FOUND = ("model-not-found", 404, "The model does not exist or you do not have access to it.")
     MODEL_NOT_VERIFIED = ("model-not-verified", 503, "The model failed verification and will not be loaded.")
+    OPERATION_UNSUPPORTED = ("operation-unsupported", 400, "The model is not for this kind of request.")
     PROMPT_TOO_LONG = ("prompt-too-long", 400, "The prompt does not fit the model's context.")
     # policy (stage 4)
     POLICY_DENIED = ("policy-denied", 403, "Policy does not allow this request.")

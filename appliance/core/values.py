@@ -169,15 +169,81 @@ class Sampling(Value, frozen=True, kw_only=True, omit_defaults=True):
     stop: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=8)] = ()
 
 
-class ChatRequest(Value, frozen=True, kw_only=True):
-    """A chat completion as any surface asks for it, after decoding. ``max_tokens`` None means the server's default."""
+class Conversation(Value, frozen=True, kw_only=True, omit_defaults=True, tag="conversation"):
+    """To be rendered by the model's chat template. ``forced_tool`` is the only one that may be called."""
+
+    messages: tuple[Message, ...]
+    tools: Annotated[tuple[Tool, ...], Meta(max_length=128)] = ()
+    tool_choice: ToolChoice = "auto"
+    forced_tool: Annotated[str, Meta(max_length=64)] = ""
+
+    @property
+    def callable_tools(self) -> frozenset[str]:
+        """The names that the answer may call."""
+        if self.tool_choice == "none":
+            return frozenset()
+        return frozenset({self.forced_tool}) if self.forced_tool else frozenset(tool.name for tool in self.tools)
+
+
+class TextPrompt(Value, frozen=True, kw_only=True, tag="text"):
+    """To be continued as it stands: no template, and names of control tokens are ordinary text."""
+
+    text: str
+
+
+class TokenPrompt(Value, frozen=True, kw_only=True, tag="tokens"):
+    """To be continued as it stands. The runner refuses ids outside the vocabulary."""
+
+    ids: Annotated[tuple[Annotated[int, Meta(ge=0, le=2**21)], ...], Meta(min_length=1)]
+
+
+Prompt = Conversation | TextPrompt | TokenPrompt
+
+
+class Generation(Value, frozen=True, kw_only=True):
+    """Text asked for, by whichever surface, after decoding. ``max_tokens`` is for each of the ``choices``; None means
+    the server's default. With ``echo`` each answer begins with the prompt."""
 
     model: str
-    messages: tuple[Message, ...]
+    prompt: Prompt
     max_tokens: int | None = None
     sampling: Sampling = Sampling()
+    constraint: Constraint | None = None
+    choices: Annotated[int, Meta(ge=1, le=16)] = 1
+    echo: bool = False
     stream: bool = False
     include_usage: bool = False
+
+
+class Vectors(Value, frozen=True, kw_only=True):
+    """Vectors of some inputs; with ``kind`` ``rerank`` a score of each against ``query``. An input that is too long is
+    refused unless ``truncate``. ``dimensions`` keeps so many numbers of each vector; 0 is all."""
+
+    model: str
+    kind: Literal["embed", "rerank"]
+    inputs: tuple[TextPrompt | TokenPrompt, ...]
+    query: str = ""
+    truncate: bool = False
+    dimensions: int = 0
+
+
+class Tokenisation(Value, frozen=True, kw_only=True):
+    """The token ids of a text; with ``add_special`` as they stand in a prompt."""
+
+    model: str
+    text: str
+    add_special: bool = False
+
+
+class Detokenisation(Value, frozen=True, kw_only=True):
+    """The text of token ids."""
+
+    model: str
+    ids: tuple[int, ...]
+
+
+Asked = Generation | Vectors | Tokenisation | Detokenisation
+"""Every kind of request that goes through the stages."""
 
 
 class Peer(Value, frozen=True, kw_only=True):
@@ -297,18 +363,27 @@ class VerifiedModel(Value, frozen=True, kw_only=True):
 
 
 class Admission(Value, frozen=True, kw_only=True):
-    """A request that fits its model. Worst cases are upper bounds which the runner is told and enforces."""
+    """A request that fits its model. Worst cases are upper bounds which the runner is told and enforces.
+
+    ``max_completion_tokens`` is for all choices together, an equal share for each. ``echo_bytes`` is how much of an
+    answer may be its own prompt, which is paid for already.
+    """
 
     model: VerifiedModel
-    request: ChatRequest
+    request: Asked
     context_tokens: int
     max_prompt_tokens: int
     max_completion_tokens: int
+    echo_bytes: int = 0
 
     @property
     def worst_case_tokens(self) -> int:
-        """What must be paid for: the runner ends an answer at the context's end, so the sum is bounded by it too."""
-        return min(self.max_prompt_tokens + self.max_completion_tokens, self.context_tokens)
+        """What must be paid for: the runner ends each choice at the context's end, so the longer a prompt, the less
+        its answers can be. The prompt is paid for once; the inputs of ``Vectors`` each have a context of their own."""
+        if not isinstance(self.request, Generation):
+            return self.max_prompt_tokens
+        each = self.max_completion_tokens // self.request.choices
+        return min(self.max_prompt_tokens, self.context_tokens - each) + self.max_completion_tokens
 
 
 class Obligations(Value, frozen=True, kw_only=True):
@@ -344,10 +419,11 @@ class Receipt(Value, frozen=True, kw_only=True):
 
 
 class Usage(Value, frozen=True, kw_only=True):
-    """Tokens actually spent."""
+    """Tokens actually spent. ``cached_tokens`` of the prompt were not computed again; they are charged all the same."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -417,7 +493,26 @@ class End(Value, frozen=True, kw_only=True, tag="end"):
     detail: str = ""
 
 
-AnswerEvent = Started | Delta | End
+class Rows(Value, frozen=True, kw_only=True, tag="rows"):
+    """The next vectors or scores: rows of ``width`` little-endian 32-bit floats."""
+
+    width: int
+    data: bytes
+
+
+class Ids(Value, frozen=True, kw_only=True, tag="ids"):
+    """The next token ids: little-endian 32-bit integers."""
+
+    data: bytes
+
+
+class Written(Value, frozen=True, kw_only=True, tag="written"):
+    """The next characters that token ids stand for. Nothing was generated."""
+
+    text: str
+
+
+AnswerEvent = Started | Delta | Rows | Ids | Written | End
 
 
 class RunnerFacts(Value, frozen=True, kw_only=True):

@@ -4,25 +4,42 @@ Errors leave it as exceptions; ``gate.Gate``, which wraps it, answers and record
 
 Trusts: ``gate.Gate`` to let in only guarded requests of verified principals.
 Promises: every route takes its principal from the gate's exchange.
-Not here: any rule about who may do what (``pipeline``); how a chat answer is written (``chat``).
+Not here: any rule about who may do what (``pipeline``); how an answer is written (``generation``, ``surfaces``).
 """
 
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 from litestar import Litestar, Request, asgi, get
 from litestar.enums import MediaType
 from litestar.params import FromPath
 
-from appliance.gateway.chat import ChatRoute
+from appliance.gateway.answering import BodyLimits
+from appliance.gateway.asgi import Receive, Scope, Send
+from appliance.gateway.computation import ComputationRoute
 from appliance.gateway.gate import exchange_of
-from appliance.gateway.pipeline import Pipeline
-from appliance.gateway.surfaces import openai
+from appliance.gateway.generation import GenerationRoute
+from appliance.gateway.pipeline import Exchange, Pipeline
+from appliance.gateway.surfaces import vectors, vocabulary
+from appliance.gateway.surfaces.openai.chat import ChatSurface
+from appliance.gateway.surfaces.openai.completions import CompletionSurface
+from appliance.gateway.surfaces.openai.models import model_object
 
 _Request = Request[Any, Any, Any]
+AsgiRoute = Callable[[Exchange, Scope, Receive, Send], Awaitable[None]]
 
 
-def build_app(pipeline: Pipeline, chat: ChatRoute) -> Litestar:
+def build_app(pipeline: Pipeline, limits: BodyLimits) -> Litestar:
     """The routes. Litestar's OpenAPI pages are off."""
+    answers: dict[str, AsgiRoute] = {
+        "/v1/chat/completions": GenerationRoute(pipeline, limits, ChatSurface()),
+        "/v1/completions": GenerationRoute(pipeline, limits, CompletionSurface()),
+        "/v1/embeddings": ComputationRoute(pipeline, limits, vectors.EmbeddingsSurface()),
+        "/v1/rerank": ComputationRoute(pipeline, limits, vectors.RerankSurface()),
+        "/rerank": ComputationRoute(pipeline, limits, vectors.RerankSurface()),
+        "/tokenize": ComputationRoute(pipeline, limits, vocabulary.TokenizeSurface()),
+        "/detokenize": ComputationRoute(pipeline, limits, vocabulary.DetokenizeSurface()),
+    }
 
     @get("/healthz", media_type=MediaType.JSON)
     async def healthz() -> dict[str, str]:
@@ -32,21 +49,20 @@ def build_app(pipeline: Pipeline, chat: ChatRoute) -> Litestar:
     @get("/v1/models", media_type=MediaType.JSON)
     async def list_models(request: _Request) -> dict[str, Any]:
         models = await pipeline.visible_models(exchange_of(request.scope, "/v1/models"))
-        return {"object": "list", "data": [openai.model_object(model) for model in models]}
+        return {"object": "list", "data": [model_object(model) for model in models]}
 
     @get("/v1/models/{model_id:str}", media_type=MediaType.JSON)
     async def get_model(request: _Request, model_id: FromPath[str]) -> dict[str, Any]:
         """An absent model and a forbidden one get the same answer; the record tells them apart."""
-        return openai.model_object(
-            await pipeline.visible_model(exchange_of(request.scope, "/v1/models/{model_id}"), model_id)
-        )
+        return model_object(await pipeline.visible_model(exchange_of(request.scope, "/v1/models/{model_id}"), model_id))
 
-    @asgi("/v1/chat/completions", copy_scope=False)
-    async def chat_completions(scope: Any, receive: Any, send: Any) -> None:
-        await chat(exchange_of(scope, "/v1/chat/completions"), scope, receive, send)
+    @asgi(list(answers), copy_scope=False)
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        path = scope["path"]
+        await answers[path](exchange_of(scope, path), scope, receive, send)
 
     return Litestar(
-        route_handlers=[healthz, list_models, get_model, chat_completions],
+        route_handlers=[healthz, list_models, get_model, answer],
         exception_handlers={Exception: _to_the_gate},
         openapi_config=None,
         logging_config=None,

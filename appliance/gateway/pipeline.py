@@ -35,7 +35,7 @@ from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import (
     Admission,
     AnswerEvent,
-    ChatRequest,
+    Asked,
     Decision,
     Delta,
     Peer,
@@ -80,7 +80,7 @@ class Answer:
 
     def __init__(self, runner: RunnerAnswer, admission: Admission) -> None:
         self._runner = runner
-        self._meter = Meter()
+        self._meter = Meter(admission.echo_bytes)
         self._started = time.monotonic()
         self._first_token: float | None = None
         self._timed_out = False
@@ -128,7 +128,7 @@ class Answer:
         if self._refusal is not None:
             return _REFUSED_OUTCOMES.get(self._refusal.reason, "refused"), str(self._refusal)
         match self._meter.end.reason if self._meter.end else "cancelled":
-            case "stop":
+            case "stop" | "tool-calls":
                 return "completed", ""
             case "length":
                 return "truncated", ""
@@ -186,7 +186,7 @@ class Pipeline:
         return model
 
     @asynccontextmanager
-    async def answer(self, exchange: Exchange, request: ChatRequest) -> AsyncIterator[Answer]:
+    async def answer(self, exchange: Exchange, request: Asked) -> AsyncIterator[Answer]:
         """Stages 3 to 9. Raises ``Refused`` before the answer begins; inside, only the caller's own exceptions pass."""
         ports, principal = self._ports, exchange.principal
         exchange.model_name = request.model

@@ -1,11 +1,10 @@
 """The gateway's end of one runner's channel: many requests over one socket, each with its own queue of events.
 
 Trusts: the warden, who passed the descriptor and vouched for the runner's identity.
-Promises: an event reaches only the request that it names, and within the worst case that was admitted; what waits here
-    for a slow reader is bounded by that too, and so is the price that a runner can ask, from both sides. A runner that
-    names a request which it was not given, sends events out of order or without text, says more than was paid for or
-    asks less than its text must have cost, sends a descriptor, falls silent or does not stop when told is reported to
-    the warden and used no more; its requests end as ``runner-lost``.
+Promises: an event reaches only the request that it names, and within what was admitted (``core.answer_check``); what
+    waits here for a slow reader is bounded by that too, and so is the price that a runner can ask, from both sides. A
+    runner that names a request which it was not given, says what was not asked or paid for, sends a descriptor, falls
+    silent or does not stop when told is reported to the warden and used no more; its requests end as ``runner-lost``.
 Not here: what was paid for (``pipeline``); which runner serves which model (``warden_client``).
 """
 
@@ -16,15 +15,32 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from appliance.core.gguf import MAX_TOKEN_BYTES
-from appliance.core.meter import least_tokens, text_bytes
+from appliance.core.answer_check import AnswerCheck
+from appliance.core.input_check import InputCheck
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import Admission, AnswerEvent, Delta, End, RunnerFacts, Started
+from appliance.core.values import (
+    Admission,
+    AnswerEvent,
+    Delta,
+    Detokenisation,
+    End,
+    Generation,
+    Ids,
+    Rows,
+    RunnerFacts,
+    Started,
+    Tokenisation,
+    Vectors,
+    Written,
+)
 from appliance.ipc.connection import Connection
 from appliance.ipc.frames import FrameDecoder, FrameError
 from appliance.ipc.messages import (
     Cancel,
-    Conversation,
+    Detokenise,
+    Detokenised,
+    Embed,
+    Embedded,
     FromRunner,
     Reset,
     ResetDone,
@@ -33,30 +49,37 @@ from appliance.ipc.messages import (
     RunnerRefused,
     RunnerStarted,
     Submit,
+    Tokenise,
+    Tokens,
 )
 
 RESET_SECONDS: Final = 10.0
-DELTAS_WITHOUT_TOKEN: Final = 4
-"""Each delta has a token of its own, but for the text that was held back until the end."""
 _REASONS: Final = {
     "prompt-too-long": Reason.PROMPT_TOO_LONG,
     "overloaded": Reason.OVERLOADED,
     "field-invalid": Reason.FIELD_INVALID,
+    "not-offered": Reason.OPERATION_UNSUPPORTED,
 }
 
 
 class RunnerLink:
-    """Implements ``core.ports.Lease``. ``on_broken(link, why)`` is called once when the channel is used up."""
+    """Implements ``core.ports.Lease``. ``on_broken(link, why)`` is called once when the channel is used up.
+
+    ``queue_seconds``: a request that has waited so long for its turn in the runner is refused as overloaded.
+    ``keep_alive_seconds``: for how long an idle one is worth keeping; -1 is for ever.
+    """
 
     def __init__(
         self,
         sock: socket.socket,
         facts: RunnerFacts,
         on_broken: Callable[["RunnerLink", str], None],
+        *,
+        queue_seconds: int,
         keep_alive_seconds: int = -1,
     ) -> None:
-        """``keep_alive_seconds``: for how long an idle one is worth keeping; -1 is for ever."""
         self.keep_alive_seconds: Final = keep_alive_seconds
+        self._queue_ms = queue_seconds * 1000
         self._facts = facts
         self._answers: dict[str, LinkAnswer] = {}
         self._nonce = secrets.token_hex(8)
@@ -89,17 +112,10 @@ class RunnerLink:
             self.give_up("the lease was abandoned")  # a forgotten link would take the next one's messages
             raise
 
-    def answer(self, request_id: str, admission: Admission, cache_partition: str) -> "LinkAnswer":
+    def answer(self, request_id: str, admission: Admission, principal_key: str) -> "LinkAnswer":
         """Submits one request. Raises ``Refused(RUNNER_LOST)`` when the channel is broken already."""
-        submit = Submit(
-            request_id=request_id,
-            prompt=Conversation(messages=admission.request.messages),
-            sampling=admission.request.sampling,
-            max_prompt_tokens=admission.max_prompt_tokens,
-            max_completion_tokens=admission.max_completion_tokens,
-            cache_partition=cache_partition,
-        )
-        answer = LinkAnswer(lambda: self._cancel(request_id), admission)
+        submit = _submission(request_id, admission, principal_key, self._queue_ms)
+        answer = LinkAnswer(lambda: self._cancel(request_id), _check(admission))
         self._answers[request_id] = answer
         if len(self._answers) == 1:
             self._last_heard = time.monotonic()  # silence while nothing was asked is not a fault
@@ -165,19 +181,17 @@ class RunnerLink:
             return  # what was under way for a former gateway
         match message:
             case RunnerDelta():
-                self._deliver(message.request_id, Delta(text=message.text, tokens=message.tokens))
+                self._deliver(message.request_id, _delta(message))
             case RunnerStarted():
                 self._deliver(message.request_id, Started(prompt_tokens=message.prompt_tokens))
+            case Embedded():
+                self._deliver(message.request_id, Rows(width=message.width, data=message.rows))
+            case Tokens():
+                self._deliver(message.request_id, Ids(data=message.ids))
+            case Detokenised():
+                self._deliver(message.request_id, Written(text=message.text))
             case RunnerEnd():
-                self._deliver(
-                    message.request_id,
-                    End(
-                        reason=message.reason,
-                        prompt_tokens=message.prompt_tokens,
-                        completion_tokens=message.completion_tokens,
-                        detail=message.detail,
-                    ),
-                )
+                self._deliver(message.request_id, _end(message))
                 self._answers.pop(message.request_id, None)
             case RunnerRefused():
                 answer = self._answers.get(message.request_id)
@@ -185,7 +199,7 @@ class RunnerLink:
                     self.give_up("refused a request that it was not given or had started")
                 else:
                     del self._answers[message.request_id]
-                    answer.fail(Refused(_REASONS[message.reason], message.detail))
+                    answer.fail(_refusal(message))
             case _:
                 self.give_up(f"unexpected {type(message).__name__}")
 
@@ -197,21 +211,100 @@ class RunnerLink:
             self.give_up(wrong)
 
 
+def _check(admission: Admission) -> AnswerCheck | InputCheck:
+    request = admission.request
+    return AnswerCheck(admission, request) if isinstance(request, Generation) else InputCheck(admission, request)
+
+
+def _submission(
+    request_id: str, admission: Admission, principal_key: str, queue_ms: int
+) -> Submit | Embed | Tokenise | Detokenise:
+    """The message by which a runner gets what was admitted. All principals weigh the same."""
+    match admission.request:
+        case Generation():
+            return _generation(request_id, admission, admission.request, principal_key, queue_ms)
+        case Vectors() as request:
+            return Embed(
+                request_id=request_id,
+                kind=request.kind,
+                inputs=request.inputs,
+                query=request.query,
+                truncate=request.truncate,
+                dimensions=request.dimensions,
+                max_prompt_tokens=admission.max_prompt_tokens,
+                principal=principal_key,
+            )
+        case Tokenisation() as request:
+            return Tokenise(
+                request_id=request_id,
+                text=request.text,
+                add_special=request.add_special,
+                max_prompt_tokens=admission.max_prompt_tokens,
+            )
+        case Detokenisation() as request:
+            return Detokenise(request_id=request_id, ids=request.ids)
+
+
+def _generation(
+    request_id: str, admission: Admission, request: Generation, principal_key: str, queue_ms: int
+) -> Submit:
+    return Submit(
+        request_id=request_id,
+        prompt=request.prompt,
+        sampling=request.sampling,
+        constraint=request.constraint,
+        choices=request.choices,
+        echo=request.echo,
+        max_prompt_tokens=admission.max_prompt_tokens,
+        max_completion_tokens=admission.max_completion_tokens,
+        cache_partition=principal_key,
+        principal=principal_key,
+        queue_ms=queue_ms,
+    )
+
+
+def _delta(message: RunnerDelta) -> Delta:
+    return Delta(
+        text=message.text,
+        reasoning=message.reasoning,
+        tool_calls=message.tool_calls,
+        logprobs=message.logprobs,
+        choice=message.choice,
+        tokens=message.tokens,
+    )
+
+
+def _end(message: RunnerEnd) -> End:
+    return End(
+        reason=message.reason,
+        prompt_tokens=message.prompt_tokens,
+        completion_tokens=message.completion_tokens,
+        cached_tokens=message.cached_tokens,
+        choice_reasons=message.choice_reasons,
+        detail=message.detail,
+    )
+
+
+def _refusal(message: RunnerRefused) -> Refused:
+    retry = message.retry_after_seconds if message.reason == "overloaded" else 0
+    param = "model" if message.reason == "not-offered" else None
+    return Refused(_REASONS[message.reason], message.detail, retry_after_seconds=retry or None, param=param)
+
+
 class LinkAnswer:
     """Implements ``core.ports.RunnerAnswer``."""
 
-    def __init__(self, send_cancel: Callable[[], None], admission: Admission) -> None:
+    def __init__(self, send_cancel: Callable[[], None], check: AnswerCheck | InputCheck) -> None:
         self._send_cancel = send_cancel
-        self._paid = admission
-        self._prompt_tokens = 0
-        self._told_tokens = 0
-        self._text_bytes = 0
-        self._deltas = 0
+        self._check = check
         self._pending: list[AnswerEvent] = []
         self._failure: Refused | None = None
-        self.started = False
         self.cancelled_at: float | None = None
         self._wake: asyncio.Future[None] | None = None
+
+    @property
+    def started(self) -> bool:
+        return self._check.started
 
     async def events(self) -> list[AnswerEvent]:
         """The next events, at least one. Raises what the runner or the channel refused."""
@@ -235,53 +328,11 @@ class LinkAnswer:
 
     def put(self, event: AnswerEvent) -> str:
         """Empty, or what is wrong with it."""
-        wrong = self._judge(event)
+        wrong = self._check.feed(event)
         if not wrong:
-            self.started = True
             self._pending.append(event)
             self._notify()
         return wrong
-
-    def _judge(self, event: AnswerEvent) -> str:
-        """``Started`` comes first and once; a runner that failed at once may leave it out."""
-        match event:
-            case Started():
-                if self.started:
-                    return "events out of order"
-                self._prompt_tokens = event.prompt_tokens
-                return self._judge_cost(0)
-            case Delta():
-                if not self.started:
-                    return "events out of order"
-                self._told_tokens += event.tokens
-                self._text_bytes += text_bytes(event.text)
-                self._deltas += 1
-                if not event.text:
-                    return "a delta without text"
-                if self._deltas > self._paid.max_completion_tokens + DELTAS_WITHOUT_TOKEN:
-                    return "more deltas than tokens"
-                return self._judge_cost(self._told_tokens)
-            case End():
-                if self.started and event.prompt_tokens != self._prompt_tokens:
-                    return "another prompt than it started with"
-                self._prompt_tokens = event.prompt_tokens
-                if event.completion_tokens < max(self._told_tokens, least_tokens(self._text_bytes)):
-                    return "fewer tokens than its text must have"
-                return self._judge_cost(event.completion_tokens)
-
-    def _judge_cost(self, completion_tokens: int) -> str:
-        """The prompt is at least one token; everything else at most what was paid for, in tokens and in bytes."""
-        paid = self._paid
-        if self._prompt_tokens < 1:
-            return "a prompt for nothing"
-        if (
-            self._prompt_tokens > paid.max_prompt_tokens
-            or completion_tokens > paid.max_completion_tokens
-            or self._prompt_tokens + completion_tokens > paid.worst_case_tokens
-            or self._text_bytes > paid.max_completion_tokens * MAX_TOKEN_BYTES
-        ):
-            return "more than was paid for"
-        return ""
 
     def fail(self, failure: Refused) -> None:
         self._failure = failure

@@ -64,6 +64,7 @@ class WardenClient:
         *,
         load_timeout_seconds: float,
         silence_seconds: float,
+        queue_seconds: int,
         server_uids: frozenset[int] | None = None,
     ) -> None:
         """``server_uids``: who may be the warden; None means this process's own uid and root (socket activation)."""
@@ -71,6 +72,7 @@ class WardenClient:
         self._server_uids = own_or_root() if server_uids is None else server_uids
         self._load_timeout_seconds = load_timeout_seconds
         self._silence_seconds = silence_seconds
+        self._queue_seconds = queue_seconds
         self._decoder: FrameDecoder[FromWarden] = FrameDecoder(FromWarden)
         self._connection: Connection[FromWarden] | None = None
         self._caller: Caller[FromWarden] = Caller()
@@ -205,8 +207,13 @@ class WardenClient:
             raise Fault(f"no lease: {error}") from error
         match answer, fds:
             case Leased(), [fd] if answer.runner.model_digest == wanted.digest:
-                keep = answer.keep_alive_seconds
-                link = RunnerLink(socket.socket(fileno=fd), answer.runner, self._broken, keep)
+                link = RunnerLink(
+                    socket.socket(fileno=fd),
+                    answer.runner,
+                    self._broken,
+                    queue_seconds=self._queue_seconds,
+                    keep_alive_seconds=answer.keep_alive_seconds,
+                )
                 await link.reset()
                 return link
             case Failed(), []:

@@ -12,20 +12,17 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
-from appliance.core import memory
+from appliance.core import memory, values
 from appliance.core.memory import LoadOptions, MemoryPlan
 from appliance.core.records import ModelRef, Record
 from appliance.core.values import (
     Constraint,
     Digest,
     FinishReason,
-    Message,
     RunnerFacts,
     SampledToken,
     Sampling,
-    Tool,
     ToolCallDelta,
-    ToolChoice,
     Value,
     VerifiedModel,
 )
@@ -50,6 +47,9 @@ DEFAULT_MEMORY_BYTES: Final = 2**31
 ContextTokens = Annotated[int, Meta(ge=64, le=2**22)]
 Slots = Annotated[int, Meta(ge=1, le=64)]
 KvType = memory.KvType
+MAX_EMBED_INPUTS: Final = 2048
+MAX_VECTOR_WIDTH: Final = 65_536
+MAX_DETOKENISE: Final = 65_536
 
 # --- gateway, warden -> notary --------------------------------------------------------------------------------------
 
@@ -294,11 +294,13 @@ class Load(Value, frozen=True, kw_only=True, tag=True):
 
 
 class Ready(Value, frozen=True, kw_only=True, tag=True):
-    """The model is loaded and warm, stage 2 is on. ``context_tokens`` is per request. A word of somebody who has parsed
-    a stranger's file: the warden looks for itself where it can."""
+    """The model is loaded and warm, stage 2 is on. ``context_tokens`` is per request, or per input of an ``Embed``;
+    ``offers`` is what the model is for: ``generate``, ``embed`` or ``rerank``. A word of somebody who has parsed a
+    stranger's file: the warden looks for itself where it can."""
 
     context_tokens: Annotated[int, Meta(ge=1, le=2**22)]
     slots: Slots
+    offers: Words = ("generate",)
 
 
 class LoadFailed(Value, frozen=True, kw_only=True, tag=True):
@@ -319,25 +321,9 @@ class ResetDone(Value, frozen=True, kw_only=True, tag=True):
     nonce: Nonce
 
 
-class Conversation(Value, frozen=True, kw_only=True, omit_defaults=True, tag="conversation"):
-    """To be rendered by the model's chat template. ``forced_tool`` is the only one that may be called."""
-
-    messages: tuple[Message, ...]
-    tools: Annotated[tuple[Tool, ...], Meta(max_length=128)] = ()
-    tool_choice: ToolChoice = "auto"
-    forced_tool: Annotated[str, Meta(max_length=64)] = ""
-
-
-class TextPrompt(Value, frozen=True, kw_only=True, tag="text"):
-    """To be continued as it stands: no template, and names of control tokens are ordinary text."""
-
-    text: str
-
-
-class TokenPrompt(Value, frozen=True, kw_only=True, tag="tokens"):
-    """To be continued as it stands. The runner refuses ids outside the vocabulary."""
-
-    ids: Annotated[tuple[Annotated[int, Meta(ge=0, le=2**21)], ...], Meta(min_length=1)]
+Conversation = values.Conversation
+TextPrompt = values.TextPrompt
+TokenPrompt = values.TokenPrompt
 
 
 class Submit(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
@@ -361,6 +347,41 @@ class Submit(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     principal: str = ""
     weight: Annotated[int, Meta(ge=1, le=100)] = 1
     queue_ms: Count = 0
+
+
+class Embed(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+    """Vectors of some inputs, or with ``rerank`` a score of each against ``query``.
+
+    The runner refuses more than ``max_prompt_tokens`` tokens over all inputs, and an input that is longer than its
+    context unless ``truncate`` allows it to be cut. ``dimensions`` keeps so many numbers of each vector; 0 is all.
+    ``principal`` is whose turn it is.
+    """
+
+    request_id: RequestId
+    kind: Literal["embed", "rerank"]
+    inputs: Annotated[tuple[TextPrompt | TokenPrompt, ...], Meta(min_length=1, max_length=MAX_EMBED_INPUTS)]
+    query: str = ""
+    truncate: bool = False
+    dimensions: Annotated[int, Meta(ge=0, le=MAX_VECTOR_WIDTH)] = 0
+    max_prompt_tokens: Count
+    principal: str = ""
+
+
+class Tokenise(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+    """The token ids of a text, in which names of control tokens are ordinary text. ``add_special`` frames it as a
+    prompt is framed. The runner refuses more than ``max_prompt_tokens``."""
+
+    request_id: RequestId
+    text: str
+    add_special: bool = False
+    max_prompt_tokens: Count
+
+
+class Detokenise(Value, frozen=True, kw_only=True, tag=True):
+    """The text of token ids. The runner refuses ids outside the vocabulary."""
+
+    request_id: RequestId
+    ids: Annotated[tuple[Annotated[int, Meta(ge=0, le=2**21)], ...], Meta(max_length=MAX_DETOKENISE)]
 
 
 class Cancel(Value, frozen=True, kw_only=True, tag=True):
@@ -397,12 +418,35 @@ class RunnerEnd(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     detail: Line = ""
 
 
-class RunnerRefused(Value, frozen=True, kw_only=True, tag=True):
-    """The request was not started. ``reason`` is a code of ``core.refusals``. ``retry_after_seconds`` is the runner's
-    guess for ``overloaded``, 0 when it has none."""
+class Embedded(Value, frozen=True, kw_only=True, tag=True):
+    """The next vectors, or scores, of an ``Embed``, in the order of its inputs: rows of ``width`` little-endian 32-bit
+    floats. Vectors have length 1; a score is one number, as the model gave it."""
 
     request_id: RequestId
-    reason: Literal["prompt-too-long", "overloaded", "field-invalid"]
+    width: Annotated[int, Meta(ge=1, le=MAX_VECTOR_WIDTH)]
+    rows: Annotated[bytes, Meta(min_length=4)]
+
+
+class Tokens(Value, frozen=True, kw_only=True, tag=True):
+    """The next ids of a ``Tokenise``: little-endian 32-bit integers."""
+
+    request_id: RequestId
+    ids: bytes
+
+
+class Detokenised(Value, frozen=True, kw_only=True, tag=True):
+    """The next characters of a ``Detokenise``."""
+
+    request_id: RequestId
+    text: str
+
+
+class RunnerRefused(Value, frozen=True, kw_only=True, tag=True):
+    """The request was not started. ``reason`` is a code of ``core.refusals``, or ``not-offered`` when the model is for
+    something else. ``retry_after_seconds`` is the runner's guess for ``overloaded``, 0 when it has none."""
+
+    request_id: RequestId
+    reason: Literal["prompt-too-long", "overloaded", "field-invalid", "not-offered"]
     retry_after_seconds: Annotated[int, Meta(ge=0, le=3600)] = 0
     detail: Line
 
@@ -418,7 +462,18 @@ class ProbeResult(Value, frozen=True, kw_only=True, tag=True):
     outcome: Line
 
 
-ToRunner = Load | Reset | Submit | Cancel | Probe
+ToRunner = Load | Reset | Submit | Embed | Tokenise | Detokenise | Cancel | Probe
 FromRunner = (
-    Fenced | Ready | LoadFailed | ResetDone | RunnerStarted | RunnerDelta | RunnerEnd | RunnerRefused | ProbeResult
+    Fenced
+    | Ready
+    | LoadFailed
+    | ResetDone
+    | RunnerStarted
+    | RunnerDelta
+    | Embedded
+    | Tokens
+    | Detokenised
+    | RunnerEnd
+    | RunnerRefused
+    | ProbeResult
 )

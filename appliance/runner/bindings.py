@@ -21,8 +21,9 @@ import numpy.ma  # noqa: F401  imported by numpy at the first call of unique
 
 from appliance.runner import channel
 from appliance.runner.engine.engine import Engine, LoadError
+from appliance.runner.engine.load import load_engine
 
-__all__ = ["Engine", "LoadError"]
+__all__ = ["Engine", "LoadError", "load_engine"]
 
 SWITCH_INTERVAL_SECONDS: Final = 0.0005
 

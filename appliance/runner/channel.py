@@ -1,18 +1,13 @@
 """The runner's whole world: one connected socket, requests in, answers out.
 
 One thread waits for two things, the socket and the engine's wake-up, and does everything that is not decoding:
-rendering, tokenising, detokenising, stop strings, counting, sending. It never blocks on the socket, and a long prompt
-is tokenised block by block, between the others' words.
-
-What the numbers mean. ``prompt_tokens`` are the tokens of the rendered prompt, the vocabulary's first token included.
-``completion_tokens`` are the sampled tokens up to and including the one that completes a stop string, without the
-end-of-generation token; a token that the engine sampled after that, before it heard of the stop, is not counted. The
-``tokens`` of all deltas add up to at most that number.
+rendering, tokenising, detokenising, stop strings, counting, sending. It never blocks on the socket. What is asked is
+worked off at a desk for its kind: text (``generation``), vectors and the vocabulary (``embeddings``).
 
 Trusts: the peer to be the gateway or the warden, since the socket came connected. A frame that is none of theirs ends
 the process.
-Promises: every accepted request gets ``RunnerStarted`` and exactly one ``RunnerEnd``, unless a ``Reset`` comes first.
-After ``prepare`` only recvfrom, sendto, read, write, close, epoll_ctl and epoll_wait are used.
+Promises: no desk keeps another waiting for longer than a few of its steps. After ``prepare`` only recvfrom, sendto,
+read, write, close, epoll_ctl and epoll_wait are used.
 Not here: who may ask, and for how many tokens (the gateway); what a probe does (``runner.main``).
 """
 
@@ -20,39 +15,33 @@ import os
 import select
 import socket
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final
 
-from appliance.core.values import FinishReason, Sampling
 from appliance.ipc import frames
 from appliance.ipc.messages import (
     Cancel,
-    Conversation,
+    Detokenise,
+    Embed,
     Load,
     Probe,
     ProbeResult,
     Reset,
     ResetDone,
-    RunnerEnd,
     RunnerRefused,
-    RunnerStarted,
     Submit,
+    Tokenise,
     ToRunner,
 )
-from appliance.runner.chat.prompt import Prompt, PromptError, PromptTooLong
-from appliance.runner.engine.engine import Engine, Event, Job
+from appliance.runner.embeddings import Asked, Desk
+from appliance.runner.engine.embedding import Embedder
+from appliance.runner.engine.engine import Engine
 from appliance.runner.engine.panic import end_process
-from appliance.runner.engine.sampling import is_finite
-from appliance.runner.engine.text import TextStream
+from appliance.runner.generation import GenerationDesk
 from appliance.runner.outbox import Outbox
 
-MAX_WAITING: Final = 64
-"""Requests that wait for a slot. One more is refused as ``overloaded``."""
 MAX_UNSENT_FRAMES: Final = 1024
 """With more than this the channel is not read until the peer reads: it bounds memory against a peer that never does."""
 _STEPS_PER_TURN: Final = 4
-_MAX_DETAIL: Final = 500
-
-_NOT_YET: Final = ("typical_p", "repeat_penalty", "repeat_last_n", "mirostat", "logit_bias", "logprobs", "ignore_eos")
 
 _DECODER: Final = frames.FrameDecoder[ToRunner](ToRunner)
 
@@ -95,7 +84,7 @@ def prepare() -> None:
         _prepared.append(_Wakeup())
 
 
-def serve(channel: socket.socket, engine: Engine, probe: Callable[[str], str]) -> None:
+def serve(channel: socket.socket, engine: Engine | Embedder, probe: Callable[[str], str]) -> None:
     """Serves one warm engine until the peer closes the channel, then returns; the caller ends the process.
 
     Anything unexpected, an undecodable frame included, ends the process at once (status 73).
@@ -115,54 +104,21 @@ def _ignore() -> None:
     """The channel is closed; nobody is told."""
 
 
-class _Preparing:
-    """A request whose prompt is not whole yet."""
-
-    __slots__ = ("cancelled", "prompt", "submit")
-
-    def __init__(self, submit: Submit, prompt: Prompt) -> None:
-        self.submit = submit
-        self.prompt = prompt
-        self.cancelled = False
-
-
-class _Answer:
-    """A request between ``RunnerStarted`` and ``RunnerEnd``."""
-
-    __slots__ = ("completion_tokens", "job", "text", "untold_tokens")
-
-    def __init__(self, job: Job, stops: tuple[str, ...]) -> None:
-        self.job = job
-        self.text = TextStream(stops)
-        self.completion_tokens = 0
-        self.untold_tokens = 0  # sampled, but not yet covered by a delta
-
-
-def _unsupported(submit: Submit) -> bool:
-    """Whether anything is asked that would be left out of the answer: better no answer than another one."""
-    prompt, asked, known = submit.prompt, submit.sampling, Sampling()
-    return (
-        submit.constraint is not None
-        or submit.choices > 1
-        or submit.echo
-        or (isinstance(prompt, Conversation) and bool(prompt.tools or any(m.role == "tool" for m in prompt.messages)))
-        or any(getattr(asked, name) != getattr(known, name) for name in _NOT_YET)
-    )
-
-
 class _PeerGoneError(Exception):
     pass
 
 
 class _Server:
-    def __init__(self, channel: socket.socket, engine: Engine, probe: Callable[[str], str], wakeup: _Wakeup) -> None:
+    def __init__(
+        self, channel: socket.socket, engine: Engine | Embedder, probe: Callable[[str], str], wakeup: _Wakeup
+    ) -> None:
         self._channel = channel
-        self._engine = engine
         self._probe = probe
         self._wakeup = wakeup
         self._outbox = Outbox()
-        self._preparing: dict[str, _Preparing] = {}  # first in, first to be worked on
-        self._answers: dict[str, _Answer] = {}
+        self._texts = GenerationDesk(engine, self._outbox) if isinstance(engine, Engine) else None
+        self._vectors = Desk(engine, self._outbox)
+        self._desks = (self._vectors,) if self._texts is None else (self._texts, self._vectors)
         self._buffer = bytearray(frames.MAX_FRAME_BYTES + 1)
         self._interest = select.EPOLLIN
         engine.on_events = wakeup.signal
@@ -171,17 +127,26 @@ class _Server:
         self._wakeup.epoll.register(self._channel.fileno(), self._interest)
         try:
             while True:
-                for descriptor, ready in self._wakeup.epoll.poll(0 if self._preparing else None):
+                busy = any(desk.preparing for desk in self._desks)
+                for descriptor, ready in self._wakeup.epoll.poll(0 if busy else None):
                     if descriptor == self._wakeup.reader:
                         self._wakeup.clear()
-                        self._take_events()
+                        for desk in self._desks:
+                            desk.take_events()
                     elif ready & ~select.EPOLLOUT:
                         self._read()
-                self._prepare()
+                self._advance()
                 self._send()
         except _PeerGoneError:
-            for answer in self._answers.values():
-                answer.job.cancelled = True
+            for desk in self._desks:
+                desk.leave()
+
+    def _advance(self) -> None:
+        """A few steps at each desk; then it is the turn of what has arrived."""
+        for desk in self._desks:
+            for _ in range(_STEPS_PER_TURN):
+                if desk.preparing:
+                    desk.advance()
 
     # --- the socket -------------------------------------------------------------------------------------------------
 
@@ -214,121 +179,29 @@ class _Server:
 
     def _handle(self, message: ToRunner) -> None:
         match message:
-            case Submit():
-                self._submit(message)
+            case Submit() | Embed() | Tokenise() | Detokenise():
+                self._accept(message)
             case Cancel():
-                self._cancel(message.request_id)
+                for desk in self._desks:
+                    desk.cancel(message.request_id)
             case Reset():
-                self._reset(message)
+                for desk in self._desks:
+                    desk.reset()
+                self._outbox.clear()
+                self._outbox.put(ResetDone(nonce=message.nonce))
             case Probe():
                 outcome = self._probe(message.name)
                 self._outbox.put(ProbeResult(name=message.name, outcome=outcome))
             case Load():
                 raise RuntimeError("a model is loaded once")
 
-    def _cancel(self, request_id: str) -> None:
-        """No effect on a request that has just ended."""
-        if preparing := self._preparing.get(request_id):
-            preparing.cancelled = True
-        elif answer := self._answers.get(request_id):
-            answer.job.cancelled = True
-
-    def _reset(self, message: Reset) -> None:
-        for answer in self._answers.values():
-            answer.job.cancelled = True
-        self._answers.clear()
-        self._preparing.clear()
-        self._outbox.clear()
-        self._outbox.put(ResetDone(nonce=message.nonce))
-
-    def _submit(self, submit: Submit) -> None:
-        if submit.request_id in self._answers or submit.request_id in self._preparing:
+    def _accept(self, asked: Submit | Asked) -> None:
+        if any(desk.holds(asked.request_id) for desk in self._desks):
             raise RuntimeError("a request id is in use")  # two answers under one name could not be told apart
-        present = len(self._answers) + len(self._preparing)
-        if present >= self._engine.slots + MAX_WAITING:
-            return self._refuse(submit, "overloaded", f"{present} requests are already here")
-        if _unsupported(submit):
-            return self._refuse(submit, "field-invalid", "the engine does not offer this yet")
-        if not is_finite(submit.sampling):
-            return self._refuse(submit, "field-invalid", "a sampling number is not finite")
-        at_most_tokens = min(submit.max_prompt_tokens, self._engine.context_tokens - 1)
-        prompt = self._engine.prompt(submit.prompt, at_most_tokens)
-        self._preparing[submit.request_id] = _Preparing(submit, prompt)
-        return None
-
-    def _prepare(self) -> None:
-        """One block of the prompt that waits longest, and of the next; then it is the turn of what has arrived."""
-        for _ in range(min(_STEPS_PER_TURN, len(self._preparing))):
-            request_id = next(iter(self._preparing))
-            self._advance(request_id, self._preparing.pop(request_id))
-
-    def _advance(self, request_id: str, preparing: _Preparing) -> None:
-        try:
-            if preparing.cancelled or preparing.prompt.advance():
-                self._start(preparing)
-            else:
-                self._preparing[request_id] = preparing
-        except PromptTooLong as error:
-            self._refuse(preparing.submit, "prompt-too-long", str(error))
-        except PromptError as error:
-            self._refuse(preparing.submit, "field-invalid", str(error))
-
-    def _start(self, preparing: _Preparing) -> None:
-        """A prompt that was cancelled before it was whole costs what is known of it, at least one token."""
-        submit, tokens = preparing.submit, preparing.prompt.tokens
-        self._outbox.put(RunnerStarted(request_id=submit.request_id, prompt_tokens=max(1, len(tokens))))
-        room = self._engine.context_tokens - len(tokens)
-        job = Job(submit.request_id, tokens, submit.sampling, min(submit.max_completion_tokens, room))
-        answer = self._answers[submit.request_id] = _Answer(job, submit.sampling.stop)
-        if preparing.cancelled:
-            self._end(answer, "cancelled")
-        elif job.max_tokens:
-            self._engine.submit(job)
+        if not isinstance(asked, Submit):
+            self._vectors.accept(asked)
+        elif self._texts is not None:
+            self._texts.accept(asked)
         else:
-            self._end(answer, "length")
-
-    def _refuse(
-        self, submit: Submit, reason: Literal["prompt-too-long", "overloaded", "field-invalid"], detail: str
-    ) -> None:
-        self._outbox.put(RunnerRefused(request_id=submit.request_id, reason=reason, detail=detail[:_MAX_DETAIL]))
-
-    # --- what the engine says ---------------------------------------------------------------------------------------
-
-    def _take_events(self) -> None:
-        for event in self._engine.take_events():
-            answer = self._answers.get(event.job.request_id)
-            if answer is None or answer.job is not event.job:
-                continue  # ended by a stop string or a reset; the engine learns of it at its next step
-            if event.ended is not None:
-                self._finish(answer, event.ended, event.detail)
-            else:
-                self._continue(answer, event)
-
-    def _continue(self, answer: _Answer, event: Event) -> None:
-        answer.completion_tokens += 1
-        answer.untold_tokens += 1
-        self._tell(answer, answer.text.feed(self._engine.piece(event.token)))
-        if answer.text.stopped:
-            answer.job.cancelled = True
-            self._end(answer, "stop")
-
-    def _finish(self, answer: _Answer, reason: FinishReason, detail: str) -> None:
-        self._tell(answer, answer.text.finish())
-        self._end(answer, reason, detail)
-
-    def _tell(self, answer: _Answer, text: str) -> None:
-        if text:
-            self._outbox.put_delta(answer.job.request_id, text, answer.untold_tokens)
-            answer.untold_tokens = 0
-
-    def _end(self, answer: _Answer, reason: FinishReason, detail: str = "") -> None:
-        del self._answers[answer.job.request_id]
-        self._outbox.put(
-            RunnerEnd(
-                request_id=answer.job.request_id,
-                reason=reason,
-                prompt_tokens=max(1, len(answer.job.prompt)),
-                completion_tokens=answer.completion_tokens,
-                detail=detail,
-            )
-        )
+            detail = "the model is not for text"
+            self._outbox.put(RunnerRefused(request_id=asked.request_id, reason="not-offered", detail=detail))

@@ -107,9 +107,8 @@ def _run(arguments: list[str]) -> int:
         layers.die_with_parent()
 
     # 6. Everything that will ever be imported, while there still are files.
-    import appliance.runner.bindings  # noqa: F401
     from appliance.runner import channel as requests
-    from appliance.runner.engine.engine import Engine, LoadError
+    from appliance.runner.bindings import LoadError, load_engine
 
     sys.meta_path.clear()  # a forgotten import is an ImportError now, not a call that the filter kills for
 
@@ -143,7 +142,7 @@ def _run(arguments: list[str]) -> int:
 
     # 11. Parse the model, start every thread, touch every path.
     try:
-        engine = Engine.load(model, load)
+        engine = load_engine(model, load)
         os.close(model)
         engine.warm_up()
     except LoadError as error:
@@ -151,7 +150,8 @@ def _run(arguments: list[str]) -> int:
 
     # 12. Stage 2, on every thread. From here on: compute and talk.
     seccomp.install(filters.stage2)
-    channel.send(encode(Ready(context_tokens=engine.context_tokens, slots=engine.slots)))
+    offers = (engine.model.offers,)
+    channel.send(encode(Ready(context_tokens=engine.context_tokens, slots=engine.slots, offers=offers)))
     requests.serve(channel, engine, probe.attempt)  # ends the process itself if anything goes wrong
     channel.close()  # its finaliser would make a call that no stage allows
     return EXIT_CHANNEL_CLOSED

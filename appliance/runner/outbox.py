@@ -1,10 +1,10 @@
 """Frames that wait for a peer that reads slowly.
 
-Text that is not yet sent grows the same frame in place of making another, so however slowly the peer reads, a request
-has at most its start, its text and its end in here, and no request waits for another's reader.
+Text that is not yet sent grows the same frame in place of making another, so however slowly the peer reads, a choice
+has few frames in here, and no request waits for another's reader.
 
 Trusts: the caller sends no delta after a request's end.
-Promises: frames leave in the order in which they came, per request; ``flush`` never blocks.
+Promises: frames leave in the order in which they came, per choice; ``flush`` never blocks.
 Not here: when to flush, and when to stop reading (``channel``).
 """
 
@@ -12,31 +12,84 @@ import socket
 from collections import deque
 from typing import Final
 
+from appliance.core.values import ToolCallDelta
 from appliance.ipc import frames
 from appliance.ipc.messages import FromRunner, RunnerDelta
 
 _MAX_DELTA_CHARACTERS: Final = 16 * 1024  # at most 64 KiB of UTF-8: a datagram that every socket buffer takes
+_ENTRY_CHARACTERS: Final = 16
+"""What a number, a length and a name take, reckoned as text."""
+_MAX_CALLS: Final = 128
 
 
 class _Growing:
-    """A delta that is still in the box."""
+    """Deltas of one kind that are still in the box, and leave as one."""
 
-    __slots__ = ("request_id", "size", "texts", "tokens")
+    __slots__ = ("_calls", "_parts", "_size")
 
-    def __init__(self, request_id: str) -> None:
-        self.request_id = request_id
-        self.texts: list[str] = []
-        self.size = 0
-        self.tokens = 0
+    def __init__(self, first: RunnerDelta) -> None:
+        self._parts = [first]
+        self._size = _size(first)
+        self._calls = len(first.tool_calls)
+
+    def takes(self, delta: RunnerDelta) -> bool:
+        """Whether ``delta`` has become part of this one."""
+        self._size += _size(delta)
+        self._calls += len(delta.tool_calls)
+        grown = self._size <= _MAX_DELTA_CHARACTERS and self._calls <= _MAX_CALLS
+        if not grown or _kind(delta) != _kind(self._parts[0]):
+            return False
+        self._parts.append(delta)
+        return True
 
     def message(self) -> RunnerDelta:
-        return RunnerDelta(request_id=self.request_id, text="".join(self.texts), tokens=self.tokens)
+        first, *others = self._parts
+        if not others:
+            return first
+        return RunnerDelta(
+            request_id=first.request_id,
+            choice=first.choice,
+            text="".join(part.text for part in self._parts),
+            reasoning="".join(part.reasoning for part in self._parts),
+            tool_calls=_joined([call for part in self._parts for call in part.tool_calls]),
+            logprobs=tuple(entry for part in self._parts for entry in part.logprobs),
+            tokens=sum(part.tokens for part in self._parts),
+        )
+
+
+def _kind(delta: RunnerDelta) -> tuple[bool, bool, bool]:
+    """Text, reasoning and calls keep their order among each other."""
+    return bool(delta.text), bool(delta.reasoning), bool(delta.tool_calls)
+
+
+def _size(delta: RunnerDelta) -> int:
+    calls = sum(_ENTRY_CHARACTERS + len(call.id + call.name + call.arguments) for call in delta.tool_calls)
+    entries = sum(
+        _ENTRY_CHARACTERS + len(token.piece)
+        for sampled in delta.logprobs
+        for token in (sampled.chosen, *sampled.alternatives)
+    )
+    return len(delta.text) + len(delta.reasoning) + calls + entries
+
+
+def _joined(calls: list[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
+    """Pieces of one call that follow each other, as one."""
+    joined = calls[:1]
+    for call in calls[1:]:
+        last = joined[-1]
+        if call.index == last.index and not call.id and not call.name:
+            joined[-1] = ToolCallDelta(
+                index=last.index, id=last.id, name=last.name, arguments=last.arguments + call.arguments
+            )
+        else:
+            joined.append(call)
+    return tuple(joined)
 
 
 class Outbox:
     def __init__(self) -> None:
         self._queue: deque[FromRunner | _Growing] = deque()
-        self._growing: dict[str, _Growing] = {}
+        self._growing: dict[tuple[str, int], _Growing] = {}
         self._unsent: bytes = b""
 
     def __len__(self) -> int:
@@ -51,14 +104,12 @@ class Outbox:
     def put(self, message: FromRunner) -> None:
         self._queue.append(message)
 
-    def put_delta(self, request_id: str, text: str, tokens: int) -> None:
-        delta = self._growing.get(request_id)
-        if delta is None or delta.size + len(text) > _MAX_DELTA_CHARACTERS:
-            delta = self._growing[request_id] = _Growing(request_id)
-            self._queue.append(delta)
-        delta.texts.append(text)
-        delta.size += len(text)
-        delta.tokens += tokens
+    def put_delta(self, delta: RunnerDelta) -> None:
+        place = delta.request_id, delta.choice
+        growing = self._growing.get(place)
+        if growing is None or not growing.takes(delta):
+            self._growing[place] = fresh = _Growing(delta)
+            self._queue.append(fresh)
 
     def flush(self, channel: socket.socket) -> bool:
         """Sends until empty (True) or until the peer's queue is full (False). Raises ``OSError`` when it is gone."""
@@ -75,7 +126,9 @@ class Outbox:
     def _next_frame(self) -> bytes:
         message = self._queue.popleft()
         if isinstance(message, _Growing):
-            if self._growing.get(message.request_id) is message:
-                del self._growing[message.request_id]
-            return frames.encode(message.message())
+            delta = message.message()
+            place = delta.request_id, delta.choice
+            if self._growing.get(place) is message:
+                del self._growing[place]
+            return frames.encode(delta)
         return frames.encode(message)

@@ -43,12 +43,12 @@ class OneRunner:
     def __init__(self, process: "subprocess.Popen[bytes]", channel: socket.socket, start: Cost) -> None:
         self.start: Final = start
         self.stderr: Final = process.stderr
-        self._process = process
-        self._channel = channel
+        self.pid: Final = process.pid
+        self.channel: Final = channel
 
     def answer(self, tokens: int) -> Cost:
         """What one token costs, on average, in an answer of ``tokens``: from its first words to its last."""
-        self._channel.send(
+        self.channel.send(
             encode(
                 Submit(
                     request_id="bench",
@@ -60,12 +60,12 @@ class OneRunner:
                 )
             )
         )
-        while not isinstance(message := _receive(self._channel), RunnerDelta):
+        while not isinstance(message := _receive(self.channel), RunnerDelta):
             pass
-        began, before, first = time.perf_counter(), cpu_of(self._process.pid), message.tokens
+        began, before, first = time.perf_counter(), cpu_of(self.pid), message.tokens
         while not isinstance(message, RunnerEnd):
-            message = _receive(self._channel)
-        wall, cpu = time.perf_counter() - began, cpu_of(self._process.pid) - before
+            message = _receive(self.channel)
+        wall, cpu = time.perf_counter() - began, cpu_of(self.pid) - before
         if message.completion_tokens != tokens:
             raise RuntimeError(f"the answer has {message.completion_tokens} tokens, not {tokens}")
         return Cost(wall / (tokens - first), cpu / (tokens - first))

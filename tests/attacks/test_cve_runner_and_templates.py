@@ -18,9 +18,9 @@ from appliance.core.catalogue import Catalogue, CatalogueEntry, decode_catalogue
 from appliance.core.gguf import parse_header
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Digest, Message
-from appliance.gateway.surfaces.openai import decode_request
+from appliance.gateway.surfaces.openai.chat import ChatSurface
 from appliance.ipc.frames import FrameDecoder, FrameError, encode
-from appliance.ipc.messages import Cancel, FromRunner, Load, LoadFailed, Reset, ResetDone, ToRunner
+from appliance.ipc.messages import Cancel, Conversation, FromRunner, Load, LoadFailed, Reset, ResetDone, ToRunner
 from appliance.ipc.validation import Facts, decode_answer, encode_answer
 from appliance.runner.chat.template import ChatTemplate
 from appliance.runner.main import EXIT_LOAD_FAILED
@@ -142,7 +142,8 @@ def test_cve_2024_34359_template_that_waits_for_a_second_message_gains_nothing(t
     ],
 )
 def test_cve_2024_34359_attribute_that_is_not_given_is_nothing(source: str) -> None:
-    parts = ChatTemplate(source + PLAIN, bos_text="", eos_text="").render((Message(role="user", content="hello"),))
+    hello = Conversation(messages=(Message(role="user", content="hello"),))
+    parts = ChatTemplate(source + PLAIN, bos_text="", eos_text="").render(hello)
     assert "".join(part.text for part in parts) == "userhello"
 
 
@@ -159,8 +160,8 @@ principal_requests_per_minute = 100_000
 
 
 @pytest.mark.slow
-def test_cve_2024_34359_template_that_never_ends_costs_its_own_runner_only(tmp_path: Path) -> None:
-    """At load and at a request: each ends at its deadline, with its process; the sound model answers meanwhile."""
+def test_cve_2024_34359_template_that_never_ends_costs_its_own_callers_only(tmp_path: Path) -> None:
+    """At load and at a request: each is cut when its time is over; the sound model answers meanwhile."""
     models = {
         "chain": chain_model(),
         "at-load": chain_model("a b c", template=SPINNING + PLAIN, dim=64),
@@ -182,15 +183,10 @@ def test_cve_2024_34359_template_that_never_ends_costs_its_own_runner_only(tmp_p
         while not all(future.done() for future in asked):
             assert one.chat(token, max_tokens=2).status == 200
         answers = [future.result() for future in asked]
-        assert [answer.status for answer in answers] == [503, 502]
-        assert answers[1].json()["error"]["code"] == "runner-lost"
-        one.wait_until(lambda: n_runners(one) == 1, "both runners have ended")
+        assert [answer.status for answer in answers] == [503, 400]
+        assert answers[1].json()["error"]["code"] == "field-invalid"
+        assert one.chat(token, model="at-request", max_tokens=2).status == 200
         assert one.chat(token, max_tokens=2).status == 200
-
-
-def n_runners(one: TestAppliance) -> int:
-    tasks = Path(f"/proc/{one.pid_of('warden')}/task").iterdir()
-    return sum(len((task / "children").read_text().split()) for task in tasks)
 
 
 @pytest.mark.parametrize("field", ["chat_template", "chat_template_kwargs", "template", "prompt_template", "documents",
@@ -290,6 +286,16 @@ NUMBERS = (
     "frequency_penalty",
     "seed",
     "n",
+    "top_logprobs",
+    "top_k",
+    "min_p",
+    "typical_p",
+    "repeat_penalty",
+    "repetition_penalty",
+    "repeat_last_n",
+    "mirostat",
+    "mirostat_tau",
+    "mirostat_eta",
 )
 HOSTILE_NUMBERS = (
     b"-1", b"2147483648e9", b"9223372036854775808", b"-9223372036854775809", b"18446744073709551616", b"1e309",
@@ -300,18 +306,18 @@ HOSTILE_NUMBERS = (
 
 @pytest.mark.parametrize("field", NUMBERS)
 def test_cve_2025_52566_and_2026_21869_number_out_of_range_is_refused(field: str) -> None:
-    signed = {"presence_penalty", "frequency_penalty"}
+    signed = {"presence_penalty", "frequency_penalty", "top_k"}
     for raw in HOSTILE_NUMBERS:
         if raw == b"-1" and field in signed:
             continue
         body = b'{"model":"m","messages":[{"role":"user","content":"x"}],"%s":%s}' % (field.encode(), raw)
         with pytest.raises(Refused) as caught:
-            decode_request(body)
+            ChatSurface().decode(body)
         assert caught.value.reason in {Reason.FIELD_INVALID, Reason.JSON_INVALID}, (field, raw)
 
 
 @pytest.mark.parametrize("field", ["n_discard", "n_keep", "n_predict", "cache_prompt", "id_slot", "penalty_last_n",
-                                   "mirostat", "samplers", "lora", "rope_freq_base", "prompt"])  # fmt: skip
+                                   "samplers", "lora", "rope_freq_base", "prompt"])  # fmt: skip
 def test_cve_2026_21869_field_of_the_engine_is_unknown(server: TestAppliance, field: str) -> None:
     answer = server.chat(server.token(), **{field: -1})
     assert (answer.status, answer.json()["error"]["code"]) == (400, "field-unknown")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -73,6 +74,76 @@ def test_stop_string_never_appears(client: openai.OpenAI) -> None:
     assert answer.choices[0].message.content == "Once upon a time \U0001f600 one "
 
 
+def test_text_is_continued_without_a_template(client: openai.OpenAI) -> None:
+    for prompt in ("hi", ["hi"]):
+        answer = client.completions.create(model="chain", prompt=prompt)
+        assert answer.object == "text_completion"
+        assert answer.choices[0].text == STORY
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == SCRIPT_TOKENS
+
+
+def test_streamed_continuation_ends_with_usage(client: openai.OpenAI) -> None:
+    text, finish, usage = "", None, None
+    options: Any = {"include_usage": True}
+    with client.completions.create(model="chain", prompt="hi", stream=True, stream_options=options) as stream:
+        for chunk in stream:
+            usage = chunk.usage or usage
+            for choice in chunk.choices:
+                text += choice.text
+                finish = choice.finish_reason or finish
+    assert (text, finish) == (STORY, "stop")
+    assert usage is not None
+    assert usage.completion_tokens == SCRIPT_TOKENS
+
+
+def test_token_ids_outside_the_vocabulary_cost_one_request_and_not_the_runner(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(model="chain", prompt=[2**21])
+    assert refused.value.code == "field-invalid"
+    assert client.completions.create(model="chain", prompt="hi", max_tokens=1).choices[0].text
+
+
+def test_sampling_fields_of_other_servers_are_known(client: openai.OpenAI) -> None:
+    extra = {"top_k": 1, "min_p": 0.0, "repeat_penalty": 1.0, "ignore_eos": False, "mirostat": 0}
+    answer = client.chat.completions.create(
+        model="chain", messages=[{"role": "user", "content": "hi"}], extra_body=extra
+    )
+    assert answer.choices[0].message.content == STORY
+
+
+def test_answer_can_be_sent_back_as_it_came(client: openai.OpenAI) -> None:
+    hello: Any = {"role": "user", "content": "hi"}
+    answer = client.chat.completions.create(model="chain", messages=[hello])
+    again: list[Any] = [hello, answer.choices[0].message, hello]
+    assert client.chat.completions.create(model="chain", messages=again).choices[0].message.content == STORY
+
+
+NOT_OFFERED: dict[str, dict[str, Any]] = {
+    "choices": {"n": 2},
+    "log probabilities": {"logprobs": True, "top_logprobs": 2},
+    "a grammar": {"extra_body": {"grammar": 'root ::= "a"'}},
+    "a JSON object": {"response_format": {"type": "json_object"}},
+    "a schema": {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}},
+    "tools": {"tools": [{"type": "function", "function": {"name": "f"}}]},
+    "a logit bias": {"logit_bias": {"1": -100}},
+    "a repeat penalty": {"extra_body": {"repetition_penalty": 1.2}},
+    "mirostat": {"extra_body": {"mirostat": 2}},
+    "no end": {"extra_body": {"ignore_eos": True}},
+}
+
+
+@pytest.mark.parametrize("asked", NOT_OFFERED.values(), ids=NOT_OFFERED)
+def test_what_the_engine_does_not_offer_is_refused_and_not_left_out(
+    client: openai.OpenAI, asked: dict[str, Any]
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="chain", messages=[{"role": "user", "content": "hi"}], **asked)
+    assert refused.value.code == "field-invalid"
+    assert "does not offer" in str(refused.value)
+
+
 def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["chain"]
     assert client.models.retrieve("chain").owned_by == "tester"
@@ -90,8 +161,6 @@ def test_errors_are_the_clients_own_kinds(server: TestAppliance, client: openai.
     assert denied.value.code == "policy-denied"
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="nothing", messages=messages)  # type: ignore[arg-type]
-    with pytest.raises(openai.BadRequestError):
-        client.chat.completions.create(model="chain", messages=messages, n=2)  # type: ignore[arg-type]
 
 
 def test_a_prompt_that_does_not_fit_is_refused_by_the_runner(client: openai.OpenAI) -> None:
@@ -115,6 +184,23 @@ def test_every_answer_is_bound_to_its_model_and_runner_in_the_log(server: TestAp
     log = b"".join(path.read_bytes() for path in (server.config.notary_dir / "log").rglob("*") if path.is_file())
     assert b"secret words" not in log
     assert client.api_key.encode() not in log
+
+
+def test_continuation_is_recorded_as_what_it_is(server: TestAppliance, client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="chain", prompt="secret words", max_tokens=1)
+    request_id = answer.id.removeprefix("cmpl-")
+    (opened,) = [record for record in server.records(Opened) if record.request_id == request_id]
+    assert opened.route == "/v1/completions"
+    assert opened.policy_input["action"]["operation"] == "complete"
+    assert opened.policy_input["request"] == {
+        "max_tokens": 1,
+        "messages": 0,
+        "prompt_bytes": len("secret words"),
+        "stream": False,
+        "tools": 0,
+        "constraint": "none",
+        "choices": 1,
+    }
 
 
 def test_status_names_signer_seal_and_every_layer(

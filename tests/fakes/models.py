@@ -60,9 +60,9 @@ class FakeLease:
     def facts(self) -> RunnerFacts:
         return self._facts
 
-    def answer(self, request_id: str, admission: Admission, cache_partition: str) -> FakeAnswer:
+    def answer(self, request_id: str, admission: Admission, principal_key: str) -> FakeAnswer:
         self._models.steps.note("submit")
-        self._models.submitted.append((request_id, admission, cache_partition))
+        self._models.submitted.append((request_id, admission, principal_key))
         answer = FakeAnswer(self._models.steps, list(self._models.script))
         self._models.answers.append(answer)
         return answer

@@ -8,8 +8,9 @@ from appliance.core.admit import AdmitLimits, admit
 from appliance.core.claims import principal
 from appliance.core.values import (
     Admission,
-    ChatRequest,
+    Conversation,
     Digest,
+    Generation,
     GgufFacts,
     Message,
     Peer,
@@ -73,8 +74,12 @@ def runner_facts(of: VerifiedModel, runner_id: str = "runner-1", seal_mode: Seal
     )
 
 
-def chat_request(text: str = "hello", **changes: Any) -> ChatRequest:
-    request = ChatRequest(model="demo", messages=(Message(role="user", content=text),))
+def talk(*messages: Message, **changes: Any) -> Conversation:
+    return Conversation(messages=messages or (Message(role="user", content="hello"),), **changes)
+
+
+def chat_request(text: str = "hello", **changes: Any) -> Generation:
+    request = Generation(model="demo", prompt=talk(Message(role="user", content=text)))
     return msgspec.structs.replace(request, **changes)
 
 

@@ -18,10 +18,10 @@ def _fail_after(steps: int) -> None:
     whole = Stepper.step
     left = iter(range(steps))
 
-    def step(self: Stepper) -> object:
+    def step(self: Stepper, now: float) -> object:
         if next(left, None) is None:
             raise RuntimeError("the prompt was: secret")
-        return whole(self)
+        return whole(self, now)
 
     Stepper.step = step  # type: ignore[method-assign,assignment]
 
@@ -33,7 +33,7 @@ def main() -> None:
         _fail_after(int(sys.argv[-1]))
     model = os.open(sys.argv[2], os.O_RDONLY)
     try:
-        engine = bindings.Engine.load(model, load)
+        engine = bindings.load_engine(model, load)
         engine.warm_up()
     except bindings.LoadError as error:
         sys.stderr.write(f"{error.reason}\n")

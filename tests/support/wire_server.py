@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from appliance.gateway.answering import BodyLimits
 from appliance.gateway.app import build_app
 from appliance.gateway.asgi import AsgiApp
-from appliance.gateway.chat import BodyLimits, ChatRoute
 from appliance.gateway.gate import Gate
 from appliance.gateway.serve import http_server, listen
 from appliance.gateway.slots import Slots
@@ -93,7 +93,7 @@ async def served(app: AsgiApp, refusals: Tally | None = None, **limits: Any) -> 
 def gate_around(world: World, *, slots: int = 2) -> Gate:
     """The whole application on fakes. It answers for any ``Host: test`` and knows the token ``good``."""
     return Gate(
-        build_app(world.pipeline, ChatRoute(world.pipeline, BodyLimits(max_bytes=10_000, timeout_seconds=5.0))),  # type: ignore[arg-type]
+        build_app(world.pipeline, BodyLimits(max_bytes=10_000, timeout_seconds=5.0)),  # type: ignore[arg-type]
         world.pipeline,
         verifier=world.verifier,
         addresses=world.addresses,

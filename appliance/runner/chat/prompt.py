@@ -1,18 +1,23 @@
-"""From a conversation to the tokens of its prompt.
+"""From a conversation to the tokens of its prompt, and to the reading of its answer.
 
 Trusts: nothing; see ``chat.template``.
-Promises: control tokens come from the template alone, never from a message. A prompt costs time in proportion to the
-tokens that were paid for: the work is done block by block and ends at the first token too many.
+Promises: control tokens come from the template alone, never from a message, a tool or a call. A prompt costs time in
+proportion to the tokens that were paid for: the work is done block by block and ends at the first token too many.
 Not here: how many tokens were paid for, and whose turn it is between blocks (``channel``).
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 import numpy as np
 
-from appliance.core.values import Message
+from appliance.core.values import JsonSchema, Message, Tool
 from appliance.ipc.messages import Conversation, TextPrompt, TokenPrompt
+from appliance.runner.chat.answer import AnswerParser, sealed
+from appliance.runner.chat.families import PLAIN, Family, family_of
+from appliance.runner.chat.families.force import constrained_answer, forced_call
 from appliance.runner.chat.template import CHATML, ChatTemplate, Part, RenderError
+from appliance.runner.chat.turns import offered
 from appliance.runner.engine.model import LoadError, Model, TokenIds
 
 
@@ -24,12 +29,30 @@ class PromptTooLong(PromptError):
     """It has more tokens than were paid for."""
 
 
+class Reading:
+    """What is known of an answer before it comes."""
+
+    def __init__(self, family: Family = PLAIN, tokens: frozenset[str] = frozenset()) -> None:
+        self._family = family
+        self._tokens = tokens
+        self.tools: tuple[Tool, ...] = ()
+        self.opening = ""
+        self.begun = ""
+        self.constraint: JsonSchema | None = None
+
+    def parser(self, call_id: str) -> AnswerParser | None:
+        return self._family.parser(
+            self.tools, call_id=call_id, opening=self.opening, begun=self.begun, tokens=self._tokens
+        )
+
+
 class Prompt:
     """One conversation on its way to tokens. ``tokens`` are those known so far."""
 
-    def __init__(self, blocks: Iterator[TokenIds], at_most_tokens: int) -> None:
+    def __init__(self, blocks: Iterator[TokenIds], at_most_tokens: int, reading: Reading) -> None:
         self._blocks = blocks
         self._at_most_tokens = at_most_tokens
+        self._reading = reading
         self._known: list[TokenIds] = []
         self.size = 0
 
@@ -52,17 +75,34 @@ class Prompt:
     def tokens(self) -> TokenIds:
         return np.concatenate(self._known) if self._known else np.zeros(0, np.int32)
 
+    @property
+    def constraint(self) -> JsonSchema | None:
+        """What the answer must be so that it is the call that was asked for. Known once ``advance`` has begun."""
+        return self._reading.constraint
+
+    def parser(self, call_id: str) -> AnswerParser | None:
+        """For one answer, whose tokens must come as ``PromptMaker.seals`` has them; None when it is nothing but text.
+
+        ``call_id`` makes the ids of calls unique among requests. Once ``advance`` has begun.
+        """
+        return self._reading.parser(call_id)
+
 
 class PromptMaker:
     """A model's template and vocabulary. Raises ``LoadError("template-invalid")`` if it does not compile."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        source = model.chat_template()
+        self._source = model.chat_template() or CHATML
         try:
-            self._template = ChatTemplate(source or CHATML, bos_text=model.bos_text, eos_text=model.eos_text)
+            self._template = ChatTemplate(self._source, bos_text=model.bos_text, eos_text=model.eos_text)
         except RenderError as error:
             raise LoadError("template-invalid", str(error)) from None
+        self._family = family_of(self._source)
+        marks = {self._only_token(marker): marker for marker in self._family.markers}
+        self.seals: Final = {token: sealed(marker).encode() for token, marker in marks.items() if token is not None}
+        """Tokens that are markers, and the bytes by which a parser knows them; in place of ``Model.piece``."""
+        self._tokens = frozenset(marker for token, marker in marks.items() if token is not None)
 
     def try_out(self) -> None:
         """One short conversation. Raises ``LoadError("template-invalid")``."""
@@ -74,19 +114,50 @@ class PromptMaker:
         except PromptError as error:
             raise LoadError("template-invalid", str(error)) from None
 
-    def prompt(self, asked: Conversation | TextPrompt | TokenPrompt, at_most_tokens: int) -> Prompt:
-        """A prompt of which nothing is done yet."""
-        return Prompt(self._blocks(asked), at_most_tokens)
+    def prompt(
+        self, asked: Conversation | TextPrompt | TokenPrompt, at_most_tokens: int, *, constrained: bool = False
+    ) -> Prompt:
+        """A prompt of which nothing is done yet. ``constrained`` says that the caller has a constraint of its own: then
+        the answer is begun past any reasoning, and a call that must be made is refused."""
+        reading = Reading(self._family, self._tokens) if isinstance(asked, Conversation) else Reading()
+        return Prompt(self._blocks(asked, reading, constrained), at_most_tokens, reading)
 
-    def _blocks(self, asked: Conversation | TextPrompt | TokenPrompt) -> Iterator[TokenIds]:
+    def _blocks(
+        self, asked: Conversation | TextPrompt | TokenPrompt, reading: Reading, constrained: bool
+    ) -> Iterator[TokenIds]:
         """Raises ``RenderError``, ``ValueError``, both from the first block on."""
         match asked:
             case Conversation():
-                yield from self._tokenised(self._template.render(asked.messages))
+                yield from self._tokenised(self._rendered(asked, reading, constrained))
             case TextPrompt():
                 yield from self._tokenised((Part(asked.text, content=True),))
             case TokenPrompt():
                 yield self._checked(asked.ids)
+
+    def _rendered(self, asked: Conversation, reading: Reading, constrained: bool) -> tuple[Part, ...]:
+        """The parts of the prompt, with what the answer must begin with. Raises ``RenderError``."""
+        parts = self._template.render(asked)
+        reading.tools = offered(asked)
+        reading.opening = "" if not parts or parts[-1].content else parts[-1].text
+        close = dict(self._family.thinks).get(self._family.open_mark(reading.opening), "")
+        begun: tuple[Part, ...] = ()
+        if asked.forced_tool or asked.tool_choice == "required":
+            if constrained:
+                raise RenderError("an answer cannot be a call and under another constraint")
+            begun, schema = forced_call(self._family.name, self._source, reading.tools, open_mark_close=close)
+            reading.constraint = JsonSchema(schema=schema)
+        elif constrained:
+            begun = constrained_answer(self._family.name, open_mark_close=close)
+        reading.begun = "".join(part.text for part in begun)
+        return parts + begun
+
+    def _only_token(self, marker: str) -> int | None:
+        """The token that is this marker, if one is."""
+        try:
+            tokens = [token for block in self._model.template_tokens(marker, first=False) for token in block.tolist()]
+        except ValueError:
+            return None  # a vocabulary that cannot write it has no token for it
+        return tokens[0] if len(tokens) == 1 else None
 
     def _tokenised(self, parts: Iterable[Part]) -> Iterator[TokenIds]:
         """The prompt's tokens, the vocabulary's first token before them. Raises ``ValueError``."""

@@ -6,25 +6,29 @@ the template's own text, the placeholders stand for the callers' texts. A caller
 its characters, not its meaning (CVE-2024-34359 is a template with the run of the process; that one is for Jinja's
 sandbox here, and for the runner's behind it).
 
-A template that looks into a content (``trim``, ``in``, ``split``) sees the placeholder. One that drops a message or
-changes its text is refused for that conversation, rather than answered without, say, its system message.
+A template that looks into a content (``trim``, ``in``, ``split``) sees the placeholder. One that drops a message, a
+tool or a call, or changes its text, is refused for that conversation, rather than answered without, say, its system
+message.
 
-Trusts: nothing; the template is the model's, the messages are the caller's.
-Promises: parts in order; the text of every non-empty message is one part or more, unchanged.
-Not here: tokens (``chat.prompt``).
+Trusts: nothing; the template is the model's, the conversation is the caller's.
+Promises: parts in order; the text of every non-empty message is one part or more, unchanged, and every tool and every
+call is named. It ends soon after ``limits.RENDER_CPU_SECONDS``.
+Not here: what the template is told (``chat.turns``), tokens (``chat.prompt``).
 """
 
-import json
-import os
 import re
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NoReturn
 
 import jinja2
 import jinja2.ext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from appliance.core.text import printable
-from appliance.core.values import Message
+from appliance.ipc.messages import Conversation
+from appliance.runner.chat.limits import RENDER_CPU_SECONDS, BoundedEnvironment, GenerationTag, OutOfTime, time_limit
+from appliance.runner.chat.placeholders import Part, Placeholders, RenderError, to_json
+from appliance.runner.chat.turns import Turns, turns_of
+
+__all__ = ["CHATML", "MAX_OUTPUT_CHARACTERS", "ChatTemplate", "Part", "RenderError"]
 
 MAX_OUTPUT_CHARACTERS: Final = 1_000_000
 _MAX_DETAIL: Final = 300
@@ -41,56 +45,46 @@ _THE_DAY: Final = {
 }  # fmt: skip
 
 
-class RenderError(Exception):
-    """The template does not accept this conversation, or failed on it. The text is for the operator."""
-
-
-class Part(NamedTuple):
-    """A piece of the prompt. ``content`` is True for a caller's text, False for the template's own."""
-
-    text: str
-    content: bool
-
-
 class ChatTemplate:
     """A compiled template. Raises ``RenderError`` when it does not compile."""
 
     def __init__(self, source: str, *, bos_text: str, eos_text: str) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, autoescape=False, extensions=[jinja2.ext.LoopControlExtension]
+        environment = BoundedEnvironment(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            autoescape=False,
+            extensions=[jinja2.ext.LoopControlExtension, GenerationTag],
         )  # no HTML is made here: autoescape would change the prompt
         environment.globals = {"range": environment.globals["range"], "namespace": environment.globals["namespace"]}
         environment.globals |= {"dict": dict, "raise_exception": _raise_exception, "strftime_now": _strftime_now}
-        environment.filters["tojson"] = _to_json
-        self._constants = {"bos_token": bos_text, "eos_token": eos_text, "add_generation_prompt": True, "tools": None}
+        environment.filters["tojson"] = to_json
+        self._constants = {"bos_token": bos_text, "eos_token": eos_text, "add_generation_prompt": True}
         try:
-            self._template = environment.from_string(source)
+            with time_limit(RENDER_CPU_SECONDS):
+                self._template = environment.from_string(source)
+        except OutOfTime:
+            raise RenderError("the template takes too long to compile") from None
         except Exception as error:  # noqa: BLE001  a hostile template can make the compiler raise anything
             raise RenderError(_describe(error)) from None
 
-    def render(self, messages: tuple[Message, ...]) -> tuple[Part, ...]:
+    def render(self, conversation: Conversation) -> tuple[Part, ...]:
         """Conversation -> parts of the prompt. Raises ``RenderError``."""
-        mark = os.urandom(16).hex()
-        names = [f"x{mark}x{number}x" if message.content else "" for number, message in enumerate(messages)]
-        turns = [{"role": m.role, "content": name} for m, name in zip(messages, names, strict=True)]
-        pieces = re.split(f"(x{mark}x[0-9]+x)", self._render(turns))
-        contents = {name: message.content for name, message in zip(names, messages, strict=True) if name}
-        if any(mark in piece.lower() and piece not in contents for piece in pieces):
-            raise RenderError("the template changes the text of a message")
-        missing = contents.keys() - set(pieces)
-        if missing:
-            raise RenderError(f"the template leaves out {len(missing)} of {len(messages)} messages")
-        return tuple(Part(contents.get(piece, piece), piece in contents) for piece in pieces if piece)
+        placeholders = Placeholders()
+        turns = turns_of(conversation, placeholders)
+        return placeholders.cut(self._render(turns))
 
-    def _render(self, turns: list[dict[str, str]]) -> str:
+    def _render(self, turns: Turns) -> str:
         output: list[str] = []
         size = 0
         try:
-            for piece in self._template.generate(messages=turns, **self._constants):
-                size += len(piece)
-                if size > MAX_OUTPUT_CHARACTERS:
-                    break
-                output.append(piece)
+            with time_limit(RENDER_CPU_SECONDS):
+                for piece in self._template.generate(messages=turns.messages, tools=turns.tools, **self._constants):
+                    size += len(piece)
+                    if size > MAX_OUTPUT_CHARACTERS:
+                        break
+                    output.append(piece)
+        except OutOfTime:
+            raise RenderError("the template takes too long") from None
         except Exception as error:  # noqa: BLE001  a hostile template can raise anything, MemoryError included
             raise RenderError(_describe(error)) from None
         if size > MAX_OUTPUT_CHARACTERS:
@@ -110,9 +104,3 @@ def _raise_exception(message: Any = "") -> NoReturn:
 def _strftime_now(form: Any = "") -> str:
     """A fixed day: a runner has no calendar, and the same conversation always makes the same prompt."""
     return re.sub("%.", lambda found: _THE_DAY.get(found.group(), ""), str(form))
-
-
-def _to_json(value: Any, **options: Any) -> str:
-    """Plain JSON, as templates written for Hugging Face expect; Jinja's own escapes for HTML."""
-    allowed = {name: options[name] for name in ("indent", "separators", "sort_keys") if name in options}
-    return json.dumps(value, ensure_ascii=False, **allowed)

@@ -61,15 +61,17 @@ class Batch:
         self._output[end - 1] = output
         self.size = end
 
-    def add_one(self, slot: int, token: int, position: int) -> None:
-        """Appends the last token of one sequence, whose logits are wanted. Raises ``ValueError`` when full."""
-        if self.size >= self.capacity:
+    def add_last(self, slots: list[int], tokens: list[int], positions: list[int]) -> None:
+        """Appends the last token of each of some sequences, whose logits are wanted. Raises ``ValueError`` when they
+        do not fit."""
+        start, end = self.size, self.size + len(slots)
+        if end > self.capacity:
             raise ValueError("the batch is full")
-        self._token[self.size] = token
-        self._position[self.size] = position
-        self._sequence[self.size] = self._pointers[slot]
-        self._output[self.size] = 1
-        self.size += 1
+        self._token[start:end] = tokens
+        self._position[start:end] = positions
+        self._sequence[start:end] = self._pointers[slots]
+        self._output[start:end] = 1
+        self.size = end
 
     @property
     def struct(self) -> Any:

@@ -1,8 +1,8 @@
-"""One llama.cpp context: a unified KV cache shared by a fixed number of sequences.
+"""One llama.cpp context: a KV cache with a stream of its own for each of a fixed number of sequences.
 
 Trusts: ``Load`` for its ranges (the message's decoder checked them).
 Promises: every sequence can grow to ``context_tokens`` at the same time, so a decode never lacks room.
-Not here: which tokens go into a step (``engine.steps``).
+Not here: which tokens go into a step (``engine.steps``), what the streams hold (``engine.streams``).
 """
 
 import ctypes
@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.ipc.messages import Load
+from appliance.ipc.messages import KvType, Load
 from appliance.runner.engine.batch import Batch
 from appliance.runner.engine.model import LoadError, Model
 from appliance.runner.engine.native import llama, recent_log, short_call
@@ -19,16 +19,25 @@ from appliance.runner.engine.native import llama, recent_log, short_call
 Logits = NDArray[np.float32]
 
 _MICRO_BATCH_TOKENS: Final = 512
+_KV_TYPES: Final[dict[KvType, int]] = {
+    "f16": llama.GGML_TYPE_F16,
+    "q8_0": llama.GGML_TYPE_Q8_0,
+    "q4_0": llama.GGML_TYPE_Q4_0,
+}
 _forget = short_call("llama_memory_seq_rm")
+_copy = short_call("llama_memory_seq_cp")
 
 
 class Context:
-    """Raises ``LoadError`` when there is no memory for it."""
+    """Raises ``LoadError`` when there is no memory for it, or no way to keep values in ``kv_type``: what is quantised
+    needs flash attention, and heads whose size is a multiple of 32."""
 
     def __init__(self, model: Model, load: Load) -> None:
         self.slots: Final = load.slots
         self.context_tokens: Final = min(load.context_tokens, model.training_context_tokens)
         self.batch_tokens: Final = max(load.batch_tokens, load.slots)
+        self.can_cut: Final = _can_cut(model)
+        """Whether the end of a sequence can be taken off, and a sequence be copied and go on otherwise."""
         self._vocabulary_tokens = model.vocabulary_tokens
         wanted = llama.llama_context_default_params()
         wanted.n_ctx = self.context_tokens * load.slots
@@ -37,11 +46,17 @@ class Context:
         wanted.n_seq_max = load.slots
         wanted.n_outputs_max = load.slots  # one row of logits per sequence and step, in place of one per token
         wanted.n_threads = wanted.n_threads_batch = load.threads
-        wanted.kv_unified = True
+        wanted.kv_unified = False
+        wanted.swa_full = True  # cells behind a sliding window stay, so that a sequence can be cut there
+        wanted.type_k = wanted.type_v = _KV_TYPES[load.kv_type]
+        if load.kv_type != "f16":
+            wanted.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
         wanted.no_perf = True
         self._pointer = llama.llama_init_from_model(model.pointer, wanted)
         if not self._pointer:
-            raise LoadError("context-failed", recent_log())
+            raise LoadError("context-failed", f"no context with {load.kv_type} keys and values: {recent_log()}")
+        self.stream_cells: Final = int(llama.llama_n_ctx_seq(self._pointer))
+        """The cells of one sequence: ``context_tokens``, rounded up by llama.cpp."""
         self._memory = llama.llama_get_memory(self._pointer)
 
     def close(self) -> None:
@@ -60,7 +75,17 @@ class Context:
         memory: Any = kind.from_address(ctypes.addressof(first.contents))
         return np.frombuffer(memory, np.float32).reshape(rows, self._vocabulary_tokens)
 
-    def forget(self, slot: int) -> None:
-        """Empties one sequence. Nothing of a request stays behind for the next one in its slot."""
-        if not _forget(self._memory, slot, -1, -1):
-            raise RuntimeError("llama.cpp could not clear a sequence")
+    def forget(self, slot: int, kept: int = 0) -> None:
+        """Takes all but the first ``kept`` tokens off a sequence; with fewer than it has, only where ``can_cut``."""
+        if not _forget(self._memory, slot, kept or -1, -1):
+            raise RuntimeError("llama.cpp could not cut a sequence")
+
+    def copy(self, source: int, slot: int) -> None:
+        """Makes one sequence the same as another, in place of what it had. The bytes follow with the next decode, in
+        the order of these calls; llama.cpp can only copy whole streams."""
+        _copy(self._memory, source, slot, -1, -1)
+
+
+def _can_cut(model: Model) -> bool:
+    """Not a recurrent state, which is one for the whole sequence."""
+    return not (llama.llama_model_is_recurrent(model.pointer) or llama.llama_model_is_hybrid(model.pointer))

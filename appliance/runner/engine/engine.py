@@ -6,10 +6,11 @@ decode of ``warm_up`` runs in the engine thread too.
 
 Trusts: ``Load``, from the warden; jobs, from ``channel``.
 Promises: after ``warm_up`` no thread is started and no file opened. An exception in the engine thread ends the process.
-Not here: bounds on the number of jobs (``channel``), the sandbox (``sandbox``).
+Not here: who comes first (``engine.fair``), the sandbox (``sandbox``).
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -17,12 +18,14 @@ from typing import Final
 
 from appliance.ipc.messages import Conversation, Load, TextPrompt, TokenPrompt
 from appliance.runner.chat.prompt import Prompt, PromptMaker
+from appliance.runner.engine.constraint import CompiledConstraint, compile_constraint
 from appliance.runner.engine.context import Context
+from appliance.runner.engine.figures import EngineFigures
 from appliance.runner.engine.model import LoadError, Model
 from appliance.runner.engine.panic import end_process
-from appliance.runner.engine.steps import Event, Job, Stepper
+from appliance.runner.engine.steps import MOST_WAITING, Event, Job, Stepper
 
-__all__ = ["Engine", "Event", "Job", "LoadError"]
+__all__ = ["MOST_WAITING", "Engine", "EngineFigures", "Event", "Job", "LoadError"]
 
 
 class Engine:
@@ -33,11 +36,11 @@ class Engine:
         self.context_tokens: Final = context.context_tokens
         self.on_events: Callable[[], None] = lambda: None
         """Called in the engine thread whenever there are new events."""
-        self._model = model
+        self.model: Final = model
         self._context = context
         self._prompts = prompts
         self._stepper = Stepper(model, context)
-        self._inbox: SimpleQueue[Job | None] = SimpleQueue()
+        self._inbox: SimpleQueue[tuple[float, *tuple[Job, ...]] | None] = SimpleQueue()
         self._events: deque[list[Event]] = deque()
         self._warmed: SimpleQueue[LoadError | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -48,9 +51,14 @@ class Engine:
 
         Raises ``LoadError``, or ``OSError`` when the descriptor cannot be read.
         """
-        model = Model.load(model_file)
-        context = Context(model, load)
-        return cls(model, context, PromptMaker(model))
+        return cls.of(Model.load(model_file), load)
+
+    @classmethod
+    def of(cls, model: Model, load: Load) -> "Engine":
+        """Raises ``LoadError``, also for a model that is not for text."""
+        if model.offers != "generate":
+            raise LoadError("model-unsupported", "the model is not for text")
+        return cls(model, Context(model, load), PromptMaker(model))
 
     def warm_up(self) -> None:
         """Starts the engine thread and runs every path once, so that serving needs nothing new from the kernel.
@@ -63,15 +71,30 @@ class Engine:
         if failure is not None:
             raise failure
 
-    def prompt(self, asked: Conversation | TextPrompt | TokenPrompt, at_most_tokens: int) -> Prompt:
-        """A prompt that is still to be rendered and tokenised, by calls of ``advance``."""
-        return self._prompts.prompt(asked, at_most_tokens)
+    def prompt(
+        self, asked: Conversation | TextPrompt | TokenPrompt, at_most_tokens: int, *, constrained: bool = False
+    ) -> Prompt:
+        """A prompt that is still to be rendered and tokenised, by calls of ``advance``. ``constrained``: its answer
+        must match a grammar of the caller's from its first word on."""
+        return self._prompts.prompt(asked, at_most_tokens, constrained=constrained)
 
-    def piece(self, token: int) -> bytes:
-        return self._model.piece(token)
+    def constraint(self, gbnf: str) -> CompiledConstraint:
+        """A grammar that ``runner.grammar`` has checked or made, for one answer. Raises ``ConstraintInvalid``."""
+        return compile_constraint(self.model, self._stepper.vocabulary, gbnf)
 
-    def submit(self, job: Job) -> None:
-        self._inbox.put(job)
+    def marked_piece(self, token: int) -> bytes:
+        """The bytes of a token for a parser of answers, which tells a mark of its family from text that looks like it
+        (``chat.answer.sealed``)."""
+        sealed = self._prompts.seals.get(token)
+        return self.model.piece(token) if sealed is None else sealed
+
+    def submit(self, *choices: Job) -> None:
+        """Asks for all answers to one request."""
+        self._inbox.put((time.monotonic(), *choices))
+
+    def figures(self) -> EngineFigures:
+        """What the engine has done and is doing, without a word about any one caller."""
+        return self._stepper.figures()
 
     def take_events(self) -> list[Event]:
         """What happened since the last call, in order."""
@@ -86,7 +109,7 @@ class Engine:
             self._inbox.put(None)
             self._thread.join()
         self._context.close()
-        self._model.close()
+        self.model.close()
 
     # --- the engine thread ------------------------------------------------------------------------------------------
 
@@ -94,7 +117,9 @@ class Engine:
         try:
             if self._try_out():
                 while self._take():
-                    events = self._stepper.step()
+                    start = time.monotonic()
+                    events = self._stepper.step(start)
+                    self._stepper.timed(start, time.monotonic())
                     if events:
                         self._events.append(events)
                         self.on_events()
@@ -114,9 +139,9 @@ class Engine:
         """Moves new jobs to the stepper, waiting for one when there is nothing to do. False when asked to end."""
         try:
             while True:
-                job = self._inbox.get() if not self._stepper.busy else self._inbox.get_nowait()
-                if job is None:
+                submitted = self._inbox.get() if not self._stepper.busy else self._inbox.get_nowait()
+                if submitted is None:
                     return False
-                self._stepper.add(job)
+                self._stepper.add(*submitted)
         except Empty:
             return True

@@ -7,8 +7,10 @@ Not here: the signature and the header's ranges (``models``, ``core.gguf``), che
 """
 
 import ctypes
+import os
+import re
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +20,20 @@ from appliance.runner.engine.native import libc, llama, open_stream, recent_log,
 
 TokenIds = NDArray[np.int32]
 
+Offer = Literal["generate", "embed", "rerank"]
+"""What a model is for. One that states how its vectors are pooled is not asked for text."""
+
 _MAX_TEMPLATE_BYTES: Final = 256 * 1024
 _MAX_PIECE_BYTES: Final = 16 * 1024
 _MAX_VOCABULARY: Final = 2**21
-_VOCABULARY_NONE, _VOCABULARY_SPM = 0, 1
+_VOCABULARY_NONE, _VOCABULARY_SPM, _VOCABULARY_WPM = 0, 1, 3
+_WPM_UNKNOWN: Final = 100  # in BERT's own vocabulary, and where a file does not say
+_OFFERS: Final[dict[str, Offer]] = {"": "generate", "0": "generate", "1": "embed", "2": "embed", "3": "embed"}
+_RANK: Final = "4"
+_MAX_HEADER_BYTES: Final = 24 * 1024 * 1024
+_RANK_HEAD: Final = re.compile(  # a tensor's name behind its length, before one or two dimensions
+    rb"(?:\x0a\0{7}cls\.weight|\x11\0{7}cls\.output\.weight)[\x01\x02]\0{3}"
+)
 _TOKEN_NULL: Final = -1
 
 _is_eog = short_call("llama_vocab_is_eog")
@@ -32,7 +44,7 @@ _to_piece = short_call("llama_token_to_piece")
 class LoadError(Exception):
     """The model cannot be served. ``reason`` is one kebab-case word of a closed list:
 
-    ``model-invalid`` (llama.cpp refuses the file), ``model-unsupported`` (no decoder or no vocabulary),
+    ``model-invalid`` (llama.cpp refuses the file), ``model-unsupported`` (no decoder, no vocabulary, no way to pool),
     ``template-invalid``, ``context-failed`` (memory), ``logits-not-finite``, ``decode-failed``.
     """
 
@@ -45,8 +57,9 @@ class LoadError(Exception):
 class Model:
     """A loaded GGUF. Its functions are thread-safe: the vocabulary is constant and the piece cache only grows."""
 
-    def __init__(self, pointer: Any) -> None:
+    def __init__(self, pointer: Any, *, has_rank_head: bool = False) -> None:
         self.pointer = pointer
+        self.offers: Final = self._offers(has_rank_head)
         self._vocabulary = llama.llama_model_get_vocab(pointer)
         self.vocabulary_tokens: Final[int] = llama.llama_vocab_n_tokens(self._vocabulary)
         self.training_context_tokens: Final[int] = llama.llama_model_n_ctx_train(pointer)
@@ -59,6 +72,11 @@ class Model:
             raise LoadError("model-unsupported", "the model states no context length")
         self._bos: int = llama.llama_vocab_bos(self._vocabulary)
         self._adds_bos: bool = llama.llama_vocab_get_add_bos(self._vocabulary)
+        self._adds_eos: bool = llama.llama_vocab_get_add_eos(self._vocabulary)
+        self._adds_sep: bool = llama.llama_vocab_get_add_sep(self._vocabulary)
+        self._eos: int = llama.llama_vocab_eos(self._vocabulary)
+        self._sep: int = llama.llama_vocab_sep(self._vocabulary)
+        self._unknown = self._unknown_token(kind)
         self._newline = np.zeros(0, np.int32)
         if kind == _VOCABULARY_SPM:
             self._newline = self._tokenise(b"\n", special=False)
@@ -67,6 +85,7 @@ class Model:
     @classmethod
     def load(cls, descriptor: int) -> "Model":
         """Maps the GGUF that starts at the descriptor's present offset. Raises ``LoadError``."""
+        has_rank_head = _RANK_HEAD.search(_first_bytes(descriptor)) is not None
         stream = open_stream(descriptor)
         try:
             pointer = llama.llama_model_load_from_file_ptr(stream, llama.llama_model_default_params())
@@ -74,10 +93,43 @@ class Model:
             libc.fclose(stream)  # llama.cpp has mapped or read what it needs and does not own the stream
         if not pointer:
             raise LoadError("model-invalid", recent_log())
-        return cls(pointer)
+        return cls(pointer, has_rank_head=has_rank_head)
 
     def close(self) -> None:
         llama.llama_model_free(self.pointer)
+
+    def _offers(self, has_rank_head: bool) -> Offer:
+        """By ``<architecture>.pooling_type``. llama.cpp aborts on a number that it does not know, and computes
+        meaningless scores for a model without a rank head. Raises ``LoadError``."""
+        architecture = self._metadata("general.architecture")
+        pooling = self._metadata(f"{architecture}.pooling_type")
+        if pooling == _RANK and has_rank_head:
+            return "rerank"
+        if pooling not in _OFFERS:
+            why = "has no head to rank with" if pooling == _RANK else "states a pooling that is not known"
+            raise LoadError("model-unsupported", f"the model {why}")
+        if _OFFERS[pooling] == "generate" and self._metadata(f"{architecture}.attention.causal") == "false":
+            raise LoadError("model-unsupported", "the model is an encoder and does not state how to pool")
+        return _OFFERS[pooling]
+
+    def _metadata(self, key: str) -> str:
+        """A short value as text; empty where the file has none."""
+        buffer = ctypes.create_string_buffer(128)
+        length = llama.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if length >= 0 else ""
+
+    def _unknown_token(self, kind: int) -> int:
+        stated = self._metadata("tokenizer.ggml.unknown_token_id")
+        if stated.isdecimal():
+            return int(stated)
+        return _WPM_UNKNOWN if kind == _VOCABULARY_WPM else _TOKEN_NULL
+
+    @property
+    def vector_width(self) -> int:
+        """Numbers of a pooled row: those of a vector, or the classes of a rank head."""
+        if self.offers == "rerank":
+            return int(llama.llama_model_n_cls_out(self.pointer))
+        return int(llama.llama_model_n_embd_out(self.pointer))
 
     # --- what the template needs ------------------------------------------------------------------------------------
 
@@ -128,7 +180,7 @@ class Model:
         """One block. llama.cpp still matches tokens of type USER_DEFINED, and some files give that type to their
         end-of-turn token; such a name is cut in two."""
         tokens = self._fragment(text, special=False, first=first)
-        forbidden = next((t for t in np.unique(tokens).tolist() if self.is_special(t)), None)
+        forbidden = next((t for t in np.unique(tokens).tolist() if self._may_not_be_text(t)), None)
         if forbidden is None:
             return tokens
         name = self._text_of(forbidden)
@@ -138,11 +190,29 @@ class Model:
         pieces = [piece for part in text.split(name) for piece in (*harmless, part)][len(harmless) :]
         return np.concatenate([self._content(piece, first=first and not n) for n, piece in enumerate(pieces)])
 
+    def _may_not_be_text(self, token: int) -> bool:
+        """A word that a vocabulary does not know is text too, whatever type its file gives to the token for that."""
+        return self.is_special(token) and (token != self._unknown or self.is_end(token))
+
     def with_bos(self, tokens: TokenIds) -> TokenIds:
         """Puts the vocabulary's first token before a prompt, where it asks for one and the template wrote none."""
         if not self._adds_bos or self._bos == _TOKEN_NULL or (len(tokens) and tokens[0] == self._bos):
             return tokens
         return np.concatenate([np.array([self._bos], np.int32), tokens])
+
+    def framed(self, *parts: TokenIds) -> TokenIds:
+        """Parts of an input between the special tokens that the model was trained with: one for a vector; a query and
+        a document for a score."""
+        eos = [self._eos] if self._adds_eos else []
+        sep = [self._sep] if self._adds_sep else []
+        framed = [self._special(self._bos) if self._adds_bos else self._special(), parts[0]]
+        for part in parts[1:]:
+            framed += [self._special(*eos, *sep), part]
+        return np.concatenate([*framed, self._special(*(eos or sep))])
+
+    def _special(self, *tokens: int) -> TokenIds:
+        """Those of them that the vocabulary has."""
+        return np.array([token for token in tokens if 0 <= token < self.vocabulary_tokens], np.int32)
 
     def _fragment(self, text: str, *, special: bool, first: bool) -> TokenIds:
         """An SPM vocabulary puts a space before whatever it is given. Only the first fragment of a prompt should get
@@ -202,3 +272,13 @@ class Model:
             size = -length
         piece = self._pieces[token] = buffer.raw[:length]
         return piece
+
+
+def _first_bytes(descriptor: int) -> bytes:
+    """As much of the file as a header may take. The descriptor's offset is left as it was."""
+    start = os.lseek(descriptor, 0, os.SEEK_CUR)
+    found = bytearray()
+    while len(found) < _MAX_HEADER_BYTES and (more := os.read(descriptor, 1 << 20)):
+        found += more
+    os.lseek(descriptor, start, os.SEEK_SET)
+    return bytes(found)

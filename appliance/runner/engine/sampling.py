@@ -1,143 +1,283 @@
 """Drawing the next token.
 
-A request's own llama.cpp chain (penalties, top-k, top-p, min-p, temperature, seeded draw) sees only the tokens that
-can matter. They are found exactly: cut the logits into blocks of 2,048 and take the maximum of each column; the k-th
-best of these 2,048 maxima is a lower bound for the k-th best logit, since k different tokens carry them. ``k`` is
-top-k plus the penalty window, because a penalty can push at most that many of the best ones down. A penalty below
-zero pushes tokens up, so it looks at the whole vocabulary.
+A request's own llama.cpp chain, in the order of llama.cpp's server (penalties, top-k, typical, top-p, min-p,
+temperature, seeded draw; with mirostat penalties, temperature, mirostat), sees only the tokens that can matter
+(``engine.candidates``). Their number is exact: top-k, and as many more as there are tokens that a penalty or a bias
+can push down; tokens that one can push up are looked at wherever they stand.
 
-``top_k`` 0 means no limit to a caller; here it means 1,000, the largest that the wire accepts: sorting a whole
-vocabulary of 152,000 takes 20 ms per token, and nothing beyond the thousandth has ever mattered.
+Where this is not what llama.cpp does with a whole vocabulary:
 
-Trusts: ``Sampling`` for its ranges (the message's decoder checked them) except that numbers are finite.
-Promises: a token id below the vocabulary's size, or None when the logits are not finite.
+- ``top_k`` 0 means 1,000, the largest that the wire accepts, and mirostat chooses among the best 1,000 too: sorting a
+  whole vocabulary of 152,000 takes 20 ms per token, and nothing beyond the thousandth has ever mattered.
+- A temperature below a millionth is 0, the best token: what is divided by it would leave the range of numbers.
+- Penalties hold with mirostat too.
+
+The penalties' window begins with the end of the prompt. Choice ``i`` of a request that names a seed uses ``seed + i``.
+
+With a constraint a token is drawn first and checked alone; only when it is not allowed, the best 1,000 or more are, and
+the whole vocabulary only if too few of these are allowed. What comes out is what a check of all would have given.
+
+Trusts: ``Sampling`` for its ranges (the message's decoder checked them), for finite numbers and for tokens that exist
+(``is_finite`` and ``biases_fit``, which its owner asked).
+Promises: a token id below the vocabulary's size that the constraint allows, or none and the reason.
 Not here: what ends an answer (``engine.steps``).
 """
 
-import ctypes
 import math
 import os
-from typing import Any, Final
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from appliance.core.values import Sampling
+from appliance.runner.engine.candidates import MAX_DEPTH, MAX_SHARED_DEPTH, Candidates, Row, Rules
+from appliance.runner.engine.constraint import CompiledConstraint
+from appliance.runner.engine.logprobs import Logprobs, logprobs_of
+from appliance.runner.engine.model import TokenIds
 from appliance.runner.engine.native import llama, short_call
+from appliance.runner.engine.vocabulary import NO_IDS, Ids, Vocabulary
 
-PENALTY_WINDOW: Final = 64
 MAX_TOP_K: Final = 1000
-_BLOCK: Final = 2048
-_SEEDS: Final = 2**32 - 1  # the one above them all means "random" to llama.cpp, which would open /dev/urandom
-_ENTRY = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+CHECKED_FIRST: Final = 1000
+"""How many of the best tokens, at least, a grammar looks at before it looks at all."""
+FORBIDDING_BIAS: Final = -100.0
+NOT_FINITE: Final = "the model's logits are not finite"
+NOTHING_ALLOWED: Final = "nothing that the request allows can come next"
 
-_apply = short_call("llama_sampler_apply")
+_SHARED_ROWS: Final = 4  # fewer are as quick one by one
+_LEAST_TEMPERATURE: Final = 1e-6
+_MIROSTAT_TOKENS: Final = 100  # from which mirostat 1 estimates the distribution, as in its paper and in llama.cpp
+_SEEDS: Final = 2**32 - 1  # the one above them all means "random" to llama.cpp, which would open /dev/urandom
+
 _accept = short_call("llama_sampler_accept")
 
 
-def plausible(row: NDArray[np.float32], keep: int) -> NDArray[np.int64] | None:
-    """Ids, rising, of all tokens that can be among the ``keep`` best of one row of logits; None means all of them.
-
-    Exact: never leaves out one of the ``keep`` best. Empty when the logits are not numbers.
-    """
-    whole_blocks = len(row) // _BLOCK
-    if keep > _BLOCK or whole_blocks < 2:
-        return None
-    maxima = row[: whole_blocks * _BLOCK].reshape(whole_blocks, _BLOCK).max(axis=0)
-    bound = np.partition(maxima, _BLOCK - keep)[_BLOCK - keep]
-    return np.flatnonzero(row >= bound)
-
-
-class Candidates:
-    """The scratch memory in which a chain works: one entry per token of the vocabulary. One per engine thread."""
-
-    def __init__(self, vocabulary_tokens: int) -> None:
-        self._entries = np.zeros(vocabulary_tokens, _ENTRY)
-        self._all = np.arange(vocabulary_tokens, dtype=np.int32)
-        self._data = ctypes.cast(self._entries.ctypes.data, ctypes.POINTER(llama.llama_token_data))
-        self._array = llama.llama_token_data_array()
-
-    def choose(self, chain: Any, row: NDArray[np.float32], ids: NDArray[Any] | None) -> int | None:
-        """Applies a chain to some tokens of a row and returns the one selected, None if it selects none."""
-        if ids is None:
-            ids = self._all
-        count = len(ids)
-        entries = self._entries[:count]
-        entries["id"] = ids
-        entries["logit"] = row if count == len(row) else row[ids]
-        array = self._array
-        array.data, array.size, array.selected, array.sorted = self._data, count, -1, False
-        if not count:
-            return None
-        _apply(chain, ctypes.byref(array))
-        if not 0 <= array.selected < array.size:
-            return None
-        chosen = array.data[array.selected]
-        return int(chosen.id) if math.isfinite(chosen.logit) else None
+class Draw(NamedTuple):
+    token: int
+    logprobs: Logprobs | None = None
 
 
 class Sampler:
-    """The sampling state of one request. ``close`` frees it; only the engine thread touches it."""
+    """The sampling state of one answer. ``close`` frees it; only the engine thread touches it.
 
-    def __init__(self, sampling: Sampling, candidates: Candidates, vocabulary_tokens: int) -> None:
-        self._candidates = candidates
-        self._chain: Any = None
-        presence, frequency = sampling.presence_penalty, sampling.frequency_penalty
-        penalised = bool(presence or frequency)
-        greedy = sampling.temperature == 0.0
-        if greedy and not penalised:
-            return
-        top_k = 1 if greedy else min(sampling.top_k or MAX_TOP_K, MAX_TOP_K)
-        self._keep = top_k + (PENALTY_WINDOW if penalised else 0)
-        if min(presence, frequency) < 0:
-            self._keep = vocabulary_tokens
+    The sampler owns ``constraint`` from here on. ``choice`` counts the answers to one request from 0. Raises
+    ``MemoryError``.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: TokenIds,
+        constraint: CompiledConstraint | None,
+        candidates: Candidates,
+        choice: int = 0,
+    ) -> None:
+        self.failure = NOT_FINITE
+        """Why the last ``draw`` gave nothing."""
+        self._constraint = constraint
+        self.candidates: Final = candidates
+        self._logprobs = sampling.logprobs
+        self._greedy = sampling.temperature < _LEAST_TEMPERATURE
+        self._rules = _rules(sampling, constraint, candidates.vocabulary)
+        self._never = frozenset(self._rules.never.tolist())
+        self._penalised = _penalises(sampling)
+        self._window: deque[int] | None = deque(maxlen=sampling.repeat_last_n) if _lifts(sampling) else None
+        self._keep = self._best_needed(sampling)
+        self._chain = self._chain_for(sampling, choice)
+        self.shared_depth: Final = self._depth_without_rules()
+        """How many of the best of a row are candidates; 0 when there is more to know before."""
+        self._takes_best = self._chain is None and not len(self._rules.biased)
+        if self._penalised:
+            for token in prompt[-sampling.repeat_last_n :].tolist():
+                self._remember(token)
+
+    def _best_needed(self, sampling: Sampling) -> int:
+        best = 1 if self._greedy and sampling.typical_p == 1.0 else sampling.top_k or MAX_TOP_K
+        if sampling.mirostat and not self._greedy:
+            best = MAX_TOP_K
+        window = sampling.repeat_last_n if self._penalised else 0
+        return best + window + len(self._rules.biased)
+
+    def _chain_for(self, sampling: Sampling, choice: int) -> Any:
+        """None when the best token is wanted and nothing but biases changes the order."""
+        if self._greedy and not self._penalised and sampling.typical_p == 1.0:
+            return None
         parameters = llama.llama_sampler_chain_default_params()
         parameters.no_perf = True
-        self._chain = llama.llama_sampler_chain_init(parameters)
-        if penalised:
-            self._add(llama.llama_sampler_init_penalties(vocabulary_tokens, PENALTY_WINDOW, 1.0, frequency, presence))
-        if greedy:
-            self._add(llama.llama_sampler_init_greedy())
-            return
-        self._add(llama.llama_sampler_init_top_k(top_k))
-        self._add(llama.llama_sampler_init_top_p(sampling.top_p, 1))
-        self._add(llama.llama_sampler_init_min_p(sampling.min_p, 1))
-        self._add(llama.llama_sampler_init_temp(sampling.temperature))
-        seed = int.from_bytes(os.urandom(8)) if sampling.seed is None else sampling.seed
-        self._add(llama.llama_sampler_init_dist(seed % _SEEDS))
+        chain = llama.llama_sampler_chain_init(parameters)
+        try:
+            for part in _parts(sampling, self.candidates.vocabulary.size, self._greedy, choice):
+                if not part:
+                    raise MemoryError("llama.cpp could not make a sampler")
+                llama.llama_sampler_chain_add(chain, part)  # the chain owns it from here on
+        except BaseException:
+            llama.llama_sampler_free(chain)
+            raise
+        return chain
 
-    def _add(self, part: Any) -> None:
-        if not part:
-            raise MemoryError("llama.cpp could not make a sampler")
-        llama.llama_sampler_chain_add(self._chain, part)  # the chain owns it from here on
+    def _depth_without_rules(self) -> int:
+        alone = self._chain is None or self._window is not None or len(self._rules.always) or len(self._rules.never)
+        return 0 if alone or self._keep > MAX_SHARED_DEPTH else self._keep
 
-    def draw(self, row: NDArray[np.float32]) -> int | None:
-        """One row of logits -> the next token, or None when the row is not finite where it matters."""
-        if self._chain is None:
+    def draw(self, row: Row, near: Ids | None = None) -> Draw | None:
+        """One row of logits -> the next token; None when there is none, and ``failure`` says why. ``near`` are the
+        candidates down to ``shared_depth``, where the caller knows them."""
+        token = self._choose(row, near)
+        if token is None:
+            return None
+        drawn = Draw(token)
+        if self._logprobs is not None:
+            logprobs = logprobs_of(row, token, self._logprobs, self.candidates.numbers)
+            if logprobs is None:
+                self.failure = NOT_FINITE
+                return None
+            drawn = Draw(token, logprobs)
+        if self._constraint is not None:
+            self._constraint.accept(token)
+        if self._penalised:
+            self._remember(token)
+        return drawn
+
+    def _choose(self, row: Row, near: Ids | None) -> int | None:
+        token = self._choose_freely(row, near)
+        if token is None or self._constraint is None or self._constraint.allows(token):
+            return token
+        return self._choose_among(row, self._allowed(self._constraint, row))
+
+    def _choose_freely(self, row: Row, near: Ids | None) -> int | None:
+        if self._takes_best:
             best = int(row.argmax())
-            return best if math.isfinite(row[best]) else None
-        token = self._candidates.choose(self._chain, row, plausible(row, self._keep))
-        if token is not None:
-            _accept(self._chain, token)
+            if best not in self._never:
+                return best if math.isfinite(row[best]) else None
+        return self._choose_among(row, self._near(row, self._keep) if near is None else near)
+
+    def _choose_among(self, row: Row, ids: Ids) -> int | None:
+        token = self.candidates.choose(self._chain, row, ids, self._rules)
+        if token is None:
+            self.failure = NOT_FINITE if not np.isfinite(row).all() else NOTHING_ALLOWED
         return token
+
+    def _allowed(self, constraint: CompiledConstraint, row: Row) -> Ids:
+        """Ids, rising, that the constraint allows: all that can be among the best of those."""
+        depth = max(CHECKED_FIRST, 2 * self._keep)
+        if depth <= MAX_DEPTH:
+            allowed = constraint.allowed(self._near(row, depth))
+            if len(allowed) >= self._keep:
+                return allowed
+        return constraint.all_allowed(self._rules.never)
+
+    def _near(self, row: Row, depth: int) -> Ids:
+        rules = self._rules
+        if self._window:
+            rules = rules._replace(always=np.union1d(rules.always, np.array(self._window)))
+        return self.candidates.near(row, depth, rules)
+
+    def _remember(self, token: int) -> None:
+        if self._window is not None:
+            self._window.append(token)
+        _accept(self._chain, token)
 
     def close(self) -> None:
         if self._chain is not None:
             llama.llama_sampler_free(self._chain)
             self._chain = None
+        if self._constraint is not None:
+            self._constraint.close()
+            self._constraint = None
+
+
+def draw_rows(samplers: Sequence[Sampler], rows: NDArray[np.float32]) -> list[Draw | None]:
+    """The next token of every answer of a step. ``rows`` are their logits in the same order: (answers, vocabulary).
+
+    All samplers have the same ``candidates``.
+    """
+    depths = [sampler.shared_depth for sampler in samplers]
+    near = samplers[0].candidates.near_each(rows, depths) if len(depths) >= _SHARED_ROWS and all(depths) else None
+    if near is None:
+        return [sampler.draw(row) for sampler, row in zip(samplers, rows, strict=True)]
+    return [sampler.draw(row, ids) for sampler, row, ids in zip(samplers, rows, near, strict=True)]
 
 
 def is_finite(sampling: Sampling) -> bool:
     """Whether every number is one. msgspec's ranges let NaN through where a comparison decides."""
-    return all(
-        map(
-            math.isfinite,
-            (
-                sampling.temperature,
-                sampling.top_p,
-                sampling.min_p,
-                sampling.presence_penalty,
-                sampling.frequency_penalty,
-            ),
+    numbers = [value for name in sampling.__struct_fields__ if isinstance(value := getattr(sampling, name), float)]
+    return all(map(math.isfinite, [*numbers, *(bias for _, bias in sampling.logit_bias)]))
+
+
+def biases_fit(sampling: Sampling, vocabulary_tokens: int) -> bool:
+    """Whether every token that a bias names exists."""
+    return all(token < vocabulary_tokens for token, _ in sampling.logit_bias)
+
+
+def _penalises(sampling: Sampling) -> bool:
+    changes = sampling.repeat_penalty != 1.0 or sampling.presence_penalty or sampling.frequency_penalty
+    return bool(changes and sampling.repeat_last_n)
+
+
+def _lifts(sampling: Sampling) -> bool:
+    """Whether a token can become likelier for having been there."""
+    lifts = sampling.repeat_penalty < 1.0 or min(sampling.presence_penalty, sampling.frequency_penalty) < 0.0
+    return lifts and _penalises(sampling)
+
+
+def _rules(sampling: Sampling, constraint: CompiledConstraint | None, vocabulary: Vocabulary) -> Rules:
+    biases: dict[int, float] = {}
+    for token, bias in sampling.logit_bias:
+        biases[token] = biases.get(token, 0.0) + bias
+    never = np.concatenate(
+        (
+            np.array([token for token, bias in biases.items() if bias <= FORBIDDING_BIAS], np.int64),
+            vocabulary.suppressed,
+            vocabulary.ends if sampling.ignore_eos else NO_IDS,
+            NO_IDS if constraint is None else constraint.never,
         )
     )
+    biased = sorted(set(biases) - set(never.tolist()))
+    return Rules(
+        always=np.array(biased, np.int64),
+        never=np.unique(never),
+        biased=np.array(biased, np.int64),
+        biases=np.array([biases[token] for token in biased], np.float32),
+    )
+
+
+def _parts(sampling: Sampling, vocabulary_tokens: int, greedy: bool, choice: int) -> Iterator[Any]:
+    """The samplers of a chain. The caller owns each."""
+    if _penalises(sampling):
+        yield llama.llama_sampler_init_penalties(
+            vocabulary_tokens,
+            sampling.repeat_last_n,
+            sampling.repeat_penalty,
+            sampling.frequency_penalty,
+            sampling.presence_penalty,
+        )
+    if sampling.mirostat and not greedy:
+        yield from _mirostat(sampling, vocabulary_tokens, choice)
+        return
+    yield llama.llama_sampler_init_top_k(sampling.top_k or MAX_TOP_K)
+    yield llama.llama_sampler_init_typical(sampling.typical_p, 1)
+    if greedy:
+        yield llama.llama_sampler_init_greedy()
+        return
+    yield llama.llama_sampler_init_top_p(sampling.top_p, 1)
+    yield llama.llama_sampler_init_min_p(sampling.min_p, 1)
+    yield llama.llama_sampler_init_temp(sampling.temperature)
+    yield llama.llama_sampler_init_dist(_seed(sampling, choice))
+
+
+def _mirostat(sampling: Sampling, vocabulary_tokens: int, choice: int) -> Iterator[Any]:
+    seed, tau, eta = _seed(sampling, choice), sampling.mirostat_tau, sampling.mirostat_eta
+    yield llama.llama_sampler_init_top_k(MAX_TOP_K)
+    yield llama.llama_sampler_init_temp(sampling.temperature)
+    if sampling.mirostat == 1:
+        yield llama.llama_sampler_init_mirostat(vocabulary_tokens, seed, tau, eta, _MIROSTAT_TOKENS)
+    else:
+        yield llama.llama_sampler_init_mirostat_v2(seed, tau, eta)
+
+
+def _seed(sampling: Sampling, choice: int) -> int:
+    seed = int.from_bytes(os.urandom(8)) if sampling.seed is None else sampling.seed + choice
+    return seed % _SEEDS

@@ -1,167 +1,447 @@
 """Continuous batching: what one step decodes, and what comes out of it.
 
-A step decodes the last token of every answering sequence first, then spends the rest of the batch on prompts, in equal
-shares, so that a long prompt neither stops the others' answers nor their prompts. Jobs wait, first come first served,
-for the lowest free slot.
+A step decodes the last token of every answering sequence and spends the rest of the batch on prompts. All of it is in
+the order of the slots, since llama.cpp cuts a batch wherever sequence ids do not rise one by one, and reads the weights
+once per piece.
 
-There is no reuse of prefixes between requests yet: a slot is emptied when its request ends, so nothing of one caller
-is there for the next (``Submit.cache_partition`` has nothing to separate).
+Who gets a slot, and whose prompt is computed first, goes by principal (``engine.fair``), and within one by what is
+shortest. While somebody is answering, a step computes at most ``PROMPT_TOKENS`` of prompts: that bounds the time
+between two tokens, for everybody.
 
-Trusts: a job's prompt is not empty, its token ids are in range, and prompt and answer fit the context (``channel``).
+What is promised to a principal with less service behind it than all others that wait: it gets the next slot that comes
+free. Nobody is turned out of a slot, so with all of them taken by others it waits for the shortest of their answers to
+end. That is at most one service time, whatever number of requests the others have sent.
+
+A prompt that begins like what its partition has in the cache is computed from there on (``engine.streams``). One that
+begins like another of the same principal's that is being computed waits for it: so the choices of one request compute
+its prompt once.
+
+Trusts: a job's prompt is not empty, its token ids are in range, and prompt and answer fit the context (``channel``);
+the time that its caller gives never goes back.
 Promises: each job ends with exactly one event that has ``ended`` set, within one step of being cancelled.
-Not here: text, stop strings and counting (``channel``); threads (``engine.engine``).
+Not here: text, stop strings and counting (``channel``); threads and the clock (``engine.engine``).
 """
 
-from collections import deque
-from typing import Final, NamedTuple
+from bisect import insort
+from collections.abc import Hashable
+from operator import attrgetter
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
 from appliance.core.values import FinishReason, Sampling
 from appliance.runner.engine.batch import Batch
+from appliance.runner.engine.candidates import Candidates
+from appliance.runner.engine.constraint import CompiledConstraint
 from appliance.runner.engine.context import Context
+from appliance.runner.engine.fair import FairQueue, deal
+from appliance.runner.engine.figures import Counts, EngineFigures
+from appliance.runner.engine.logprobs import Logprobs
 from appliance.runner.engine.model import LoadError, Model, TokenIds
-from appliance.runner.engine.sampling import Candidates, Sampler
+from appliance.runner.engine.rehearsal import rehearse
+from appliance.runner.engine.sampling import Draw, Sampler, draw_rows
+from appliance.runner.engine.streams import Place, Streams
+from appliance.runner.engine.vocabulary import Vocabulary
+
+MOST_WAITING: Final = 256
+"""Jobs that wait for a slot. One more is refused."""
+MOST_WAITING_OF_ONE: Final = 64
+"""Of one principal, so that nobody fills the queue for the others."""
+PROMPT_TOKENS: Final = 256
+"""Of prompts in one step while somebody is answering. Measured in CPU time on one thread, 8 and 32 callers with prompts
+of 128 and 512 tokens: with 256 the median time to the first token is that with 512 within 10 %, and the longest time
+between two tokens half of it; with 128 the first token comes a third later, with 64 up to three times as late."""
 
 _NO_ROOM: Final = 1
+_ANSWER_TOKEN_COST: Final = 2  # of service, beside a prompt token's 1: it needs a slot for a step of its own
+_LEAST_COPIED_TOKENS: Final = 16
+_COPIED_CELLS_PER_TOKEN: Final = 128
+"""Computing a token takes as long as copying so many cells, or longer."""
+_LONGEST_RETRY_SECONDS: Final = 3600
+
+Refusal = Literal["", "queue-full", "queue-timeout"]
 
 
 class Job:
-    """One request for the engine. The channel sets ``cancelled``; the engine looks at it at every step."""
+    """One answer that is asked of the engine. The channel sets ``cancelled``; the engine looks at it at every step.
 
-    __slots__ = ("cancelled", "max_tokens", "prompt", "request_id", "sampling")
+    ``principal`` is whose turn it is, ``weight`` how much of one. A prefix is shared only within ``partition``; "" is a
+    partition of the request's own. ``queue_ms`` bounds the wait for a slot; 0 is no bound. Jobs of one request differ
+    in ``choice``, which counts from 0; they are queued together, and refused together. Each has a ``constraint`` of its
+    own.
 
-    def __init__(self, request_id: str, prompt: TokenIds, sampling: Sampling, max_tokens: int) -> None:
+    The engine sets ``cached_tokens``, how many of the prompt's it did not compute, before the first event, and keeps
+    ``place`` up to date: how many jobs are before it in the queue, as an estimate; -1 once it is out of it.
+    """
+
+    __slots__ = (
+        "cached_tokens",
+        "cancelled",
+        "choice",
+        "constraint",
+        "max_tokens",
+        "partition",
+        "place",
+        "principal",
+        "prompt",
+        "queue_ms",
+        "request_id",
+        "sampling",
+        "submitted_at",
+        "weight",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt: TokenIds,
+        sampling: Sampling,
+        max_tokens: int,
+        *,
+        principal: str = "",
+        weight: int = 1,
+        partition: str = "",
+        queue_ms: int = 0,
+        choice: int = 0,
+        constraint: CompiledConstraint | None = None,
+    ) -> None:
         self.request_id = request_id
         self.prompt = prompt
         self.sampling = sampling
         self.max_tokens = max_tokens
+        self.principal = principal
+        self.weight = weight
+        self.partition = partition
+        self.queue_ms = queue_ms
+        self.choice = choice
+        self.constraint = constraint
         self.cancelled = False
+        self.submitted_at = 0.0
+        self.cached_tokens = 0
+        self.place = -1
 
 
 class Event(NamedTuple):
-    """A sampled token, or the end of a job (``token`` is then -1)."""
+    """A job has a slot (``begun``), or a token, or has ended (``token`` is then -1).
+
+    A job that never had a slot ends with ``refused``, and with a guess of when it is worth coming back.
+    """
 
     job: Job
     token: int = -1
+    logprobs: Logprobs | None = None
+    begun: bool = False
     ended: FinishReason | None = None
     detail: str = ""
+    refused: Refusal = ""
+    retry_after_seconds: int = 0
 
 
 class _Sequence:
-    """A job in a slot. ``position`` counts the tokens in the KV cache; ``last`` is sampled but not yet decoded."""
+    """A job in a slot. ``position`` counts the tokens in the KV cache; the last of ``answer`` is not yet there.
 
-    __slots__ = ("job", "last", "position", "sampled", "sampler", "slot")
+    ``waits`` for others that may have the same prompt, before it computes anything.
+    """
 
-    def __init__(self, job: Job, slot: int, sampler: Sampler) -> None:
+    __slots__ = (
+        "admitted_at",
+        "answer",
+        "job",
+        "number",
+        "position",
+        "prompt_tokens",
+        "sampler",
+        "settled",
+        "slot",
+        "waits",
+    )
+
+    def __init__(self, job: Job, number: int, sampler: Sampler, now: float) -> None:
         self.job = job
-        self.slot = slot
+        self.number = number  # as they came into slots
+        self.slot = -1
         self.sampler = sampler
+        self.admitted_at = now
+        self.prompt_tokens = len(job.prompt)
         self.position = 0
-        self.last = -1
-        self.sampled = 0
+        self.settled = 0  # the position at the last ``Stepper._settle``
+        self.answer: list[int] = []
+        self.waits = True
 
     @property
-    def answering(self) -> bool:
-        return self.position >= len(self.job.prompt)
+    def partition(self) -> Hashable:
+        return (self.job.partition, "" if self.job.partition else self.job.request_id)
+
+    @property
+    def computed(self) -> TokenIds:
+        """The tokens whose keys and values are in the cache."""
+        return np.concatenate([self.job.prompt, np.array(self.answer, np.int32)])[: self.position]
 
 
 class Stepper:
-    """The state of all sequences. One thread only."""
+    """The state of all sequences. One thread only. ``prompt_tokens`` is for tests and measurements."""
 
-    def __init__(self, model: Model, context: Context) -> None:
+    def __init__(self, model: Model, context: Context, *, prompt_tokens: int = PROMPT_TOKENS) -> None:
         self._model = model
         self._context = context
+        self._prompt_tokens = prompt_tokens
         self._batch = Batch(context.batch_tokens, context.slots)
-        self._candidates = Candidates(model.vocabulary_tokens)
-        self._waiting: deque[Job] = deque()
-        self._active: list[_Sequence] = []
-        self._free_slots = list(range(context.slots))
+        self.vocabulary: Final = Vocabulary.of(model)
+        self._candidates = Candidates(self.vocabulary)
+        self._queue: FairQueue[Job] = FairQueue(MOST_WAITING, MOST_WAITING_OF_ONE)
+        least_copied = max(_LEAST_COPIED_TOKENS, context.stream_cells // _COPIED_CELLS_PER_TOKEN)
+        self._streams = Streams(context.slots, least_copied if context.can_cut else None)
+        self._active: list[_Sequence] = []  # in the order of the slots
+        self._refused: list[Event] = []
+        self._begun: list[Job] = []
+        self._ends: dict[int, bool] = {}  # token -> whether it ends an answer
+        self._unsettled_tokens = 0
+        self._counts = Counts()
+        self._service_seconds = 0.0
 
     @property
     def busy(self) -> bool:
-        return bool(self._active or self._waiting)
+        return bool(self._active or self._refused or len(self._queue))
 
-    def add(self, job: Job) -> None:
-        self._waiting.append(job)
+    def figures(self) -> EngineFigures:
+        """May be called by another thread."""
+        return self._counts.taken(
+            waiting=len(self._queue),
+            busy_slots=len(self._active),
+            slots=self._context.slots,
+            used_cells=self._streams.used_cells + self._unsettled_tokens,
+            cells=self._context.slots * self._context.stream_cells,
+        )
 
-    def step(self) -> list[Event]:
+    def add(self, now: float, *choices: Job) -> None:
+        """Queues all jobs of one request, or refuses them. ``now`` is when it came, in seconds of any clock."""
+        for job in choices:
+            job.submitted_at = now
+        self._queue_changed = True
+        if not self._queue.offer(*choices):
+            for job in choices:
+                self._refuse(job, "queue-full", self._refused)
+
+    def step(self, now: float) -> list[Event]:
         """Decodes one batch. Raises ``RuntimeError`` when llama.cpp fails in a way that leaves its state unknown."""
-        events: list[Event] = []
-        self._drop_cancelled(events)
-        self._admit()
-        decoded, wanted = self._fill()
-        if not decoded:
+        events, self._refused = self._refused, []
+        self._leave(now, events)
+        self._admit(now, events)
+        if self._queue_changed:
+            self._number_places()
+        prompted, wanted = self._fill()
+        if not self._batch.size:
             return events
         status = self._context.decode(self._batch)
         if status == _NO_ROOM:
             largest = max(self._active, key=lambda sequence: sequence.position)
-            self._end(largest, events, "error", "no room in the KV cache")
+            self._end(largest, events, now, "error", "no room in the KV cache")
             return events
         if status != 0:
             raise RuntimeError(f"llama_decode returned {status}")
-        for sequence, tokens in decoded:
-            sequence.position += tokens
+        self._count(prompted)
         if wanted:
-            for sequence, row in zip(wanted, self._context.logits(len(wanted)), strict=True):
-                self._advance(sequence, sequence.sampler.draw(row), events)
+            draws = draw_rows([sequence.sampler for sequence in wanted], self._context.logits(len(wanted)))
+            for sequence, draw in zip(wanted, draws, strict=True):
+                self._advance(sequence, draw, events, now)
         return events
 
-    def _drop_cancelled(self, events: list[Event]) -> None:
-        for sequence in [sequence for sequence in self._active if sequence.job.cancelled]:
-            self._end(sequence, events, "cancelled")
-        if any(job.cancelled for job in self._waiting):
-            events.extend(Event(job, ended="cancelled") for job in self._waiting if job.cancelled)
-            self._waiting = deque(job for job in self._waiting if not job.cancelled)
+    def timed(self, start: float, end: float) -> None:
+        """The last step took from ``start`` to ``end``."""
+        self._counts.step_seconds += end - start
+        for job in self._begun:
+            self._counts.first_token_seconds += end - job.submitted_at
+        self._begun.clear()
 
-    def _admit(self) -> None:
-        while self._waiting and self._free_slots:
-            job = self._waiting.popleft()
-            slot = min(self._free_slots)
-            self._free_slots.remove(slot)
-            sampler = Sampler(job.sampling, self._candidates, self._model.vocabulary_tokens)
-            self._active.append(_Sequence(job, slot, sampler))
+    # --- into and out of the slots ----------------------------------------------------------------------------------
+
+    def _leave(self, now: float, events: list[Event]) -> None:
+        """Lets go of what nobody waits for any longer, and of what has waited too long."""
+        for sequence in [sequence for sequence in self._active if sequence.job.cancelled]:
+            self._end(sequence, events, now, "cancelled")
+        late: set[str] = set()
+
+        def leaves(job: Job) -> bool:
+            if _has_waited_out(job, now):
+                late.add(job.request_id)
+            return job.cancelled or job.request_id in late
+
+        gone = self._queue.remove(leaves)
+        for job in gone:
+            if job.cancelled:
+                self._counts.cancelled += 1
+                job.place = -1
+                events.append(Event(job, ended="cancelled"))
+            else:
+                self._refuse(job, "queue-timeout", events)
+        self._queue_changed |= bool(gone)
+
+    def _refuse(self, job: Job, why: Refusal, events: list[Event]) -> None:
+        self._counts.refused += 1
+        job.place = -1
+        wait_seconds = self._service_seconds * (len(self._queue) + 1) / self._context.slots
+        retry_after_seconds = min(max(1, round(wait_seconds)), _LONGEST_RETRY_SECONDS)
+        detail = f"{len(self._queue)} requests wait for {self._context.slots} slots"
+        events.append(Event(job, ended="error", detail=detail, refused=why, retry_after_seconds=retry_after_seconds))
+
+    def _admit(self, now: float, events: list[Event]) -> None:
+        if not len(self._queue) or not self._streams.free:
+            return
+        self._settle()
+        while self._streams.free and (job := self._queue.take()):
+            job.place = -1
+            self._counts.admitted += 1
+            sequence = _Sequence(job, self._counts.admitted, self._new_sampler(job), now)
+            self._put(sequence, self._streams.place(sequence.partition, job.prompt))
+            insort(self._active, sequence, key=attrgetter("slot"))
+            self._counts.queue_seconds += now - job.submitted_at
+            events.append(Event(job, begun=True))
+            self._queue_changed = True
+
+    def _put(self, sequence: _Sequence, place: Place) -> None:
+        """Has the first tokens of a sequence in its slot, and nothing besides."""
+        if place.kept and place.source != place.slot:
+            self._context.copy(place.source, place.slot)
+        self._context.forget(place.slot, place.kept)
+        sequence.slot = place.slot
+        sequence.position = sequence.settled = sequence.job.cached_tokens = place.kept
+
+    def _number_places(self) -> None:
+        for place, job in enumerate(self._queue.waiting()):
+            job.place = place
+        self._queue_changed = False
+
+    def _settle(self) -> None:
+        """Tells the books of service and of streams what has been computed. Only before they are asked: told after
+        every token, they would cost more than all the rest of a step."""
+        for sequence in self._active:
+            tokens = sequence.position - sequence.settled
+            if tokens:
+                answers = min(tokens, max(0, sequence.position - sequence.prompt_tokens))
+                self._queue.charge(sequence.job.principal, tokens + (_ANSWER_TOKEN_COST - 1) * answers)
+                self._streams.computed(sequence.slot, tokens)
+                sequence.settled = sequence.position
+        self._unsettled_tokens = 0
+
+    def _end(
+        self, sequence: _Sequence, events: list[Event], now: float, reason: FinishReason, detail: str = ""
+    ) -> None:
+        self._settle()
+        self._active.remove(sequence)
+        self._queue.done(sequence.job.principal)
+        keep = bool(sequence.job.partition) and reason != "error"
+        self._streams.release(sequence.slot, sequence.computed, keep=keep)
+        if not self._streams.holds(sequence.slot):
+            self._context.forget(sequence.slot)
+        sequence.sampler.close()
+        took_seconds = now - sequence.admitted_at
+        self._service_seconds += (took_seconds - self._service_seconds) / (8 if self._service_seconds else 1)
+        self._counts.cancelled += reason == "cancelled"
+        self._counts.failed += reason == "error"
+        events.append(Event(sequence.job, ended=reason, detail=detail))
+
+    # --- one batch --------------------------------------------------------------------------------------------------
 
     def _fill(self) -> tuple[list[tuple[_Sequence, int]], list[_Sequence]]:
-        """Fills the batch. Gives the sequences in it with their token counts, and those whose logits will come out, in
-        the order of the batch. There are never more answering sequences than slots, nor more slots than room."""
-        batch = self._batch
+        """Fills the batch. Gives the sequences that compute of their prompts, with how many tokens, and those whose
+        logits will come out, in the order of the batch. There are never more answering sequences than slots, nor more
+        slots than room."""
+        batch, shares = self._batch, self._shares()
         batch.clear()
-        answering = sorted((s for s in self._active if s.answering), key=lambda s: s.slot)
-        for sequence in answering:
-            batch.add_one(sequence.slot, sequence.last, sequence.position)
-        decoded, wanted = [(sequence, 1) for sequence in answering], answering
-        prompting = [sequence for sequence in self._active if not sequence.answering]
-        for index, sequence in enumerate(prompting):
-            share = -(-batch.room // (len(prompting) - index))
-            tokens = sequence.job.prompt[sequence.position : sequence.position + share]
-            if not len(tokens):
-                break
-            last = sequence.position + len(tokens) == len(sequence.job.prompt)
-            batch.add(sequence.slot, tokens, sequence.position, output=last)
-            decoded.append((sequence, len(tokens)))
-            if last:
+        slots: list[int] = []
+        tokens: list[int] = []
+        positions: list[int] = []
+        prompted, wanted = [], []
+        for sequence in self._active:
+            position = sequence.position
+            if position >= sequence.prompt_tokens:
+                slots.append(sequence.slot)
+                tokens.append(sequence.answer[-1])
+                positions.append(position)
                 wanted.append(sequence)
-        return decoded, wanted
+            elif share := shares.get(sequence.slot, 0):
+                if slots:
+                    batch.add_last(slots, tokens, positions)
+                    slots, tokens, positions = [], [], []
+                last = position + share == sequence.prompt_tokens
+                batch.add(sequence.slot, sequence.job.prompt[position : position + share], position, output=last)
+                prompted.append((sequence, share))
+                if last:
+                    wanted.append(sequence)
+        if slots:
+            batch.add_last(slots, tokens, positions)
+        return prompted, wanted
 
-    def _advance(self, sequence: _Sequence, token: int | None, events: list[Event]) -> None:
-        if token is None:
-            self._end(sequence, events, "error", "the model's logits are not finite")
-        elif self._model.is_end(token):
-            self._end(sequence, events, "stop")
+    def _shares(self) -> dict[int, int]:
+        """Slot -> how many tokens of its prompt this step computes."""
+        prompting = [sequence for sequence in self._active if sequence.position < sequence.prompt_tokens]
+        if not prompting:
+            return {}
+        self._settle()
+        answering = len(self._active) - len(prompting)
+        budget = self._batch.capacity - answering
+        if answering:
+            budget = min(budget, self._prompt_tokens)
+        groups: dict[str, list[_Sequence]] = {}
+        for sequence in sorted(prompting, key=attrgetter("number")):
+            group = groups.setdefault(sequence.job.principal, [])
+            if not sequence.waits or self._catch_up(sequence, group):
+                group.append(sequence)
+        shares: dict[int, int] = {}
+        for principal in self._queue.order(groups):
+            group = groups[principal]
+            dealt = deal(budget, [sequence.prompt_tokens - sequence.position for sequence in group])
+            shares |= zip((sequence.slot for sequence in group), dealt, strict=True)
+            budget -= sum(dealt)
+        return shares
+
+    def _catch_up(self, sequence: _Sequence, before: list[_Sequence]) -> bool:
+        """Whether a sequence need not wait for one of its principal's that are computing, and came before it."""
+        place = self._streams.catch_up(sequence.slot, [other.slot for other in before])
+        if place is None:
+            return False
+        sequence.waits = False
+        if place.source != place.slot:
+            self._put(sequence, place)
+        self._counts.cached_tokens += place.kept
+        self._counts.cache_hits += place.kept > 0
+        return True
+
+    def _count(self, prompted: list[tuple[_Sequence, int]]) -> None:
+        """A batch is in the cache. The positions of those that answer are advanced with their tokens."""
+        counts = self._counts
+        counts.steps += 1
+        counts.batch_tokens += self._batch.size
+        self._unsettled_tokens += self._batch.size
+        for sequence, tokens in prompted:
+            sequence.position += tokens
+            counts.prompt_tokens += tokens
+
+    def _new_sampler(self, job: Job) -> Sampler:
+        return Sampler(job.sampling, job.prompt, job.constraint, self._candidates, job.choice)
+
+    def _advance(self, sequence: _Sequence, draw: Draw | None, events: list[Event], now: float) -> None:
+        if sequence.answer:
+            sequence.position += 1
+        if draw is None:
+            self._end(sequence, events, now, "error", sequence.sampler.failure)
+        elif self._is_end(draw.token):
+            self._end(sequence, events, now, "stop")
         else:
-            sequence.last = token
-            sequence.sampled += 1
-            events.append(Event(sequence.job, token))
-            if sequence.sampled >= sequence.job.max_tokens:
-                self._end(sequence, events, "length")
+            if not sequence.answer:
+                self._counts.answered += 1
+                self._begun.append(sequence.job)
+            sequence.answer.append(draw.token)
+            self._counts.answer_tokens += 1
+            events.append(Event(sequence.job, draw.token, draw.logprobs))
+            if len(sequence.answer) >= sequence.job.max_tokens:
+                self._end(sequence, events, now, "length")
 
-    def _end(self, sequence: _Sequence, events: list[Event], reason: FinishReason, detail: str = "") -> None:
-        self._active.remove(sequence)
-        self._context.forget(sequence.slot)
-        self._free_slots.append(sequence.slot)
-        sequence.sampler.close()
-        events.append(Event(sequence.job, ended=reason, detail=detail))
+    def _is_end(self, token: int) -> bool:
+        known = self._ends.get(token)
+        if known is None:
+            known = self._ends[token] = self._model.is_end(token)
+        return known
 
     # --- before the first request -----------------------------------------------------------------------------------
 
@@ -178,14 +458,23 @@ class Stepper:
             self._batch.add(slot, tokens, 0, output=True)
         self._try_batch(slots)
         self._batch.clear()
-        for slot in range(slots):
-            self._batch.add_one(slot, 0, length)
+        self._batch.add_last(list(range(slots)), [0] * slots, [length] * slots)
         self._try_batch(slots)
         self._batch.clear()
-        self._batch.add_one(0, 0, length + 1)
+        self._batch.add_last([0], [0], [length + 1])
         self._try_batch(1)
+        if self._context.can_cut and slots > 1:
+            self._try_copy(length + 2)
         for slot in range(slots):
             self._context.forget(slot)
+
+    def _try_copy(self, length: int) -> None:
+        """Decodes behind a copy that was cut, in the second slot."""
+        self._context.copy(0, 1)
+        self._context.forget(1, length - 1)
+        self._batch.clear()
+        self._batch.add_last([1], [0], [length - 1])
+        self._try_batch(1)
 
     def _try_batch(self, rows: int) -> None:
         status = self._context.decode(self._batch)
@@ -194,15 +483,10 @@ class Stepper:
         logits = self._context.logits(rows)
         if not np.isfinite(logits).all():
             raise LoadError("logits-not-finite", "a trial decode gave numbers that are not finite")
-        for sampling in (
-            Sampling(),
-            Sampling(temperature=0.0),
-            Sampling(temperature=0.0, presence_penalty=1.0),
-            Sampling(top_k=0, frequency_penalty=-1.0),
-        ):
-            sampler = Sampler(sampling, self._candidates, self._model.vocabulary_tokens)
-            drawn = sampler.draw(logits[-1])
-            sampler.close()
-            if drawn is None:
-                raise LoadError("logits-not-finite", "a trial draw found no token")
-            self._model.is_end(drawn)
+        if not rehearse(self._model, self._candidates, logits[-1]):
+            raise LoadError("logits-not-finite", "a trial draw found no token")
+
+
+def _has_waited_out(job: Job, now: float) -> bool:
+    """The first choice of a request decides for the others, which come after it: once it has a slot, they may wait."""
+    return job.choice == 0 and job.queue_ms > 0 and now - job.submitted_at >= job.queue_ms / 1000

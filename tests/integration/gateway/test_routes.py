@@ -16,7 +16,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestAppliance]:
 
 
 def _routes() -> list[tuple[str, str]]:
-    app = build_app(pipeline=None, chat=None)  # type: ignore[arg-type]  # no route is called here
+    app = build_app(pipeline=None, limits=None)  # type: ignore[arg-type]  # no route is called here
     routes = []
     for route in app.routes:
         path = route.path_format.replace("{model_id}", "chain")
@@ -38,7 +38,18 @@ ROUTES = _routes()
 
 
 def test_the_route_table_is_walked() -> None:
-    assert {path for _method, path in ROUTES} >= {"/healthz", "/v1/models", "/v1/models/chain", "/v1/chat/completions"}
+    assert {path for _method, path in ROUTES} >= {
+        "/healthz",
+        "/v1/models",
+        "/v1/models/chain",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/rerank",
+        "/tokenize",
+        "/detokenize",
+    }
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from appliance.core import decide
 from appliance.core.decide import (
@@ -14,21 +15,38 @@ from appliance.core.decide import (
     policy_input,
     require_sealed,
 )
+from appliance.core.gguf import MAX_TOKEN_BYTES
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import (
     Admission,
-    ChatRequest,
+    Conversation,
     Digest,
+    GbnfGrammar,
+    Generation,
     GgufFacts,
+    JsonObject,
+    JsonSchema,
     Message,
     Obligations,
     Peer,
     Principal,
     SealMode,
     Signer,
+    TextPrompt,
+    TokenPrompt,
+    Tool,
     VerifiedModel,
 )
 
+PLAIN = {
+    "max_tokens": 128,
+    "messages": 1,
+    "prompt_bytes": 5,
+    "stream": True,
+    "tools": 0,
+    "constraint": "none",
+    "choices": 1,
+}
 POLICY, INPUT = Digest.of(b"policy"), Digest.of(b"input")
 ALLOW = {"allow": True, "reasons": ["group-permits-model"], "obligations": {"max_tokens": 512}}
 DENY = {"allow": False, "reasons": ["no-group-permits-model"], "obligations": {}}
@@ -55,7 +73,12 @@ MODEL = VerifiedModel(
 )
 ADMISSION = Admission(
     model=MODEL,
-    request=ChatRequest(model="demo", messages=(Message(role="user", content="grün"),), max_tokens=900, stream=True),
+    request=Generation(
+        model="demo",
+        prompt=Conversation(messages=(Message(role="user", content="grün"),)),
+        max_tokens=900,
+        stream=True,
+    ),
     context_tokens=512,
     max_prompt_tokens=100,
     max_completion_tokens=128,
@@ -98,7 +121,7 @@ def test_the_input_says_what_was_admitted_and_not_what_was_asked_for():
         },
         "action": {"operation": "chat", "method": "POST", "route": "/v1/chat/completions"},
         "model": {"name": "demo", "digest": str(MODEL.digest), "signer": "release"},
-        "request": {"max_tokens": 128, "messages": 1, "prompt_bytes": 5, "stream": True},
+        "request": PLAIN,
         "peer": {"address": "192.0.2.7"},
         "time": {"unix_seconds": 1_700_000_000, "weekday": 1, "minute_of_day": 22 * 60 + 13},
     }
@@ -107,7 +130,30 @@ def test_the_input_says_what_was_admitted_and_not_what_was_asked_for():
 def test_listing_a_model_asks_without_a_request():
     document = asked(MODEL)
     assert document["action"]["operation"] == "list"
-    assert document["request"] == {"max_tokens": None, "messages": 0, "prompt_bytes": 0, "stream": False}
+    nothing = {"max_tokens": None, "messages": 0, "prompt_bytes": 0, "stream": False, "tools": 0, "choices": 0}
+    assert document["request"] == nothing | {"constraint": "none"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "operation", "said"),
+    [
+        ({"prompt": TextPrompt(text="grün")}, "complete", {"messages": 0, "prompt_bytes": 5}),
+        ({"prompt": TokenPrompt(ids=(1, 2))}, "complete", {"messages": 0, "prompt_bytes": 2 * MAX_TOKEN_BYTES}),
+        ({"constraint": GbnfGrammar(text="root ::= [a]")}, "chat", {"constraint": "gbnf"}),
+        ({"constraint": JsonObject()}, "chat", {"constraint": "json-object"}),
+        ({"constraint": JsonSchema(schema="{}")}, "chat", {"constraint": "json-schema"}),
+        ({"choices": 3}, "chat", {"choices": 3}),
+        (
+            {"prompt": Conversation(messages=(), tools=(Tool(name="f"),))},
+            "chat",
+            {"messages": 0, "tools": 1, "prompt_bytes": len("f" + Tool(name="f").parameters)},
+        ),
+    ],
+)
+def test_what_is_asked_for_is_told_by_its_kind_and_never_by_its_text(changes, operation, said):
+    document = asked(replace(ADMISSION, request=replace(ADMISSION.request, **changes)))
+    assert document["action"]["operation"] == operation
+    assert document["request"] == PLAIN | said
 
 
 def test_no_prompt_text_reaches_the_policy_or_the_log():

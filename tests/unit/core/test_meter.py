@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from appliance.core.gguf import MAX_TOKEN_BYTES
 from appliance.core.meter import Meter, text_bytes
-from appliance.core.values import AnswerEvent, Delta, End, Started, Usage
+from appliance.core.values import AnswerEvent, Delta, End, Started, ToolCallDelta, Usage
 
 
 def metered(*events: AnswerEvent) -> Meter:
@@ -52,6 +52,29 @@ def test_text_that_is_said_to_be_free_is_charged_by_its_length() -> None:
 def test_broken_bytes_are_not_charged_as_the_characters_that_replace_them() -> None:
     assert text_bytes("\ufffd" * 10 + "\u00e9") == 12
     assert usage(Delta(text="\ufffd" * MAX_TOKEN_BYTES, tokens=1)) == (0, 1)
+
+
+def test_reasoning_and_calls_are_charged_as_text_is() -> None:
+    long = "x" * MAX_TOKEN_BYTES
+    call = ToolCallDelta(index=0, id="i" * 64, name="f", arguments=long)
+    assert usage(Delta(reasoning=long, tokens=0), Delta(tool_calls=(call,), tokens=0)) == (0, 3)
+    assert usage(Delta(text=long, reasoning=long, tool_calls=(call, call), tokens=1)) == (0, 5)
+
+
+def test_echoed_prompt_is_not_charged_as_an_answer_and_what_goes_beyond_it_is() -> None:
+    echo = Delta(text="x" * 1000, tokens=0)
+    meter = Meter(echo_bytes=1000)
+    meter.feed(echo)
+    assert meter.usage().completion_tokens == 0
+    meter.feed(Delta(text="y", tokens=0))
+    assert meter.usage().completion_tokens == 1
+
+
+def test_cached_tokens_are_told_and_charged() -> None:
+    last = End(reason="stop", prompt_tokens=9, completion_tokens=1, cached_tokens=8)
+    assert metered(Started(prompt_tokens=9), last).usage() == Usage(
+        prompt_tokens=9, completion_tokens=1, cached_tokens=8
+    )
 
 
 def test_end_is_kept() -> None:

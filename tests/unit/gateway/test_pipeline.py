@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.core.values import AnswerEvent, ChatRequest, Obligations, Reservation
+from appliance.core.values import AnswerEvent, Asked, Obligations, Reservation, TextPrompt
 from appliance.gateway.pipeline import Exchange
 from tests.fakes.models import STARTED, delta, end
 from tests.fakes.policy import ALLOWED, DENIED
@@ -20,9 +20,7 @@ ORDER = ["catalogue", "policy", "reserve", "lease", "record opened", "submit", "
 AFTER = ["settle", "record closed"]
 
 
-async def answered(
-    world: World, exchange: Exchange | None = None, request: ChatRequest | None = None
-) -> list[AnswerEvent]:
+async def answered(world: World, exchange: Exchange | None = None, request: Asked | None = None) -> list[AnswerEvent]:
     """Reads an answer to its end, as a surface does."""
     read: list[AnswerEvent] = []
     async with world.pipeline.answer(exchange or world.exchange(), request or chat_request()) as answer:
@@ -32,7 +30,7 @@ async def answered(
     return read
 
 
-async def refusal(world: World, exchange: Exchange | None = None, request: ChatRequest | None = None) -> Refused:
+async def refusal(world: World, exchange: Exchange | None = None, request: Asked | None = None) -> Refused:
     with pytest.raises(Refused) as caught:
         await answered(world, exchange, request)
     return caught.value
@@ -86,7 +84,7 @@ def test_cache_partition_is_the_principals_and_never_the_callers() -> None:
         await answered(world)
         [(request_id, admission, partition)] = world.models.submitted
         assert (request_id, partition) == ("r-1", ALICE.key)
-        assert admission.request.messages == chat_request().messages
+        assert admission.request == chat_request()
 
     run(scenario)
 
@@ -180,6 +178,27 @@ def test_model_that_is_sealed_worse_than_policy_demands_says_nothing() -> None:
         assert refused.reason is Reason.POLICY_DENIED
         assert "policy demands sealed-memfd" in refused.detail
         assert_nothing_is_left(weak, opened=False)
+
+    run(scenario)
+
+
+def test_choices_that_policy_leaves_no_token_are_denied_before_anything_is_reserved() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.policy.raw_answer = ALLOWED | {"obligations": {"max_tokens": 3}}
+        assert (await refusal(world, request=chat_request(choices=4))).reason is Reason.POLICY_DENIED
+        assert world.steps.seen == ["catalogue", "policy"]
+        assert_nothing_is_left(world, opened=False)
+
+    run(scenario)
+
+
+def test_echoed_prompt_is_paid_for_once() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.models.script = [[STARTED, delta("x" * 500, tokens=0), end("length", 1)]]
+        await answered(world, request=chat_request(prompt=TextPrompt(text="x" * 500), echo=True))
+        assert world.budget.settled == [("r-1", 10)]
 
     run(scenario)
 

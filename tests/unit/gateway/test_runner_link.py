@@ -7,18 +7,31 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from appliance.core.answer_check import DELTAS_WITHOUT_TOKEN
 from appliance.core.gguf import MAX_TOKEN_BYTES
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import Delta, End, Message, Started
+from appliance.core.values import (
+    Delta,
+    End,
+    JsonObject,
+    SampledToken,
+    Sampling,
+    Started,
+    TokenLogprob,
+    Tool,
+    ToolCallDelta,
+)
 from appliance.gateway import runner_link
 from appliance.gateway.runner_link import LinkAnswer, RunnerLink
 from appliance.ipc.connection import channel_pair
 from appliance.ipc.frames import MAX_FRAME_BYTES, encode
 from appliance.ipc.messages import (
     Cancel,
-    Conversation,
     Ready,
     Reset,
     ResetDone,
@@ -29,7 +42,7 @@ from appliance.ipc.messages import (
     Submit,
     ToRunner,
 )
-from tests.support.made_values import admission, chat_request, model, runner_facts
+from tests.support.made_values import admission, chat_request, model, runner_facts, talk
 from tests.support.scenario import run, turns, until
 from tests.support.scripted_peer import ScriptedPeer
 
@@ -43,7 +56,7 @@ class Pair:
     def __init__(self) -> None:
         ours, theirs = channel_pair()
         self.broken: list[str] = []
-        self.link = RunnerLink(ours, FACTS, lambda _link, why: self.broken.append(why))
+        self.link = RunnerLink(ours, FACTS, lambda _link, why: self.broken.append(why), queue_seconds=7)
         self.runner = ScriptedPeer(theirs, ToRunner)
 
     async def answer(self, request_id: str = "r-1") -> LinkAnswer:
@@ -82,8 +95,12 @@ def started(request_id: str = "r-1", prompt_tokens: int = 5) -> RunnerStarted:
     return RunnerStarted(request_id=request_id, prompt_tokens=prompt_tokens)
 
 
-def delta(request_id: str = "r-1", text: str = "a", tokens: int = 1) -> RunnerDelta:
-    return RunnerDelta(request_id=request_id, text=text, tokens=tokens)
+CALL = ToolCallDelta(index=0, id="c-1", name="f")
+TOKEN = SampledToken(chosen=TokenLogprob(piece=b"a", logprob=-1.0))
+
+
+def delta(request_id: str = "r-1", text: str = "a", tokens: int = 1, **parts: Any) -> RunnerDelta:
+    return RunnerDelta(request_id=request_id, text=text, tokens=tokens, **parts)
 
 
 def end(request_id: str = "r-1", completion_tokens: int = 1, **changes: Any) -> RunnerEnd:
@@ -131,15 +148,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_submission_says_what_was_admitted_and_nothing_of_the_caller() -> None:
     async def scenario() -> None:
         async with pair() as one:
-            one.link.answer("r-1", ADMISSION, "partition")
+            one.link.answer("r-1", ADMISSION, "key")
             submit = await one.runner.hear(Submit)
             assert submit == Submit(
                 request_id="r-1",
-                prompt=Conversation(messages=ADMISSION.request.messages),
+                prompt=ADMISSION.request.prompt,
                 sampling=ADMISSION.request.sampling,
                 max_prompt_tokens=100,
                 max_completion_tokens=10,
-                cache_partition="partition",
+                cache_partition="key",
+                principal="key",
+                queue_ms=7000,
             )
 
     run(scenario)
@@ -175,6 +194,76 @@ def test_end_may_come_without_a_start() -> None:
             answer = await one.answer()
             one.runner.say(end(reason="error", detail="x", completion_tokens=0))
             assert [type(event) for event in await all_events(answer)] == [End]
+
+    run(scenario)
+
+
+def test_submission_carries_everything_that_was_asked() -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            asked = chat_request(
+                prompt=talk(tools=(Tool(name="f"),), tool_choice="required", forced_tool="f"),
+                sampling=msgspec.structs.replace(Sampling(), logit_bias=((1, -1.0),), logprobs=3, mirostat=2),
+                constraint=JsonObject(),
+                choices=2,
+                echo=True,
+            )
+            one.link.answer("r-1", admission(request=asked, max_completion_tokens=10), "key")
+            submit = await one.runner.hear(Submit)
+            assert (submit.prompt, submit.sampling, submit.constraint) == (
+                asked.prompt,
+                asked.sampling,
+                asked.constraint,
+            )
+            assert (submit.choices, submit.echo, submit.weight) == (2, True, 1)
+
+    run(scenario)
+
+
+def test_events_come_through_with_all_their_parts() -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            asked = chat_request(
+                prompt=talk(tools=(Tool(name="f"),)),
+                sampling=msgspec.structs.replace(Sampling(), logprobs=0),
+                choices=2,
+            )
+            answer = one.link.answer("r-1", admission(request=asked, max_completion_tokens=20), "key")
+            call = ToolCallDelta(index=0, id="c-1", name="f", arguments="{}")
+            token = SampledToken(chosen=TokenLogprob(piece=b"\xc3", logprob=-1.0))
+            parts: dict[str, Any] = {
+                "text": "t",
+                "reasoning": "r",
+                "tool_calls": (call,),
+                "logprobs": (token,),
+                "choice": 1,
+                "tokens": 2,
+            }
+            ended: dict[str, Any] = {
+                "reason": "stop",
+                "prompt_tokens": 5,
+                "completion_tokens": 2,
+                "cached_tokens": 4,
+                "choice_reasons": ("stop", "tool-calls"),
+            }
+            one.runner.say(started())
+            one.runner.say(RunnerDelta(request_id="r-1", **parts))
+            one.runner.say(RunnerEnd(request_id="r-1", **ended))
+            assert await all_events(answer) == [Started(prompt_tokens=5), Delta(**parts), End(**ended)]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds", "told"),
+    [("overloaded", 7, 7), ("overloaded", 0, None), ("field-invalid", 7, None), ("prompt-too-long", 7, None)],
+)
+def test_only_waiting_for_a_place_helps(said: Any, seconds: int, told: int | None) -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            answer = await one.answer()
+            one.runner.say(RunnerRefused(request_id="r-1", reason=said, retry_after_seconds=seconds, detail="d"))
+            assert (await loss(answer)).retry_after_seconds == told
 
     run(scenario)
 
@@ -241,11 +330,18 @@ FAULTS: list[tuple[str, list[Any], str]] = [
         [Ready(context_tokens=1, slots=1)],
         "unexpected Ready",
     ),
+    ("another choice", [started(), delta(choice=1)], "not asked for"),
+    ("a choice beyond all", [started(), delta(choice=16)], "not a valid frame"),
+    ("a call without tools", [started(), delta(tool_calls=(CALL,))], "not offered"),
+    ("probabilities unasked", [started(), delta(logprobs=(TOKEN,))], "not asked for"),
+    ("reasons of choices that are not", [started(), end(choice_reasons=("stop", "stop"))], "number of reasons"),
+    ("more from the cache than there is", [started(), end(cached_tokens=6)], "from the cache"),
+    ("free reasoning", [started(), delta(reasoning="x" * 300, tokens=0), end(completion_tokens=1)], "fewer tokens"),
     ("prompt for nothing", [started(prompt_tokens=0)], "a prompt for nothing"),
     ("end of a prompt for nothing", [end(prompt_tokens=0, completion_tokens=0)], "a prompt for nothing"),
     ("end of another prompt", [started(prompt_tokens=90), end(prompt_tokens=5)], "another prompt"),
-    ("empty delta", [started(), delta(text="", tokens=0)], "without text"),
-    ("empty delta with tokens", [started(), delta(text="", tokens=1)], "without text"),
+    ("empty delta", [started(), delta(text="", tokens=0)], "nothing in it"),
+    ("empty delta with tokens", [started(), delta(text="", tokens=1)], "nothing in it"),
     ("a word per letter", [started(), *[delta(text="a", tokens=0)] * 15], "more deltas than tokens"),
     ("free text", [started(), delta(text="x" * 300, tokens=0), end(completion_tokens=1)], "fewer tokens"),
     ("text that costs less than was told", [started(), delta(tokens=3), end(completion_tokens=2)], "fewer tokens"),
@@ -308,7 +404,7 @@ def test_flood_of_words_does_not_fill_the_gateway() -> None:
                     said += 1
                     await asyncio.sleep(0)
             await one.assert_given_up("more deltas than tokens")
-            assert len(await answer.events()) <= 1 + 10 + runner_link.DELTAS_WITHOUT_TOKEN
+            assert len(await answer.events()) <= 1 + 10 + DELTAS_WITHOUT_TOKEN
 
     run(scenario)
 
@@ -378,6 +474,65 @@ def test_answer_of_exactly_what_was_paid_for_is_no_fault() -> None:
                 one.runner.say(message)
             assert len(await all_events(answer)) == 3
             assert one.broken == []
+
+    run(scenario)
+
+
+_WORDS = st.lists(
+    st.sampled_from(
+        [
+            started(),
+            started(prompt_tokens=100),
+            delta(),
+            delta(text="x" * 3000, tokens=0),
+            delta(reasoning="why", tokens=2),
+            delta(choice=1),
+            delta(tool_calls=(CALL,)),
+            delta(text="", tool_calls=(ToolCallDelta(index=0, arguments="{}"),)),
+            delta(logprobs=(TOKEN,)),
+            delta(text="", logprobs=(TOKEN, TOKEN), tokens=2),
+            end(completion_tokens=4),
+            end(completion_tokens=10, choice_reasons=("stop", "length")),
+            end(reason="tool-calls", completion_tokens=10, choice_reasons=("tool-calls", "stop"), cached_tokens=5),
+            end(reason="error", detail="x", completion_tokens=0),
+            refused(),
+            delta("r-2", choice=1),
+        ]
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(_WORDS)
+def test_whatever_a_runner_says_is_bounded_or_its_last_word(words: list[Any]) -> None:
+    """Each message is well-formed, so that only their order and sum can be wrong."""
+
+    async def scenario() -> None:
+        async with pair() as one:
+            request = chat_request(
+                prompt=talk(tools=(Tool(name="f"),)),
+                sampling=msgspec.structs.replace(Sampling(), logprobs=0),
+                choices=2,
+            )
+            paid = admission(request=request, max_prompt_tokens=99, max_completion_tokens=20)
+            answers = [one.link.answer(f"r-{number}", paid, "key") for number in (1, 2)]
+            with contextlib.suppress(ConnectionError):
+                for word in words:
+                    one.runner.say(word)
+            one.runner.leave()
+            for answer in answers:
+                heard: list[Any] = []
+                with pytest.raises(Refused) as caught:
+                    while not (heard and isinstance(heard[-1], End)):
+                        heard += await answer.events()
+                    raise Refused(Reason.RUNNER_LOST)  # a whole answer is as good an ending
+                assert caught.value.reason in {Reason.RUNNER_LOST, Reason.OVERLOADED}
+                pieces = [event for event in heard if isinstance(event, Delta)]
+                assert sum(piece.tokens for piece in pieces) <= 20
+                assert all(isinstance(event, Delta | End) for event in heard[1:])
+                assert sum(len(piece.logprobs) for piece in pieces) <= sum(piece.tokens for piece in pieces)
+            await until(lambda: len(one.broken) == 1)
 
     run(scenario)
 
@@ -549,7 +704,7 @@ def test_cancel_after_the_end_or_the_break_says_nothing() -> None:
 def test_prompt_larger_than_a_frame_costs_only_its_own_request() -> None:
     async def scenario() -> None:
         async with pair() as one:
-            huge = admission(request=chat_request(messages=(Message(role="user", content="x" * MAX_FRAME_BYTES),)))
+            huge = admission(request=chat_request("x" * MAX_FRAME_BYTES))
             with pytest.raises(Refused) as caught:
                 one.link.answer("r-1", huge, "p")
             assert caught.value.reason is Reason.BODY_TOO_LARGE
@@ -648,7 +803,7 @@ def test_abandoned_reset_closes_the_channel() -> None:
 def test_link_takes_its_socket_with_it() -> None:
     async def scenario() -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        link = RunnerLink(ours, FACTS, lambda _link, _why: None)
+        link = RunnerLink(ours, FACTS, lambda _link, _why: None, queue_seconds=7)
         link.give_up("x")
         link.give_up("y")
         assert ours.fileno() == -1

@@ -113,7 +113,9 @@ class Warden:
 @contextlib.asynccontextmanager
 async def both(path: Path, *, silence_seconds: float = 60.0) -> AsyncIterator[tuple[WardenClient, Warden]]:
     warden = Warden(path / "warden.sock")
-    client = WardenClient(path / "warden.sock", load_timeout_seconds=5.0, silence_seconds=silence_seconds)
+    client = WardenClient(
+        path / "warden.sock", load_timeout_seconds=5.0, silence_seconds=silence_seconds, queue_seconds=7
+    )
     tasks = [asyncio.create_task(warden.serve()), asyncio.create_task(client.run())]
     try:
         await until(lambda: client._catalogue is not None)
@@ -132,7 +134,11 @@ def test_strangers_socket_is_not_the_warden(tmp_path: Path) -> None:
         warden = Warden(tmp_path / "warden.sock")
         strangers = frozenset({os.getuid() + 1})
         client = WardenClient(
-            tmp_path / "warden.sock", load_timeout_seconds=1.0, silence_seconds=60.0, server_uids=strangers
+            tmp_path / "warden.sock",
+            load_timeout_seconds=1.0,
+            silence_seconds=60.0,
+            queue_seconds=7,
+            server_uids=strangers,
         )
         running = asyncio.create_task(client.run())
         peer = await warden.server.accept()
@@ -149,7 +155,7 @@ def test_strangers_socket_is_not_the_warden(tmp_path: Path) -> None:
 
 def test_nothing_is_known_before_the_warden_has_answered(tmp_path: Path) -> None:
     async def scenario() -> None:
-        client = WardenClient(tmp_path / "absent.sock", load_timeout_seconds=1.0, silence_seconds=60.0)
+        client = WardenClient(tmp_path / "absent.sock", load_timeout_seconds=1.0, silence_seconds=60.0, queue_seconds=7)
         with pytest.raises(Fault):
             await client.catalogue()
         with pytest.raises(Fault):

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from appliance.core.values import Message, Sampling
 from appliance.ipc import connection as ipc
 from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder, FrameError, encode
 from appliance.ipc.messages import (
@@ -17,8 +18,6 @@ from appliance.ipc.messages import (
     Failed,
     FromWarden,
     ListModels,
-    Message,
-    Sampling,
     Submit,
     ToRunner,
     ToWarden,

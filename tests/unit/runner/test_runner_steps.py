@@ -50,6 +50,11 @@ def job(request_id: str, prompt_tokens: int = 5, max_tokens: int = 1000) -> Job:
     return Job(request_id, np.full(prompt_tokens, 100, np.int32), GREEDY, max_tokens)
 
 
+def step(stepper: Stepper) -> list[Event]:
+    """Tokens and ends."""
+    return [event for event in stepper.step(0.0) if not event.begun]
+
+
 def ends(events: list[Event]) -> list[tuple[str, str | None]]:
     return [(event.job.request_id, event.ended) for event in events if event.ended]
 
@@ -57,56 +62,56 @@ def ends(events: list[Event]) -> list[tuple[str, str | None]]:
 def test_cancel_does_not_take_more_than_a_step(stepper: Stepper) -> None:
     jobs = [job("a"), job("b"), job("c")]
     for each in jobs:
-        stepper.add(each)
-    assert {event.job.request_id for event in stepper.step()} == {"a", "b"}
+        stepper.add(0.0, each)
+    assert {event.job.request_id for event in step(stepper)} == {"a", "b"}
     jobs[0].cancelled = True
-    events = stepper.step()
+    events = step(stepper)
     assert ends(events) == [("a", "cancelled")]
     assert {event.job.request_id for event in events if not event.ended} == {"b", "c"}
 
 
 def test_long_prompt_does_not_stop_the_others(stepper: Stepper) -> None:
-    stepper.add(job("answering"))
-    stepper.step()
-    stepper.add(job("long", prompt_tokens=200))
-    first = [stepper.step() for _ in range(200 // 31)]
+    stepper.add(0.0, job("answering"))
+    step(stepper)
+    stepper.add(0.0, job("long", prompt_tokens=200))
+    first = [step(stepper) for _ in range(200 // 31)]
     assert all([event.job.request_id for event in events] == ["answering"] for events in first)
-    assert {event.job.request_id for event in stepper.step()} == {"answering", "long"}
+    assert {event.job.request_id for event in step(stepper)} == {"answering", "long"}
 
 
 def test_short_prompt_does_not_wait_for_a_long_one(stepper: Stepper) -> None:
-    stepper.add(job("long", prompt_tokens=200))
-    stepper.add(job("short", prompt_tokens=10))
-    assert [event.job.request_id for event in stepper.step()] == ["short"]
+    stepper.add(0.0, job("long", prompt_tokens=200))
+    stepper.add(0.0, job("short", prompt_tokens=10))
+    assert [event.job.request_id for event in step(stepper)] == ["short"]
 
 
 def test_full_cache_ends_the_largest_only(stepper: Stepper, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    stepper.add(job("large", prompt_tokens=20))
-    stepper.add(job("small"))
-    stepper.step()
+    stepper.add(0.0, job("large", prompt_tokens=20))
+    stepper.add(0.0, job("small"))
+    step(stepper)
     decode = context.decode
     answers = iter([1])
     monkeypatch.setattr(context, "decode", lambda batch: next(answers, None) or decode(batch))
-    assert ends(stepper.step()) == [("large", "error")]
-    assert [event.job.request_id for event in stepper.step()] == ["small"]
+    assert ends(step(stepper)) == [("large", "error")]
+    assert [event.job.request_id for event in step(stepper)] == ["small"]
 
 
 def test_failed_decode_is_not_survived(stepper: Stepper, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    stepper.add(job("a"))
+    stepper.add(0.0, job("a"))
     monkeypatch.setattr(context, "decode", lambda _batch: -1)
     with pytest.raises(RuntimeError):
-        stepper.step()
+        step(stepper)
 
 
 def test_slots_are_not_lost(stepper: Stepper, model: Model) -> None:
     for number in range(20):
-        stepper.add(job(str(number), max_tokens=3))
+        stepper.add(0.0, job(str(number), max_tokens=3))
     texts: dict[str, bytes] = {}
     finished = []
     for _ in range(100):
         if not stepper.busy:
             break
-        for event in stepper.step():
+        for event in step(stepper):
             if event.ended:
                 finished.append(event)
             else:
@@ -120,7 +125,7 @@ def test_batch_is_not_overfilled() -> None:
     batch = Batch(8, 2)
     batch.add(0, np.arange(8, dtype=np.int32), 0, output=True)
     with pytest.raises(ValueError, match="full"):
-        batch.add_one(0, 1, 1)
+        batch.add_last([0], [1], [1])
     with pytest.raises(ValueError, match="fit"):
         batch.add(1, np.arange(1, dtype=np.int32), 0, output=True)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from appliance.core.values import Message
+from appliance.ipc.messages import Conversation
 from appliance.runner.chat.template import CHATML, ChatTemplate, RenderError
 
 HELLO = (Message(role="user", content="hello"),)
@@ -16,13 +17,14 @@ def template(source: str) -> ChatTemplate:
 
 
 def text_of(source: str, messages: tuple[Message, ...] = HELLO) -> str:
-    return "".join(part.text for part in template(source).render(messages))
+    return "".join(part.text for part in template(source).render(Conversation(messages=messages)))
 
 
 @pytest.mark.parametrize("source", [CHATML, DEMO_TEMPLATE])
 def test_content_is_never_part_of_the_template(source: str) -> None:
     content = "<|im_end|>{{ 7 * 7 }}{% raw %}"
-    parts = template(source).render((Message(role="system", content="S"), Message(role="user", content=content)))
+    messages = (Message(role="system", content="S"), Message(role="user", content=content))
+    parts = template(source).render(Conversation(messages=messages))
     assert [part.text for part in parts if part.content] == ["S", content]
     assert "".join(part.text for part in parts) == (
         f"<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
@@ -66,7 +68,7 @@ def test_empty_and_equal_contents_are_not_confused() -> None:
 )
 def test_hostile_template_is_refused_and_gains_nothing(source: str) -> None:
     with pytest.raises(RenderError) as caught:
-        template(source + CHATML).render(HELLO)
+        template(source + CHATML).render(Conversation(messages=HELLO))
     assert len(str(caught.value)) < 400
     assert str(caught.value).isprintable()
 
@@ -84,7 +86,7 @@ def test_hostile_template_is_refused_and_gains_nothing(source: str) -> None:
 )
 def test_template_that_loses_or_changes_a_message_is_refused(source: str) -> None:
     with pytest.raises(RenderError):
-        template(source).render((Message(role="system", content="Be safe."), *HELLO))
+        text_of(source, (Message(role="system", content="Be safe."), *HELLO))
 
 
 def test_trimming_template_is_not_refused() -> None:

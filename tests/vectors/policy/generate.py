@@ -32,7 +32,15 @@ INPUT = {
     },
     "action": {"operation": "chat", "method": "POST", "route": "/v1/chat/completions"},
     "model": {"name": "demo", "digest": "sha256:" + "2c" * 32, "signer": "release"},
-    "request": {"max_tokens": 128, "messages": 2, "prompt_bytes": 240, "stream": True},
+    "request": {
+        "max_tokens": 128,
+        "messages": 2,
+        "prompt_bytes": 240,
+        "stream": True,
+        "tools": 0,
+        "constraint": "none",
+        "choices": 1,
+    },
     "peer": {"address": "192.0.2.7"},
     "time": {"unix_seconds": 1_700_000_000, "weekday": 1, "minute_of_day": 1333},
 }

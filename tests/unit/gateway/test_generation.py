@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 
 from appliance.core.refusals import Reason, Refused
-from appliance.gateway import chat
-from appliance.gateway.chat import BodyLimits, ChatRoute
+from appliance.core.values import Delta, TextPrompt, ToolCallDelta
+from appliance.gateway import generation
+from appliance.gateway.answering import BodyLimits
+from appliance.gateway.generation import GenerationRoute, Surface
+from appliance.gateway.surfaces.openai.chat import ChatSurface
+from appliance.gateway.surfaces.openai.completions import CompletionSurface
 from tests.fakes.models import STARTED, delta, end
 from tests.fakes.world import World
 from tests.support.scenario import run, until
@@ -46,8 +50,9 @@ class Client:
         return [line if line == "[DONE]" else json.loads(line) for line in lines]
 
 
-async def asked(world: World, client: Client) -> None:
-    route = ChatRoute(world.pipeline, BodyLimits(max_bytes=10_000, timeout_seconds=5.0))
+async def asked(world: World, client: Client, surface: Surface | None = None) -> None:
+    limits = BodyLimits(max_bytes=10_000, timeout_seconds=5.0)
+    route = GenerationRoute(world.pipeline, limits, surface or ChatSurface())
     await route(world.exchange(), client.scope, client.receive, client.send)
 
 
@@ -232,7 +237,7 @@ def test_client_whose_socket_fails_closes_the_record() -> None:
 
 
 def test_silence_is_filled_with_comments_that_are_no_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "PING_SECONDS", 0.01)
+    monkeypatch.setattr(generation, "PING_SECONDS", 0.01)
 
     async def scenario() -> None:
         world, client = World(), Client(BODY | {"stream": True})
@@ -263,7 +268,7 @@ def test_other_methods_are_refused_before_the_body_is_read(method: str) -> None:
 
 def test_bad_body_reaches_no_stage() -> None:
     async def scenario() -> None:
-        world, client = World(), Client(BODY | {"tools": []})
+        world, client = World(), Client(BODY | {"tool": []})
         with pytest.raises(Refused) as caught:
             await asked(world, client)
         assert caught.value.reason is Reason.FIELD_UNKNOWN
@@ -278,5 +283,50 @@ def test_fingerprint_names_the_verified_model() -> None:
         await asked(world, client)
         digest = world.audit.opened[0].model.digest.hex
         assert json.loads(client.sent[1]["body"])["system_fingerprint"] == f"sha256-{digest[:16]}"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_text_is_continued_through_the_same_stages(stream: bool) -> None:
+    async def scenario() -> None:
+        world = World()
+        client = Client({"model": "demo", "prompt": "Once", "stream": stream})
+        await asked(world, client, CompletionSurface())
+        [(_id, admission, _key)] = world.models.submitted
+        assert admission.request.prompt == TextPrompt(text="Once")
+        assert world.policy.inputs[0]["action"]["operation"] == "complete"
+        assert [record.outcome for record in world.audit.closed] == ["completed"]
+        if stream:
+            assert [event["choices"][0]["text"] for event in client.events[:-1]] == ["Hel", "lo", ""]
+            assert client.events[-1] == "[DONE]"
+        else:
+            assert json.loads(client.sent[1]["body"])["choices"][0]["text"] == "Hello"
+
+    run(scenario)
+
+
+def test_text_that_breaks_off_ends_with_an_error_event_and_without_done() -> None:
+    async def scenario() -> None:
+        world, client = World(), Client({"model": "demo", "prompt": "Once", "stream": True})
+        world.models.script = [[STARTED], [delta("Hel")], Refused(Reason.RUNNER_LOST, "secret detail")]
+        await asked(world, client, CompletionSurface())
+        assert client.events[-1]["error"]["code"] == "runner-lost"
+        assert "secret" not in client.text
+
+    run(scenario)
+
+
+def test_answer_that_is_a_call_is_complete() -> None:
+    async def scenario() -> None:
+        tools = [{"type": "function", "function": {"name": "f"}}]
+        world, client = World(), Client(BODY | {"tools": tools})
+        call = ToolCallDelta(index=0, id="c-1", name="f", arguments="{}")
+        world.models.script = [[STARTED, Delta(tool_calls=(call,), tokens=2), end("tool-calls")]]
+        await asked(world, client)
+        [choice] = json.loads(client.sent[1]["body"])["choices"]
+        assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", None)
+        assert world.audit.closed[0].outcome == "completed"
+        assert world.policy.inputs[0]["request"]["tools"] == 1
 
     run(scenario)

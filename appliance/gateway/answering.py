@@ -1,0 +1,55 @@
+"""What all routes that answer have in common: a body comes in, the caller may leave, and the answer has headers.
+
+Trusts: ``pipeline.Answer``.
+Promises: when the caller leaves, the work is cancelled and the runner's last word, with the exact cost, is still heard.
+Not here: what a body or an answer says (``surfaces``).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from appliance.core.refusals import Reason, Refused
+from appliance.core.values import Value
+from appliance.gateway.asgi import Receive, Scope, read_body
+from appliance.gateway.pipeline import Answer, Exchange
+from appliance.gateway.problems import SECURE_HEADERS
+
+
+class BodyLimits(Value, frozen=True, kw_only=True):
+    """What a request body may be: its size, and how long it may take to arrive."""
+
+    max_bytes: int
+    timeout_seconds: float
+
+
+async def posted_body(scope: Scope, receive: Receive, limits: BodyLimits) -> bytes:
+    """The body of a POST. Raises ``Refused`` for another method, and as ``asgi.read_body``."""
+    if scope["method"] != "POST":
+        raise Refused(Reason.METHOD_NOT_ALLOWED, param="POST")
+    return await read_body(scope, receive, max_bytes=limits.max_bytes, timeout_seconds=limits.timeout_seconds)
+
+
+@asynccontextmanager
+async def cancelled_when_left(receive: Receive, answer: Answer) -> AsyncIterator[None]:
+    """Watches the caller while the answer is read."""
+    watcher = asyncio.create_task(_cancel_when_left(receive, answer))
+    try:
+        yield
+    finally:
+        watcher.cancel()
+
+
+async def _cancel_when_left(receive: Receive, answer: Answer) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    answer.cancel()
+
+
+def answer_headers(exchange: Exchange) -> dict[bytes, bytes]:
+    return {**SECURE_HEADERS, b"x-request-id": exchange.request_id.encode()}
+
+
+def fingerprint(answer: Answer) -> str:
+    """OpenAI's ``system_fingerprint``: here the verified model's digest, shortened."""
+    return f"sha256-{answer.admission.model.digest.hex[:16]}"

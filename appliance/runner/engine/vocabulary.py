@@ -1,0 +1,109 @@
+"""What sampling has to know about a vocabulary as a whole: which tokens end an answer, and what kind of bytes they are.
+
+Trusts: nothing in the file; the pieces are whatever it says.
+Promises: every id is below ``size``.
+Not here: text to ids, ids to text (``engine.model``).
+"""
+
+import codecs
+import ctypes
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from appliance.runner.engine.model import Model
+from appliance.runner.engine.native import llama, short_call
+
+Ids = NDArray[np.int64]
+
+NO_IDS: Final[Ids] = np.zeros(0, np.int64)
+_MAX_PIECE_BYTES: Final = 1024
+
+_is_eog = short_call("llama_vocab_is_eog")
+_to_piece = short_call("llama_token_to_piece")
+
+
+class Level(NamedTuple):
+    """Tokens that begin with equally many others, and the parent of each; -1 for the first level's."""
+
+    ids: Ids
+    parents: Ids
+
+
+class Vocabulary(NamedTuple):
+    """Ids rise within each array.
+
+    ``ends``: of end-of-generation tokens. ``suppressed``: of those that the model's file says are never to be drawn.
+    ``unseen``: of tokens that write something else than a grammar sees of them, and do not end an answer: nothing, a
+    NUL, or more than 1,024 bytes. ``ragged`` says of every token whether its bytes are anything but whole UTF-8
+    characters.
+
+    ``levels``: all tokens that are neither ``ends`` nor ``unseen``, by how many other tokens of whole characters they
+    begin with; beside them their parents, the longest of these.
+    """
+
+    size: int
+    ends: Ids = NO_IDS
+    suppressed: Ids = NO_IDS
+    unseen: Ids = NO_IDS
+    ragged: NDArray[np.bool_] = np.zeros(0, np.bool_)
+    levels: tuple[Level, ...] = ()
+
+    @classmethod
+    def of(cls, model: Model) -> "Vocabulary":
+        """A few microseconds per token."""
+        pointer = llama.llama_model_get_vocab(model.pointer)
+        ends, unseen = [], []
+        pieces: dict[int, bytes] = {}
+        buffer = ctypes.create_string_buffer(_MAX_PIECE_BYTES)
+        for token in range(model.vocabulary_tokens):
+            length = _to_piece(pointer, token, buffer, _MAX_PIECE_BYTES, 0, False)
+            piece = ctypes.string_at(buffer, max(length, 0))
+            if _is_eog(pointer, token):
+                ends.append(token)
+            elif not piece or 0 in piece:
+                unseen.append(token)
+            else:
+                pieces[token] = piece
+        ragged = np.zeros(model.vocabulary_tokens, np.bool_)
+        ragged[[token for token, piece in pieces.items() if not _is_whole(piece)]] = True
+        return cls(
+            size=model.vocabulary_tokens,
+            ends=np.array(ends, np.int64),
+            suppressed=_suppressed(pointer, model.vocabulary_tokens),
+            unseen=np.array(unseen, np.int64),
+            ragged=ragged,
+            levels=_levels(pieces, ragged),
+        )
+
+
+def _levels(pieces: dict[int, bytes], ragged: NDArray[np.bool_]) -> tuple[Level, ...]:
+    parents, depths = np.zeros(len(ragged), np.int64), np.full(len(ragged), -1, np.int64)
+    line: list[tuple[int, bytes]] = []  # the ancestors of the piece at hand: in this order they come just before it
+    for token, piece in sorted(pieces.items(), key=itemgetter(1)):
+        while line and not (piece.startswith(line[-1][1]) and len(line[-1][1]) < len(piece)):
+            line.pop()
+        parents[token], depths[token] = line[-1][0] if line else -1, len(line)
+        if not ragged[token]:
+            line.append((token, piece))
+    levels = [np.flatnonzero(depths == depth) for depth in range(int(depths.max(initial=-1)) + 1)]
+    return tuple(Level(ids, parents[ids]) for ids in levels)
+
+
+def _is_whole(piece: bytes) -> bool:
+    if piece.isascii():
+        return True
+    try:
+        codecs.utf_8_decode(piece, "strict", True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _suppressed(pointer: Any, size: int) -> Ids:
+    count = ctypes.c_int32(0)
+    first = llama.llama_vocab_get_suppress_tokens(pointer, ctypes.byref(count))
+    listed = np.array([first[place] for place in range(max(count.value, 0))], np.int64)
+    return np.unique(listed[(listed >= 0) & (listed < size)])

@@ -1,0 +1,275 @@
+"""What a runner does with a request for text: prompt, grammar, jobs of the engine, answer.
+
+Work on the prompts is done in small steps between the answers' words (``advance``): one block of one prompt at a time.
+
+What the numbers of an answer mean. ``RunnerStarted.prompt_tokens`` and ``RunnerEnd.prompt_tokens`` are the rendered
+prompt, once, however many choices there are. ``RunnerDelta.tokens`` counts the sampled tokens that this delta and
+nothing before it covers; ``RunnerEnd.completion_tokens`` counts all of them, also those of which nothing was sent: held
+back for a stop string, half a character. The token that ends an answer is not counted, since it is not told. A request
+that is cancelled before its prompt was whole costs what is known of it.
+
+``RunnerStarted`` is said when the first choice has a slot: until then a request can still be refused.
+
+Trusts: the peer, as ``channel`` does.
+Promises: every ``Submit`` gets ``RunnerRefused``, or ``RunnerStarted`` and exactly one ``RunnerEnd``, unless a
+``Reset`` comes first.
+Not here: the socket (``channel``), whose turn it is for a slot (``engine.fair``), one choice's text (``answer``).
+"""
+
+from typing import Final, Literal
+
+from appliance.core.values import Constraint, GbnfGrammar, JsonObject, JsonSchema, SampledToken
+from appliance.ipc.messages import Conversation, RunnerDelta, RunnerRefused, RunnerStarted, Submit, TextPrompt
+from appliance.runner.answer import Answer, Choice
+from appliance.runner.chat.prompt import Prompt, PromptError, PromptTooLong
+from appliance.runner.engine.constraint import CompiledConstraint, ConstraintInvalid
+from appliance.runner.engine.engine import MOST_WAITING, Engine, Event, Job
+from appliance.runner.engine.logprobs import sampled_token
+from appliance.runner.engine.sampling import is_finite
+from appliance.runner.grammar.gbnf import GrammarInvalid, check
+from appliance.runner.grammar.schema import SchemaInvalid, json_object_gbnf, to_gbnf
+from appliance.runner.outbox import Outbox
+
+_MAX_DETAIL: Final = 500
+_MAX_LOGPROB_PIECE_BYTES: Final = 256
+"""With 20 alternatives a token's probabilities must fit a frame."""
+_ECHO_CHARACTERS: Final = 16 * 1024
+
+
+class _NotOurs(Exception):
+    """The request cannot be done. The text is for the operator."""
+
+
+class _Preparing:
+    """A request whose prompt is not whole yet."""
+
+    __slots__ = ("cancelled", "constraint", "prompt", "submit")
+
+    def __init__(self, submit: Submit, prompt: Prompt, constraint: CompiledConstraint | None) -> None:
+        self.submit = submit
+        self.prompt = prompt
+        self.constraint = constraint
+        self.cancelled = False
+
+
+class GenerationDesk:
+    """One for each channel whose model is for text. The main thread only."""
+
+    def __init__(self, engine: Engine, outbox: Outbox) -> None:
+        self._engine = engine
+        self._outbox = outbox
+        self._preparing: dict[str, _Preparing] = {}  # first in, first to be worked on
+        self._answers: dict[str, Answer] = {}
+
+    @property
+    def preparing(self) -> bool:
+        """Whether ``advance`` has anything to do."""
+        return bool(self._preparing)
+
+    def holds(self, request_id: str) -> bool:
+        return request_id in self._preparing or request_id in self._answers
+
+    def accept(self, submit: Submit) -> None:
+        """A request whose id is not in use."""
+        present = len(self._preparing) + len(self._answers)
+        if present >= MOST_WAITING + self._engine.slots:
+            return self._refuse(submit.request_id, "overloaded", f"{present} requests are already here")
+        try:
+            constraint = self._checked(submit)
+        except (_NotOurs, GrammarInvalid, SchemaInvalid, ConstraintInvalid) as error:
+            return self._refuse(submit.request_id, "field-invalid", str(error))
+        at_most_tokens = min(submit.max_prompt_tokens, self._engine.context_tokens - 1)
+        prompt = self._engine.prompt(submit.prompt, at_most_tokens, constrained=constraint is not None)
+        self._preparing[submit.request_id] = _Preparing(submit, prompt, constraint)
+        return None
+
+    def advance(self) -> None:
+        """One block of the prompt that waits longest; its next one comes after the others'."""
+        request_id = next(iter(self._preparing))
+        preparing = self._preparing.pop(request_id)
+        try:
+            if preparing.cancelled or preparing.prompt.advance():
+                self._start(preparing)
+            else:
+                self._preparing[request_id] = preparing
+        except PromptTooLong as error:
+            self._refuse(request_id, "prompt-too-long", str(error))
+        except (PromptError, _NotOurs, GrammarInvalid, SchemaInvalid, ConstraintInvalid) as error:
+            self._refuse(request_id, "field-invalid", str(error))
+
+    def cancel(self, request_id: str) -> None:
+        """No effect on a request that has just ended, or is another's."""
+        if preparing := self._preparing.get(request_id):
+            preparing.cancelled = True
+        elif answer := self._answers.get(request_id):
+            answer.cancel()
+
+    def reset(self) -> None:
+        """Forgets every request."""
+        self.leave()
+        self._answers.clear()
+        self._preparing.clear()
+
+    def leave(self) -> None:
+        """Nobody is there to be told any more."""
+        for answer in self._answers.values():
+            answer.cancel()
+
+    # --- from a request to jobs -------------------------------------------------------------------------------------
+
+    def _checked(self, submit: Submit) -> CompiledConstraint | None:
+        """What llama.cpp would abort at, or compute nonsense from, does not reach it."""
+        if not is_finite(submit.sampling):
+            raise _NotOurs("a sampling number is not finite")
+        vocabulary_tokens = self._engine.model.vocabulary_tokens
+        if any(token >= vocabulary_tokens for token, _ in submit.sampling.logit_bias):
+            raise _NotOurs("a biased token is outside the vocabulary")
+        if submit.echo and isinstance(submit.prompt, Conversation):
+            raise _NotOurs("a conversation is not echoed")
+        return self._compiled(submit.constraint) if submit.constraint else None
+
+    def _compiled(self, constraint: Constraint) -> CompiledConstraint:
+        return self._engine.constraint(_gbnf(constraint))
+
+    def _start(self, preparing: _Preparing) -> None:
+        submit, prompt = preparing.submit, preparing.prompt
+        answer = Answer(submit.request_id, self._choices(preparing))
+        self._answers[submit.request_id] = answer
+        if preparing.cancelled or not answer.choices[0].job.max_tokens:
+            self._begin(answer)
+            for choice in answer.choices:
+                self._tell(choice.finish("cancelled" if preparing.cancelled else "length"))
+            self._end(answer)
+            return
+        if submit.echo:
+            self._begin(answer)
+            self._echo(answer, submit.prompt, prompt)
+        self._engine.submit(*(choice.job for choice in answer.choices))
+
+    def _choices(self, preparing: _Preparing) -> list[Choice]:
+        """Each has an equal share of what was paid for. Only the first one's wait is bounded: the rest would answer a
+        request that has begun."""
+        submit, prompt, constraint = preparing.submit, preparing.prompt, preparing.constraint
+        tokens = prompt.tokens
+        if prompt.constraint is not None and not preparing.cancelled:
+            constraint = self._compiled(prompt.constraint)
+        room = min(submit.max_completion_tokens // submit.choices, self._engine.context_tokens - len(tokens))
+        choices = []
+        for number in range(submit.choices):
+            job = Job(
+                submit.request_id,
+                tokens,
+                submit.sampling,
+                max(0, room),
+                principal=submit.principal,
+                weight=submit.weight,
+                partition=submit.cache_partition,
+                queue_ms=0 if number else submit.queue_ms,
+                choice=number,
+                constraint=constraint.clone() if constraint is not None else None,
+            )
+            parser = None if preparing.cancelled else prompt.parser(_call_id(submit.request_id, number))
+            choices.append(Choice(job, submit.sampling.stop, parser))
+        return choices
+
+    def _echo(self, answer: Answer, asked: object, prompt: Prompt) -> None:
+        if isinstance(asked, TextPrompt):
+            text = asked.text
+        else:
+            text = b"".join(map(self._engine.model.piece, prompt.tokens.tolist())).decode("utf-8", "replace")
+        for choice in answer.choices:
+            for start in range(0, len(text), _ECHO_CHARACTERS):
+                piece = text[start : start + _ECHO_CHARACTERS]
+                self._outbox.put_delta(
+                    RunnerDelta(request_id=answer.request_id, text=piece, choice=choice.job.choice, tokens=0)
+                )
+
+    # --- from the engine's events to an answer ----------------------------------------------------------------------
+
+    def take_events(self) -> None:
+        """Tells what the engine has computed."""
+        for event in self._engine.take_events():
+            job = event.job
+            answer = self._answers.get(job.request_id)
+            if answer is None or answer.choices[job.choice].job is not job:
+                continue  # forgotten by a reset
+            choice = answer.choices[job.choice]
+            if choice.reason is not None:
+                continue  # ended by a stop string; the engine learns of it at its next step
+            if event.begun:
+                self._begin(answer)
+            elif event.refused:
+                self._turn_away(answer, choice, event)
+            elif event.ended is not None:
+                self._begin(answer)
+                answer.detail = answer.detail or event.detail
+                self._tell(choice.finish(event.ended))
+            else:
+                self._tell(choice.feed(self._piece(choice, event.token), self._sampled(event)))
+            if answer.whole:
+                self._end(answer)
+
+    def _turn_away(self, answer: Answer, choice: Choice, event: Event) -> None:
+        if answer.begun:
+            answer.detail = answer.detail or event.detail
+            self._tell(choice.finish("error"))
+            return
+        answer.cancel()
+        del self._answers[answer.request_id]
+        self._refuse(answer.request_id, "overloaded", event.detail, event.retry_after_seconds)
+
+    def _piece(self, choice: Choice, token: int) -> bytes:
+        return self._engine.marked_piece(token) if choice.has_parser else self._engine.model.piece(token)
+
+    def _sampled(self, event: Event) -> SampledToken | None:
+        if event.logprobs is None:
+            return None
+        return sampled_token(event.logprobs, lambda token: self._engine.model.piece(token)[:_MAX_LOGPROB_PIECE_BYTES])
+
+    # --- what is said -----------------------------------------------------------------------------------------------
+
+    def _begin(self, answer: Answer) -> None:
+        if not answer.begun:
+            answer.begun = True
+            self._outbox.put(RunnerStarted(request_id=answer.request_id, prompt_tokens=answer.prompt_tokens))
+
+    def _tell(self, deltas: list[RunnerDelta]) -> None:
+        for delta in deltas:
+            self._outbox.put_delta(delta)
+
+    def _end(self, answer: Answer) -> None:
+        if self._answers.pop(answer.request_id, None) is answer:
+            self._outbox.put(answer.end())
+
+    def _refuse(
+        self,
+        request_id: str,
+        reason: Literal["prompt-too-long", "overloaded", "field-invalid"],
+        detail: str,
+        retry_after_seconds: int = 0,
+    ) -> None:
+        self._outbox.put(
+            RunnerRefused(
+                request_id=request_id,
+                reason=reason,
+                retry_after_seconds=retry_after_seconds,
+                detail=detail[:_MAX_DETAIL],
+            )
+        )
+
+
+def _gbnf(constraint: Constraint) -> str:
+    """Raises ``GrammarInvalid``, ``SchemaInvalid``."""
+    match constraint:
+        case GbnfGrammar():
+            check(constraint.text)
+            return constraint.text
+        case JsonObject():
+            return json_object_gbnf()
+        case JsonSchema():
+            return to_gbnf(constraint.schema)
+
+
+def _call_id(request_id: str, choice: int) -> str:
+    """Letters and digits, unlike those of any other choice that an application may see beside it."""
+    return f"{request_id}-{choice}" if choice else request_id

@@ -1,0 +1,1 @@
+"""What an answer may look like: grammars checked before llama.cpp sees them, and JSON Schema in that form."""
