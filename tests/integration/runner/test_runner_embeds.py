@@ -143,12 +143,13 @@ def test_a_model_is_not_asked_for_what_it_is_not_for(
     assert [refused.reason for refused in said if refused] == ["not-offered"] * len(said)
 
 
-@pytest.mark.parametrize(
-    ("pooling", "reason"),
-    [(POOLING["rank"], "model-unsupported"), (None, "model-unsupported"), (9, "model-unsupported")],
-)
-def test_an_encoder_that_could_only_give_meaningless_numbers_is_not_served(pooling: int | None, reason: str) -> None:
-    _is_not_loaded(bert_model(pooling), reason)
+@pytest.mark.parametrize("pooling", [POOLING["rank"], POOLING["none"], None, 9])
+def test_an_encoder_that_could_only_give_meaningless_numbers_is_not_served(pooling: int | None) -> None:
+    _is_not_loaded(bert_model(pooling), "model-unsupported")
+
+
+def test_a_rank_head_without_its_last_layer_is_none() -> None:
+    _is_not_loaded(bert_model(POOLING["rank"], half_head=True), "model-unsupported")
 
 
 def _is_not_loaded(model: object, reason: str) -> None:
