@@ -2,8 +2,8 @@
 
 *Ours* is a runner in its whole sandbox, started by the command with which the appliance starts it, on its own channel.
 The *peer* is llama-server, compiled from the same sources and linked with the very libraries that our runner loads, on
-a Unix socket. Both have the same model file, as many slots as there are callers, the same context, batch and threads,
-one cache for all slots and no use of what an earlier request left in it; both are asked by one client process with
+a Unix socket. Both have the same model file, as many slots as there are callers, the same context, batch and threads, a
+cache for each slot, and make no use of what an earlier request left there; both are asked by one client process with
 prompts of token ids that nobody has seen before and the same sampling. Beside them, *packaged* is llama-cpp-python's
 own server, which answers one request after the other.
 

@@ -107,7 +107,8 @@ def plan(
         + _EMBEDDING_COPIES * facts.embedding_length
         + _QUERY_COPIES * shape.row_values
     )
-    logits = facts.vocabulary_tokens * _FLOAT_BYTES * (step if facts.pools else slots * _ROW_COPIES)
+    rows = 2 * step if facts.pools else slots * _ROW_COPIES  # where they are computed, and where they are put
+    logits = rows * facts.vocabulary_tokens * _FLOAT_BYTES
     planned = MemoryPlan(
         weights=min(facts.file_bytes, MOST_BYTES),
         copies=min(_copied_bytes(facts, copied_types), MOST_BYTES),

@@ -1,6 +1,7 @@
-"""``python -m tests.support.allocations MODEL CONTEXT SLOTS KV_TYPE unified|streams``: what llama.cpp allocates.
+"""``python -m tests.support.allocations MODEL CONTEXT SLOTS KV_TYPE KIND``: what llama.cpp says that it allocates.
 
-Loads the model as the runner does, makes a context, decodes one full step, and prints a JSON object of MiB: the sums of
+Loads the model as the runner does, makes a context (``unified``, in ``streams``, or ``pooled``: one batch with a row
+for each token and whole attention scores), decodes one full step, and prints a JSON object of MiB: the sums of
 its log's lines on model, KV, state, compute and output buffers, and how much of its own this process had at the end.
 """
 
@@ -24,21 +25,27 @@ def _keep(_level: int, text: bytes | None, _user_data: int | None) -> None:
     _lines.append((text or b"").decode("utf-8", "replace"))
 
 
-def main(path: str, context_tokens: int, slots: int, kv_type: str, *, unified: bool) -> dict[str, float]:
+def main(path: str, context_tokens: int, slots: int, kv_type: str, kind: str) -> dict[str, float]:
     llama.llama_log_set(_keep, None)
     model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
     assert model, _lines[-5:]
     wanted = llama.llama_context_default_params()
-    wanted.n_ctx = context_tokens * slots
-    wanted.n_batch = wanted.n_ubatch = _STEP_TOKENS
-    wanted.n_seq_max = wanted.n_outputs_max = slots
+    step = context_tokens if kind == "pooled" else _STEP_TOKENS
+    wanted.n_ctx = context_tokens if kind == "pooled" else context_tokens * slots
+    wanted.n_batch = wanted.n_ubatch = step
+    wanted.n_seq_max = slots
+    if kind == "pooled":
+        wanted.embeddings = True
+        wanted.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    else:
+        wanted.n_outputs_max = slots
     wanted.n_threads = wanted.n_threads_batch = 1
-    wanted.kv_unified = unified
+    wanted.kv_unified = kind != "streams"
     wanted.type_k = wanted.type_v = _TYPES[kv_type]
     context = llama.llama_init_from_model(model, wanted)
     assert context, _lines[-5:]
-    tokens: Any = (ctypes.c_int32 * _STEP_TOKENS)(*[5] * _STEP_TOKENS)
-    assert llama.llama_decode(context, llama.llama_batch_get_one(tokens, _STEP_TOKENS)) == 0
+    tokens: Any = (ctypes.c_int32 * step)(*[5] * step)
+    assert llama.llama_decode(context, llama.llama_batch_get_one(tokens, step)) == 0
     found = dict.fromkeys(("REPACK model", "KV", "RS", "compute", "output"), 0.0)
     for line in _lines:
         if match := _SIZE.search(line):
@@ -49,5 +56,5 @@ def main(path: str, context_tokens: int, slots: int, kv_type: str, *, unified: b
 
 
 if __name__ == "__main__":
-    path, context_tokens, slots, kv_type, cache = sys.argv[1:]
-    print(json.dumps(main(path, int(context_tokens), int(slots), kv_type, unified=cache == "unified")))
+    path, context_tokens, slots, kv_type, kind = sys.argv[1:]
+    print(json.dumps(main(path, int(context_tokens), int(slots), kv_type, kind)))

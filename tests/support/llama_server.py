@@ -56,13 +56,13 @@ def llama_server(model: Path, load: Load, directory: Path) -> Iterator[LlamaServ
     """Ready to answer; ended afterwards. ``directory`` is for its socket and its log.
 
     Threads, batch, slots and context are those of the runner's ``Load``, and so is the environment. Nothing is kept
-    from one request to the next, nothing is logged per request, and the runner's one cache for all slots is its too.
+    from one request to the next, nothing is logged per request, and every slot has a cache of its own.
     """
     path, log = directory / "llama.sock", directory / "llama.log"
     path.unlink(missing_ok=True)
     batch, micro = str(load.batch_tokens), str(min(load.batch_tokens, _MICRO_BATCH_TOKENS))
     command = [str(program()), "--model", str(model), "--host", str(path), "--offline", "--no-ui", "--log-disable"]
-    command += ["--ctx-size", str(load.context_tokens * load.slots), "--parallel", str(load.slots), "--kv-unified"]
+    command += ["--ctx-size", str(load.context_tokens * load.slots), "--parallel", str(load.slots), "--no-kv-unified"]
     command += ["--batch-size", batch, "--ubatch-size", micro, "--threads", str(load.threads), "--cache-ram", "0"]
     command += ["--no-cache-prompt", "--cache-type-k", load.kv_type, "--cache-type-v", load.kv_type]
     with log.open("wb") as errors:

@@ -29,6 +29,8 @@ from appliance.ipc.messages import (
     RunnerRefused,
     RunnerStarted,
     Submit,
+    TextPrompt,
+    TokenPrompt,
 )
 from appliance.runner.main import ENVIRONMENT
 
@@ -50,6 +52,24 @@ class Answer:
     def text(self) -> str:
         return "".join(delta.text for delta in self.deltas)
 
+    def choice(self, number: int) -> str:
+        """The text of one of several choices."""
+        return "".join(delta.text for delta in self.deltas if delta.choice == number)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(delta.reasoning for delta in self.deltas)
+
+    @property
+    def calls(self) -> list[tuple[str, str]]:
+        """Names and arguments of the functions that were called, in order."""
+        pieces = [piece for delta in self.deltas for piece in delta.tool_calls]
+        return [
+            (piece.name, "".join(more.arguments for more in pieces if more.index == piece.index))
+            for piece in pieces
+            if piece.name
+        ]
+
     @property
     def done(self) -> bool:
         return self.end is not None or self.refused is not None
@@ -70,6 +90,15 @@ class Answer:
             case RunnerRefused():
                 assert self.started is None
                 self.refused = message
+
+
+Prompt = Conversation | TextPrompt | TokenPrompt
+
+
+def _prompt(content: str | Iterable[Message] | Prompt) -> Prompt:
+    if isinstance(content, str):
+        return Conversation(messages=(Message(role="user", content=content),))
+    return content if isinstance(content, Prompt) else Conversation(messages=tuple(content))
 
 
 class RunnerClient:
@@ -95,21 +124,24 @@ class RunnerClient:
     def submit(
         self,
         request_id: str,
-        content: str | Iterable[Message] = "hello",
+        content: str | Iterable[Message] | Prompt = "hello",
         *,
         sampling: Sampling = GREEDY,
         max_prompt_tokens: int = 100_000,
         max_completion_tokens: int = 100_000,
+        cache_partition: str = "",
+        **asked: Any,
     ) -> None:
-        messages = (Message(role="user", content=content),) if isinstance(content, str) else tuple(content)
+        """``asked`` are more fields of ``Submit``."""
         self.send(
             Submit(
                 request_id=request_id,
-                prompt=Conversation(messages=messages),
+                prompt=_prompt(content),
                 sampling=sampling,
                 max_prompt_tokens=max_prompt_tokens,
                 max_completion_tokens=max_completion_tokens,
-                cache_partition="",
+                cache_partition=cache_partition,
+                **asked,
             )
         )
 
@@ -129,7 +161,7 @@ class RunnerClient:
             self.receive()
         return [self.answers[request_id] for request_id in request_ids]
 
-    def ask(self, content: str | Iterable[Message] = "hello", **options: Any) -> Answer:
+    def ask(self, content: str | Iterable[Message] | Prompt = "hello", **options: Any) -> Answer:
         """One request from beginning to end."""
         request_id = f"ask-{len(self.answers)}"
         self.submit(request_id, content, **options)

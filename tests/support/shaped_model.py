@@ -21,6 +21,7 @@ class Shape:
     vocabulary: int = 512
     quantised: bool = False
     context_tokens: int = 65_536
+    pooling: int = 0
 
     def kv_heads_of(self, block: int) -> int:
         return self.kv_heads if isinstance(self.kv_heads, int) else self.kv_heads[block]
@@ -41,9 +42,13 @@ def write_shaped_model(path: Path, shape: Shape) -> Path:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(shape.key)
     writer.add_tokenizer_model("llama")
-    writer.add_token_list(["<unk>", "<s>", "</s>", *(f"w{number}" for number in range(shape.vocabulary - 3))])
+    words = shape.vocabulary - 3 - 256
+    of_bytes = [f"<0x{byte:02X}>" for byte in range(256)]
+    writer.add_token_list(["<unk>", "<s>", "</s>", *of_bytes, *(f"w{number}" for number in range(words))])
     writer.add_token_scores([0.0] * shape.vocabulary)
-    writer.add_token_types([2, 3, 3, *[1] * (shape.vocabulary - 3)])
+    writer.add_token_types([2, 3, 3, *[6] * 256, *[1] * words])
+    if shape.pooling:
+        writer.add_pooling_type(gguf.PoolingType(shape.pooling))
 
     def matrix(name: str, rows: int, columns: int) -> None:
         if shape.quantised:

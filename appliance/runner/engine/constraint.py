@@ -2,7 +2,7 @@
 
 The matcher looks at bytes one character at a time and believes them to be UTF-8; what it is given here is, because a
 token that would break a character, or write nothing while it is matched by its name, is not allowed whatever the
-grammar says. An answer may not end inside a character either.
+grammar says.
 
 Trusts: the text of the grammar to have been checked (``runner.grammar``): a deep or an ambiguous one would take all of
 llama.cpp's stack or time, and none names tokens by their ids.
@@ -90,7 +90,7 @@ class CompiledConstraint:
         array = self._one_array
         array.size, array.selected, array.sorted = 1, -1, False
         _apply_one(self._matcher, ctypes.byref(array))
-        allowed = not math.isinf(self._one.logit) and self._leaves_text_whole(token)
+        allowed = not math.isinf(self._one.logit) and (token in self._ends or self._is_text(token))
         self._found_allowed = token if allowed else -1
         return allowed
 
@@ -106,11 +106,8 @@ class CompiledConstraint:
         array.size, array.selected, array.sorted = len(ids), -1, False
         llama.llama_sampler_apply(self._matcher, ctypes.byref(array))
         allowed: Ids = ids[entries["logit"] == 0.0]
-        broken = [
-            token
-            for token in allowed[self._vocabulary.delicate[allowed]].tolist()
-            if not self._leaves_text_whole(token)
-        ]
+        ragged = allowed[self._vocabulary.ragged[allowed]].tolist()
+        broken = [token for token in ragged if not self._is_text(token)]
         return allowed[~np.isin(allowed, broken)] if broken else allowed
 
     def all_allowed(self, never: Ids) -> Ids:
@@ -136,9 +133,7 @@ class CompiledConstraint:
             self._open = self._after(token)
         _accept(self._matcher, token)
 
-    def _leaves_text_whole(self, token: int) -> bool:
-        if token in self._ends:
-            return not self._open
+    def _is_text(self, token: int) -> bool:
         try:
             self._after(token)
         except UnicodeDecodeError:

@@ -23,7 +23,7 @@ from appliance.runner.engine.native import llama, recent_log
 
 Rows = NDArray[np.float32]
 
-_LOGIT_SHARE: Final = 4
+_LOGIT_SHARE: Final = 2
 """Rows of logits may take one such part of what the runner has for itself."""
 _SCORE_SHARE: Final = 8
 """And whole attention scores such a part. Where they fit they are kept in single precision: flash attention's half

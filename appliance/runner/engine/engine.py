@@ -74,8 +74,8 @@ class Engine:
     def prompt(
         self, asked: Conversation | TextPrompt | TokenPrompt, at_most_tokens: int, *, constrained: bool = False
     ) -> Prompt:
-        """A prompt that is still to be rendered and tokenised, by calls of ``advance``. ``constrained``: its answer must
-        match a grammar of the caller's from its first word on."""
+        """A prompt that is still to be rendered and tokenised, by calls of ``advance``. ``constrained``: its answer
+        must match a grammar of the caller's from its first word on."""
         return self._prompts.prompt(asked, at_most_tokens, constrained=constrained)
 
     def constraint(self, gbnf: str) -> CompiledConstraint:

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.core.values import Sampling
-from appliance.runner.engine.candidates import MAX_DEPTH, Candidates, Row, Rules
+from appliance.runner.engine.candidates import MAX_DEPTH, MAX_SHARED_DEPTH, Candidates, Row, Rules
 from appliance.runner.engine.constraint import CompiledConstraint
 from appliance.runner.engine.logprobs import Logprobs, logprobs_of
 from appliance.runner.engine.model import TokenIds
@@ -47,6 +47,7 @@ FORBIDDING_BIAS: Final = -100.0
 NOT_FINITE: Final = "the model's logits are not finite"
 NOTHING_ALLOWED: Final = "nothing that the request allows can come next"
 
+_SHARED_ROWS: Final = 4  # fewer are as quick one by one
 _LEAST_TEMPERATURE: Final = 1e-6
 _MIROSTAT_TOKENS: Final = 100  # from which mirostat 1 estimates the distribution, as in its paper and in llama.cpp
 _SEEDS: Final = 2**32 - 1  # the one above them all means "random" to llama.cpp, which would open /dev/urandom
@@ -77,7 +78,7 @@ class Sampler:
         self.failure = NOT_FINITE
         """Why the last ``draw`` gave nothing."""
         self._constraint = constraint
-        self._candidates = candidates
+        self.candidates: Final = candidates
         self._logprobs = sampling.logprobs
         self._greedy = sampling.temperature < _LEAST_TEMPERATURE
         self._rules = _rules(sampling, constraint, candidates.vocabulary)
@@ -105,7 +106,7 @@ class Sampler:
         parameters.no_perf = True
         chain = llama.llama_sampler_chain_init(parameters)
         try:
-            for part in _parts(sampling, self._candidates.vocabulary.size, self._greedy, choice):
+            for part in _parts(sampling, self.candidates.vocabulary.size, self._greedy, choice):
                 if not part:
                     raise MemoryError("llama.cpp could not make a sampler")
                 llama.llama_sampler_chain_add(chain, part)  # the chain owns it from here on
@@ -114,14 +115,21 @@ class Sampler:
             raise
         return chain
 
-    def draw(self, row: Row) -> Draw | None:
-        """One row of logits -> the next token; None when there is none, and ``failure`` says why."""
-        token = self._choose(row)
+    @property
+    def shared_depth(self) -> int:
+        """How many of the best of a row are candidates; 0 when there is more to know before."""
+        alone = self._chain is None or self._window is not None or len(self._rules.always) or len(self._rules.never)
+        return 0 if alone or self._keep > MAX_SHARED_DEPTH else self._keep
+
+    def draw(self, row: Row, near: Ids | None = None) -> Draw | None:
+        """One row of logits -> the next token; None when there is none, and ``failure`` says why. ``near`` are the
+        candidates down to ``shared_depth``, where the caller knows them."""
+        token = self._choose(row, near)
         if token is None:
             return None
         drawn = Draw(token)
         if self._logprobs is not None:
-            logprobs = logprobs_of(row, token, self._logprobs, self._candidates.numbers)
+            logprobs = logprobs_of(row, token, self._logprobs, self.candidates.numbers)
             if logprobs is None:
                 self.failure = NOT_FINITE
                 return None
@@ -132,21 +140,21 @@ class Sampler:
             self._remember(token)
         return drawn
 
-    def _choose(self, row: Row) -> int | None:
-        token = self._choose_freely(row)
+    def _choose(self, row: Row, near: Ids | None) -> int | None:
+        token = self._choose_freely(row, near)
         if token is None or self._constraint is None or self._constraint.allows(token):
             return token
         return self._choose_among(row, self._allowed(self._constraint, row))
 
-    def _choose_freely(self, row: Row) -> int | None:
+    def _choose_freely(self, row: Row, near: Ids | None) -> int | None:
         if self._chain is None and not len(self._rules.biased):
             best = int(row.argmax())
             if best not in self._never:
                 return best if math.isfinite(row[best]) else None
-        return self._choose_among(row, self._near(row, self._keep))
+        return self._choose_among(row, self._near(row, self._keep) if near is None else near)
 
     def _choose_among(self, row: Row, ids: Ids) -> int | None:
-        token = self._candidates.choose(self._chain, row, ids, self._rules)
+        token = self.candidates.choose(self._chain, row, ids, self._rules)
         if token is None:
             self.failure = NOT_FINITE if not np.isfinite(row).all() else NOTHING_ALLOWED
         return token
@@ -164,7 +172,7 @@ class Sampler:
         rules = self._rules
         if self._window:
             rules = rules._replace(always=np.union1d(rules.always, np.array(self._window)))
-        return self._candidates.near(row, depth, rules)
+        return self.candidates.near(row, depth, rules)
 
     def _remember(self, token: int) -> None:
         if self._window is not None:
@@ -181,8 +189,15 @@ class Sampler:
 
 
 def draw_rows(samplers: Sequence[Sampler], rows: NDArray[np.float32]) -> list[Draw | None]:
-    """The next token of every answer of a step. ``rows`` are their logits in the same order: (answers, vocabulary)."""
-    return [sampler.draw(row) for sampler, row in zip(samplers, rows, strict=True)]
+    """The next token of every answer of a step. ``rows`` are their logits in the same order: (answers, vocabulary).
+
+    All samplers have the same ``candidates``.
+    """
+    depths = [sampler.shared_depth for sampler in samplers]
+    near = samplers[0].candidates.near_each(rows, depths) if len(depths) >= _SHARED_ROWS and all(depths) else None
+    if near is None:
+        return [sampler.draw(row) for sampler, row in zip(samplers, rows, strict=True)]
+    return [sampler.draw(row, ids) for sampler, row, ids in zip(samplers, rows, near, strict=True)]
 
 
 def is_finite(sampling: Sampling) -> bool:

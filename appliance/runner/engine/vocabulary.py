@@ -37,8 +37,8 @@ class Vocabulary(NamedTuple):
 
     ``ends``: of end-of-generation tokens. ``suppressed``: of those that the model's file says are never to be drawn.
     ``unseen``: of tokens that write something else than a grammar sees of them, and do not end an answer: nothing, a
-    NUL, or more than 1,024 bytes. ``delicate`` says of every token whether it may leave a text in pieces: it ends one,
-    or its bytes are not whole UTF-8 characters.
+    NUL, or more than 1,024 bytes. ``ragged`` says of every token whether its bytes are anything but whole UTF-8
+    characters.
 
     ``levels``: all tokens that are neither ``ends`` nor ``unseen``, by how many other tokens of whole characters they
     begin with; beside them their parents, the longest of these.
@@ -48,7 +48,7 @@ class Vocabulary(NamedTuple):
     ends: Ids = NO_IDS
     suppressed: Ids = NO_IDS
     unseen: Ids = NO_IDS
-    delicate: NDArray[np.bool_] = np.zeros(0, np.bool_)
+    ragged: NDArray[np.bool_] = np.zeros(0, np.bool_)
     levels: tuple[Level, ...] = ()
 
     @classmethod
@@ -67,26 +67,26 @@ class Vocabulary(NamedTuple):
                 unseen.append(token)
             else:
                 pieces[token] = piece
-        delicate = np.zeros(model.vocabulary_tokens, np.bool_)
-        delicate[ends + [token for token, piece in pieces.items() if not _is_whole(piece)]] = True
+        ragged = np.zeros(model.vocabulary_tokens, np.bool_)
+        ragged[[token for token, piece in pieces.items() if not _is_whole(piece)]] = True
         return cls(
             size=model.vocabulary_tokens,
             ends=np.array(ends, np.int64),
             suppressed=_suppressed(pointer, model.vocabulary_tokens),
             unseen=np.array(unseen, np.int64),
-            delicate=delicate,
-            levels=_levels(pieces, delicate),
+            ragged=ragged,
+            levels=_levels(pieces, ragged),
         )
 
 
-def _levels(pieces: dict[int, bytes], delicate: NDArray[np.bool_]) -> tuple[Level, ...]:
-    parents, depths = np.zeros(len(delicate), np.int64), np.full(len(delicate), -1, np.int64)
+def _levels(pieces: dict[int, bytes], ragged: NDArray[np.bool_]) -> tuple[Level, ...]:
+    parents, depths = np.zeros(len(ragged), np.int64), np.full(len(ragged), -1, np.int64)
     line: list[tuple[int, bytes]] = []  # the ancestors of the piece at hand: in this order they come just before it
     for token, piece in sorted(pieces.items(), key=itemgetter(1)):
         while line and not (piece.startswith(line[-1][1]) and len(line[-1][1]) < len(piece)):
             line.pop()
         parents[token], depths[token] = line[-1][0] if line else -1, len(line)
-        if not delicate[token]:
+        if not ragged[token]:
             line.append((token, piece))
     levels = [np.flatnonzero(depths == depth) for depth in range(int(depths.max(initial=-1)) + 1)]
     return tuple(Level(ids, parents[ids]) for ids in levels)

@@ -36,17 +36,20 @@ def plan_of(path: Path, context_tokens: int, slots: int, kv_type: KvType) -> Mem
     return memory.plan(facts, context_tokens=context_tokens, slots=slots, threads=1, kv_type=kv_type)
 
 
+def allocated(path: Path, context_tokens: int, slots: int, kv_type: str, kind: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "tests.support.allocations", str(path)]
+    command += [str(context_tokens), str(slots), kv_type, kind]
+    root = Path(__file__).parents[3]
+    done = subprocess.run(command, check=True, capture_output=True, timeout=120, cwd=root, text=True)
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize("cache", ["unified", "streams"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_nothing_is_allocated_that_was_not_planned(name: str, cache: str, tmp_path: Path) -> None:
     shape, context_tokens, slots, kv_type = SHAPES[name]
     path = write_shaped_model(tmp_path / "model.gguf", shape)
-    command = [sys.executable, "-m", "tests.support.allocations", str(path)]
-    command += [str(context_tokens), str(slots), kv_type, cache]
-    done = subprocess.run(
-        command, check=True, capture_output=True, timeout=120, cwd=Path(__file__).parents[3], text=True
-    )
-    took = json.loads(done.stdout)
+    took = allocated(path, context_tokens, slots, kv_type, cache)
     plan = plan_of(path, context_tokens, slots, kv_type)
     kept = took["KV"] + took["RS"]
     assert kept - CACHE_MARGIN_MIB <= plan.cache / MIB
@@ -57,6 +60,19 @@ def test_nothing_is_allocated_that_was_not_planned(name: str, cache: str, tmp_pa
     mask = 512 * 2 * context_tokens * slots / MIB
     assert compute <= plan.compute / MIB <= COMPUTE_MARGIN * compute + mask + 8, (compute, plan.compute / MIB)
     assert took["own"] <= plan.private / MIB
+
+
+@pytest.mark.parametrize("context_tokens", [512, 1024])
+def test_nothing_is_allocated_for_a_batch_that_is_pooled_and_was_not_planned(
+    context_tokens: int, tmp_path: Path
+) -> None:
+    shape = Shape(vocabulary=60_000, heads=8, pooling=3)
+    path = write_shaped_model(tmp_path / "model.gguf", shape)
+    took = allocated(path, context_tokens, 4, "f16", "pooled")
+    plan = plan_of(path, context_tokens, 4, "f16")
+    assert took["KV"] <= plan.cache / MIB
+    assert took["compute"] + took["output"] <= plan.compute / MIB
+    assert took["own"] <= plan.private / MIB <= 2 * took["own"]
 
 
 def test_real_runner_stays_within_its_plan() -> None:

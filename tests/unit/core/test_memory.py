@@ -124,7 +124,7 @@ def test_model_that_pools_is_charged_for_one_batch_and_a_row_for_each_of_its_tok
     plan = planned(facts, context_tokens=1024, slots=4, kv_type="q4_0")
     assert plan.cache == 1024 * cache_of(facts).values_per_token * 2
     assert plan == planned(facts, context_tokens=1024, slots=64, kv_type="f16")
-    rows_and_scores = 1024 * 150_000 * 4 + 2 * 4 * 32 * 1024**2
+    rows_and_scores = 2 * 1024 * 150_000 * 4 + 2 * 4 * 32 * 1024**2
     assert plan.compute >= rows_and_scores
     assert planned(facts, context_tokens=64, slots=1).compute >= 512 * 150_000 * 4
     assert why_unfit(facts, plan, kv_type="q4_0", budget_bytes=2**46) == ""

@@ -46,8 +46,9 @@ GRAMMARS = {
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[Model]:
-    """Bytes, and 6,000 words of which many begin with others: enough for candidates to be fewer than all."""
-    descriptor = os.open(chain_model(long_script(6000), dim=16), os.O_RDONLY)
+    """Bytes, and 6,000 words of which many begin with others: enough for candidates to be fewer than all. The first
+    begins with a byte that is half a character."""
+    descriptor = os.open(chain_model("\u4e00w " + long_script(6000), dim=16), os.O_RDONLY)
     made = Model.load(descriptor)
     os.close(descriptor)
     yield made
@@ -171,6 +172,22 @@ def test_looking_at_few_tokens_does_not_change_what_is_drawn(
                 assert drawn.token == slow.draw(row)
                 if model.is_end(drawn.token):
                     break
+
+
+@pytest.mark.parametrize("grammar", [*GRAMMARS, "unlike"])
+def test_token_is_not_overlooked_for_what_it_begins_with(
+    grammar: str, vocabulary: Vocabulary, compiled: Compile
+) -> None:
+    constraint = compiled((GRAMMARS | {"unlike": "root ::= [^\u4e01]*"})[grammar])
+    every = np.setdiff1d(np.arange(vocabulary.size), vocabulary.unseen)
+    random = np.random.default_rng(1)
+    for _ in range(20):
+        allowed = constraint.allowed(every)
+        assert constraint.all_allowed(vocabulary.unseen).tolist() == allowed.tolist()
+        further = np.setdiff1d(allowed, vocabulary.ends)
+        if not len(further):
+            break
+        constraint.accept(int(random.choice(further)))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -303,7 +320,7 @@ def test_matcher_is_not_left_behind(compiled: Compile, monkeypatch: pytest.Monke
 def test_vocabulary_is_seen_as_it_writes(model: Model, vocabulary: Vocabulary) -> None:
     assert vocabulary.ends.tolist() == [EOS, IM_END]
     assert vocabulary.unseen.tolist() == [0, 1, IM_START, BYTE]
-    assert np.flatnonzero(vocabulary.delicate).tolist() == [EOS, IM_END, *range(BYTE + 128, BYTE + 256)]
+    assert np.flatnonzero(vocabulary.ragged).tolist() == list(range(BYTE + 128, BYTE + 256))
     told = np.concatenate([vocabulary.ends, vocabulary.unseen, *(level.ids for level in vocabulary.levels)])
     assert sorted(told.tolist()) == list(range(vocabulary.size))
     for number, level in enumerate(vocabulary.levels[1:], 1):

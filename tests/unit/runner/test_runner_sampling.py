@@ -65,6 +65,7 @@ SETTINGS = {
     "mirostat-penalties": Sampling(mirostat=2, mirostat_tau=2.0, repeat_penalty=1.5),
     "mirostat-greedy": Sampling(mirostat=1, temperature=0.0),
     "bias": Sampling(logit_bias=((3, 9.5), (4_500, 11.0), (8_998, -3.0)), top_k=3),
+    "bias-down": Sampling(logit_bias=tuple((token, -60.0) for token in range(100, 140)), top_k=20, min_p=0.0),
     "bias-greedy": Sampling(temperature=0.0, logit_bias=((3, 12.0),)),
     "bias-penalties": Sampling(logit_bias=((3, 12.0), (5, 12.0)), repeat_penalty=1.8, presence_penalty=1.0),
     "bias-mirostat": Sampling(mirostat=2, mirostat_tau=3.0, logit_bias=((3, 12.0), (5, 12.0))),
@@ -143,16 +144,44 @@ def test_greedy_does_not_miss_the_best() -> None:
     assert draws(Sampling(temperature=1e-30, min_p=0.0), some) == some.argmax(axis=1).tolist()
 
 
-def test_rows_are_not_mixed_up() -> None:
-    some = rows(6)
-    candidates = Candidates(vocabulary())
-    settings = [GREEDY, Sampling(seed=1), Sampling(seed=2, mirostat=2), Sampling(seed=3, presence_penalty=1.0)]
-    samplers = [Sampler(s, NO_PROMPT, None, candidates) for s in [*settings, GREEDY, Sampling(seed=1)]]
-    together = [drawn.token for drawn in draw_rows(samplers, some) if drawn]
-    alone = [draws(s, row[None])[0] for s, row in zip([*settings, GREEDY, Sampling(seed=1)], some, strict=True)]
+MIXED = {
+    "alike": [Sampling(seed=seed) for seed in range(8)],
+    "different depths": [Sampling(seed=1, top_k=top_k, presence_penalty=0.1 * (top_k % 2)) for top_k in range(1, 190)],
+    "deep": [Sampling(seed=seed, top_k=200 + seed, presence_penalty=1.0) for seed in range(8)],
+    "greedy": [GREEDY] * 8,
+    "mixed": [GREEDY, *(Sampling(seed=1), Sampling(seed=2, mirostat=2), Sampling(seed=3, frequency_penalty=-1.0)) * 2],
+    "few": [Sampling(seed=seed) for seed in range(3)],
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("size", [1_023, SIZE, 70_000])
+def test_rows_are_not_mixed_up(name: str, size: int) -> None:
+    settings = MIXED[name]
+    some = rows(len(settings), size)
+    candidates = Candidates(vocabulary(size))
+    samplers = [Sampler(sampling, np.array([5, 6]), None, candidates) for sampling in settings]
+    for _ in range(2):
+        together = [drawn.token for drawn in draw_rows(samplers, some) if drawn]
+    alone = [draws(s, np.stack([row, row]), np.array([5, 6]))[1] for s, row in zip(settings, some, strict=True)]
     assert together == alone
     for sampler in samplers:
         sampler.close()
+
+
+def test_row_that_is_not_finite_does_not_spoil_the_others() -> None:
+    some = rows(8)
+    some[3], some[5, ::2] = np.nan, np.inf
+    candidates = Candidates(vocabulary())
+    samplers = [Sampler(Sampling(seed=seed), NO_PROMPT, None, candidates) for seed in range(8)]
+    drawn = draw_rows(samplers, some)
+    assert [number for number, each in enumerate(drawn) if each is None] == [3, 5]
+    for sampler in samplers:
+        sampler.close()
+
+
+def test_no_rows_are_no_draws() -> None:
+    assert draw_rows([], np.zeros((0, SIZE), np.float32)) == []
 
 
 @pytest.mark.parametrize("repeated", [(), tuple(range(30))])
@@ -259,6 +288,22 @@ def test_minus_infinity_is_never_drawn() -> None:
         with contextlib.closing(Sampler(SETTINGS[setting], NO_PROMPT, None, candidates)) as sampler:
             drawn = sampler.draw(row[0])
             assert drawn is not None and drawn.token == 5
+
+
+def test_impossible_tokens_do_not_spoil_typicality() -> None:
+    row = np.full((1, 300), -np.inf, np.float32)
+    row[0, 10:12] = np.log([0.6, 0.4])
+    assert draws(Sampling(typical_p=0.2), row) == [10]  # 0.6 is nearest to the mean surprise
+
+
+@pytest.mark.parametrize("wish", [{"repeat_penalty": 0.1}, {"frequency_penalty": -2.0}, {"presence_penalty": -2.0}])
+def test_wanted_repetition_is_found_wherever_it_stands(wish: dict[str, float]) -> None:
+    row = np.zeros((1, SIZE), np.float32)
+    row[0, :3_000], row[0, 5_000] = 5.0, 3.5
+    for temperature in (0.0, 0.01):
+        sampling = Sampling(temperature=temperature, top_k=5, **wish)
+        assert draws(sampling, row, np.full(3, 5_000, np.int32)) == [5_000]
+        assert draws(sampling, row) != [5_000]
 
 
 def test_huge_logits_do_not_end_the_process() -> None:
