@@ -54,8 +54,9 @@ from appliance.warden import main as warden_process
 from appliance.warden.cgroups import NotDelegated, RunnerGroups
 from appliance.warden.launch_spawn import SpawnLauncher
 from appliance.warden.launch_systemd import SystemdLauncher
+from appliance.warden.loading import PoolSettings
 from appliance.warden.memory import budget_bytes
-from appliance.warden.pool import Pool, PoolSettings
+from appliance.warden.pool import Pool
 from appliance.warden.ports import Launcher
 from appliance.warden.starter_client import Starter
 from appliance.warden.validate import SandboxedValidator

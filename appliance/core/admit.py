@@ -54,11 +54,12 @@ class AdmitLimits(Value, frozen=True, kw_only=True):
 
 
 def admit(request: Asked, principal: Principal, catalogue: Iterable[VerifiedModel], limits: AdmitLimits) -> Admission:
-    """Raises ``Refused(MODEL_NOT_FOUND | PROMPT_TOO_LONG)``.
+    """Raises ``Refused(MODEL_NOT_FOUND | OPERATION_UNSUPPORTED | PROMPT_TOO_LONG)``.
 
     A model outside the token's own list looks exactly like one that does not exist.
     """
     model = find_model(request.model, principal, catalogue)
+    _require_offered(request, model)
     allowed = limits.named_context_tokens.get(model.name, limits.context_tokens)
     context = min(allowed, model.facts.context_tokens)
     if not isinstance(request, Generation):
@@ -79,6 +80,15 @@ def admit(request: Asked, principal: Principal, catalogue: Iterable[VerifiedMode
         max_completion_tokens=request.choices * each,
         echo_bytes=_echo_bytes(request),
     )
+
+
+def _require_offered(request: Asked, model: VerifiedModel) -> None:
+    """Raises ``Refused(OPERATION_UNSUPPORTED)`` before anything is loaded. Which of vectors and scores a model that
+    pools gives, its runner says."""
+    pools = isinstance(request, Vectors)
+    if isinstance(request, Generation | Vectors) and model.facts.pools != pools:
+        detail = f"{model.name} is {'' if model.facts.pools else 'not '}for vectors or scores"
+        raise Refused(Reason.OPERATION_UNSUPPORTED, detail, param="model")
 
 
 def _most_input_tokens(request: Vectors | Tokenisation | Detokenisation, context: int) -> int:

@@ -12,7 +12,6 @@ Only then is it cut to ``MOST_BYTES``, which no machine has, so that it fits a m
 from collections.abc import Collection, Sequence
 from typing import Annotated, Final, Literal, NamedTuple, TypeVar
 
-import msgspec
 from msgspec import Meta
 
 from appliance.core.values import CacheShape, GgufFacts, Value
@@ -109,25 +108,26 @@ def plan(
     )
     rows = 2 * step if facts.pools else slots * _ROW_COPIES  # where they are computed, and where they are put
     logits = rows * facts.vocabulary_tokens * _FLOAT_BYTES
-    planned = MemoryPlan(
+    copies = _copied_bytes(facts, copied_types)
+    cache = _cache_bytes(shape.values_per_token, tokens, "f16" if facts.pools else kv_type)
+    cache += slots * shape.state_bytes
+    compute = step * (activations + tokens * _MASK_BYTES) + logits
+    process = PROCESS_BYTES + threads * _THREAD_BYTES
+    if facts.pools:
+        compute += _scores_bytes(shape.heads, step, copies + cache + compute + process)
+    return MemoryPlan(
         weights=min(facts.file_bytes, MOST_BYTES),
-        copies=min(_copied_bytes(facts, copied_types), MOST_BYTES),
-        cache=min(
-            _cache_bytes(shape.values_per_token, tokens, "f16" if facts.pools else kv_type) + slots * shape.state_bytes,
-            MOST_BYTES,
-        ),
-        compute=min(step * (activations + tokens * _MASK_BYTES) + logits, MOST_BYTES),
-        process=PROCESS_BYTES + threads * _THREAD_BYTES,
+        copies=min(copies, MOST_BYTES),
+        cache=min(cache, MOST_BYTES),
+        compute=min(compute, MOST_BYTES),
+        process=process,
     )
-    if not facts.pools:
-        return planned
-    return msgspec.structs.replace(planned, compute=min(planned.compute + _scores(shape, step, planned), MOST_BYTES))
 
 
-def _scores(shape: CacheShape, step: int, rest: MemoryPlan) -> int:
+def _scores_bytes(heads: int, step: int, rest_bytes: int) -> int:
     """Whole attention scores, twice, which a model that pools keeps where they are an eighth of what it may have
     (``runner.engine.embedding_context``), and what it may have is a quarter more than is planned and a GiB."""
-    return min(2 * _FLOAT_BYTES * shape.heads * step**2, (rest.private + 2**30) // 2)
+    return min(2 * _FLOAT_BYTES * heads * step**2, (rest_bytes + 2**30) // 2)
 
 
 def _rounded(tokens: int) -> int:

@@ -25,7 +25,7 @@ from appliance.runner.chat.prompt import Prompt, PromptError, PromptTooLong
 from appliance.runner.engine.constraint import CompiledConstraint, ConstraintInvalid
 from appliance.runner.engine.engine import MOST_WAITING, Engine, Event, Job
 from appliance.runner.engine.logprobs import sampled_token
-from appliance.runner.engine.sampling import is_finite
+from appliance.runner.engine.sampling import biases_fit, is_finite
 from appliance.runner.grammar.gbnf import GrammarInvalid, check
 from appliance.runner.grammar.schema import SchemaInvalid, json_object_gbnf, to_gbnf
 from appliance.runner.outbox import Outbox
@@ -121,12 +121,15 @@ class GenerationDesk:
         """What llama.cpp would abort at, or compute nonsense from, does not reach it."""
         if not is_finite(submit.sampling):
             raise _NotOurs("a sampling number is not finite")
-        vocabulary_tokens = self._engine.model.vocabulary_tokens
-        if any(token >= vocabulary_tokens for token, _ in submit.sampling.logit_bias):
+        if not biases_fit(submit.sampling, self._engine.model.vocabulary_tokens):
             raise _NotOurs("a biased token is outside the vocabulary")
         if submit.echo and isinstance(submit.prompt, Conversation):
             raise _NotOurs("a conversation is not echoed")
-        return self._compiled(submit.constraint) if submit.constraint else None
+        if submit.constraint is None:
+            return None
+        if submit.sampling.ignore_eos:
+            raise _NotOurs("an answer that has a form must be able to end")
+        return self._compiled(submit.constraint)
 
     def _compiled(self, constraint: Constraint) -> CompiledConstraint:
         return self._engine.constraint(_gbnf(constraint))

@@ -147,6 +147,8 @@ class _Peer:
                 self._reply(pages.model_list(question, pool.models(), pool.pending()))
             case AskLease():
                 runner, options, channel = await pool.lease(question.model, idle=question.idle, holder=self)
+                if self.connection.closed:  # while the model was loaded
+                    pool.left(self)
                 keep = options.keep_alive_seconds
                 self._reply(Leased(call=question.call, runner=runner, keep_alive_seconds=keep), [channel.fileno()])
             case AskStatus():

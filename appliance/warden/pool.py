@@ -13,8 +13,8 @@ Promises: a lease is given only for a runner that was fenced in before it got th
     filters, and whose ``ModelLoaded`` is durable. All that live fit the budget by their plans (``places``), and nothing
     is started for a model that cannot. A model that fails costs one attempt per back-off, however often it is asked
     for; its failure is forgotten when it loads, or its files or the trusted keys change.
-Not here: which models there are (``catalogue``); what gateways may ask (``main``); how a runner is confined
-    (``sandbox``), and how that is checked (``fence``).
+Not here: which models there are (``catalogue``); how each is loaded (``loading``); what gateways may ask (``main``);
+    how a runner is confined (``sandbox``), and how that is checked (``fence``).
 """
 
 import asyncio
@@ -28,21 +28,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-import msgspec
-
-from appliance.core.memory import (
-    LoadOptions,
-    MemoryPlan,
-    mib,
-    plan,
-    who_makes_room,
-    why_unfit,
-)
+from appliance.core.memory import LoadOptions, MemoryPlan, mib, who_makes_room
 from appliance.core.ports import AuditLog
 from appliance.core.records import ModelLoaded, ModelRef, RunnerEnded, RunnerNotStarted, reference
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.text import printable
-from appliance.core.values import RunnerFacts, Value, VerifiedModel
+from appliance.core.values import RunnerFacts, VerifiedModel
 from appliance.ipc.messages import (
     FailedModel,
     Fenced,
@@ -54,9 +45,10 @@ from appliance.ipc.messages import (
     RunnerUse,
     TakenMemory,
 )
-from appliance.warden import fence, memory
+from appliance.warden import fence
 from appliance.warden.catalogue import Catalogue, replaced
 from appliance.warden.handshake import handshake
+from appliance.warden.loading import Loading, PoolSettings
 from appliance.warden.places import Place, Places
 from appliance.warden.ports import LaunchedRunner, Launcher, OpenedModel, VerifiedStore
 
@@ -70,22 +62,6 @@ MEASURE_SECONDS: Final = 1.0
 UNHELD_SECONDS: Final = 30.0
 """A runner whose gateway has gone is nobody's after so long: a gateway that lost its connection comes back and says
 what it holds."""
-MAX_DEFAULT_THREADS: Final = 8
-
-
-class PoolSettings(Value, frozen=True, kw_only=True):
-    """``options`` are those of every model but the ``named`` ones."""
-
-    options: LoadOptions
-    named: dict[str, LoadOptions] = msgspec.field(default_factory=dict)
-    threads: int
-    max_loaded: int
-    memory_bytes: int
-    load_timeout_seconds: float
-    runner_memory_bytes: int | None = None
-
-    def options_of(self, name: str) -> LoadOptions:
-        return self.named.get(name, self.options)
 
 
 class NoPlace(Refused):
@@ -130,7 +106,7 @@ class Pool:
         self._runners: dict[ModelRef, Runner] = {}
         self._turns: dict[ModelRef, tuple[asyncio.Lock, int]] = {}
         self._places = Places(most=settings.max_loaded, budget_bytes=settings.memory_bytes)
-        self._copied_types = memory.copied_types()
+        self._loading = Loading(settings)
         self._lingering: set[asyncio.Task[object]] = set()
         self._has_warned = False
 
@@ -183,13 +159,8 @@ class Pool:
 
     def planned(self) -> tuple[PlannedModel, ...]:
         """What the models would take that verify and are not loaded."""
-        names = {runner.model.name for runner in self._runners.values()}
-        found = []
-        for model in self._catalogue.models():
-            if model.name not in names:
-                planned, unfit = self._plan(model)
-                found.append(PlannedModel(name=model.name, plan=planned, unfit=unfit))
-        return tuple(found)
+        loaded = {runner.model.name for runner in self._runners.values()}
+        return tuple(self._loading.planned(model) for model in self._catalogue.models() if model.name not in loaded)
 
     def memory(self) -> MemoryBudget:
         return MemoryBudget(budget_bytes=self._places.budget_bytes, planned_bytes=self._places.planned_bytes)
@@ -216,13 +187,16 @@ class Pool:
             return runner.facts, runner.options, runner.channel
 
     def in_use(self, holder: object, runners: Sequence[RunnerUse]) -> None:
-        """What a gateway says of the runners that it holds."""
+        """What a gateway says of the runners that it holds. One that it was given and does not name after a while, it
+        has never taken: it had given up waiting for the load."""
         now = time.monotonic()
         uses = {use.runner_id: use for use in runners}
         for runner in self._runners.values():
             if use := uses.get(runner.facts.runner_id):
                 runner.holder, runner.busy = holder, use.idle_seconds is None
                 runner.used_at = now - (use.idle_seconds or 0)
+            elif runner.holder is holder and now - runner.used_at >= UNHELD_SECONDS:
+                runner.holder, runner.busy = None, False
 
     def left(self, holder: object) -> None:
         """A gateway's connection is gone, and perhaps the gateway."""
@@ -298,31 +272,13 @@ class Pool:
                 raise Refused(Reason.MODEL_NOT_VERIFIED, error.detail) from error
             if reference(model) != wanted:
                 raise replaced(wanted)
-        planned, unfit = self._plan(model)
-        if unfit:
-            refused = Refused(Reason.RUNNER_UNAVAILABLE, unfit)
-            record = RunnerNotStarted(model=wanted, reason="memory-short", detail=unfit)
+        planned = self._loading.planned(model)
+        if planned.unfit:
+            refused = Refused(Reason.RUNNER_UNAVAILABLE, planned.unfit)
+            record = RunnerNotStarted(model=wanted, reason="memory-short", detail=planned.unfit)
             self._catalogue.failed(wanted.name, wanted.digest, stamp, refused, record)
             raise refused
-        return planned
-
-    def _plan(self, model: VerifiedModel) -> tuple[MemoryPlan, str]:
-        """What it takes, and why it can never have that; the latter empty if it can."""
-        options = self._settings.options_of(model.name)
-        planned = plan(
-            model.facts,
-            context_tokens=options.context_tokens,
-            slots=options.slots,
-            threads=self._threads,
-            kv_type=options.kv_type,
-            copied_types=self._copied_types,
-        )
-        unfit = why_unfit(model.facts, planned, kv_type=options.kv_type, budget_bytes=self._places.budget_bytes)
-        return planned, unfit
-
-    @property
-    def _threads(self) -> int:
-        return self._settings.threads or min(os.cpu_count() or 1, MAX_DEFAULT_THREADS)
+        return planned.plan
 
     async def _take_place(self, n_bytes: int, idle: Sequence[str], holder: object | None) -> Place:
         """Raises ``NoPlace``, after waiting for what is ending already, and for what nobody holds and now ends."""
@@ -381,7 +337,7 @@ class Pool:
             self._catalogue.know(opened.model, stamp)
             if reference(opened.model) != wanted:
                 raise replaced(wanted)
-            planned, _unfit = self._plan(opened.model)
+            planned = self._loading.planned(opened.model).plan
             if planned.total > place.n_bytes:  # same bytes, so somebody who reads headers has lied
                 raise Refused(Reason.MODEL_NOT_VERIFIED, "its header was read as something else before")
             return await self._load(opened, stamp, place, planned)
@@ -391,7 +347,7 @@ class Pool:
     async def _load(self, opened: OpenedModel, stamp: Hashable, place: Place, planned: MemoryPlan) -> Runner:
         """Starts a process, hands it the model, and waits until it is ready. Leaves nothing behind on failure."""
         runner_id = secrets.token_hex(8)
-        load = self._what_to_load(runner_id, opened.model, planned)
+        load = self._loading.order(runner_id, opened.model, planned)
         try:
             launched = await self._launcher.launch(runner_id, load.memory_bytes)
         except Fault as fault:  # the host's, and yet each attempt costs a hash of the whole model
@@ -418,7 +374,7 @@ class Pool:
             channel=launched.channel,
             place=place,
             plan=planned,
-            options=self._settings.options_of(opened.model.name),
+            options=self._loading.options(opened.model.name),
             memory_limit_bytes=load.memory_bytes,
         )
 
@@ -435,18 +391,6 @@ class Pool:
         record = RunnerNotStarted(model=model, reason="host-fault", detail=refused.detail[:500])
         self._catalogue.failed(model.name, model.digest, stamp, refused, record)
         return refused
-
-    def _what_to_load(self, runner_id: str, model: VerifiedModel, planned: MemoryPlan) -> Load:
-        options = self._settings.options_of(model.name)
-        return Load(
-            runner_id=runner_id,
-            context_tokens=min(options.context_tokens, model.facts.context_tokens),
-            slots=options.slots,
-            threads=self._threads,
-            kv_type=options.kv_type,
-            memory_bytes=self._settings.runner_memory_bytes
-            or memory.limit_bytes(planned, threads=self._threads, host_bytes=memory.host_bytes()),
-        )
 
     async def _introduce(self, runner: Runner, *, load_ms: int) -> None:
         """Nobody is given a runner that an auditor would not know. Raises ``Refused(AUDIT_UNAVAILABLE)``."""

@@ -49,3 +49,21 @@ def test_sandbox_bench_compares_runners_that_differ_by_their_layers_alone():
     for kind in ("wall_ms", "cpu_ms"):
         assert summary["figures"]["tokens"][kind]["with"]["median"] > 0
         assert summary["figures"]["start"][kind]["without"]["median"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # the first time on a machine, llama-server is compiled
+def test_engine_bench_asks_both_servers_for_the_same():
+    command = [sys.executable, "bench/engine.py", "--quick", "--models", "mini", "--no-packaged"]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=1750)
+    if "layer-missing" in done.stderr:
+        pytest.skip("this host lacks a layer")
+    assert done.returncode in {0, 1}, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert (done.returncode == 1) == bool(summary["missed"])
+    for callers in ("1", "8"):
+        found = summary["figures"]["mini"][callers]
+        for name in ("tokens_per_second", "prompt_tokens_per_second", "cpu_ms", "first_p50_ms", "first_p99_ms"):
+            assert found[name]["ours"]["median"] > 0
+            assert found[name]["peer"]["median"] > 0
+        assert found["memory_megabytes"]["llama-server"]["rss"] > 0

@@ -120,30 +120,6 @@ def test_answer_can_be_sent_back_as_it_came(client: openai.OpenAI) -> None:
     assert client.chat.completions.create(model="chain", messages=again).choices[0].message.content == STORY
 
 
-NOT_OFFERED: dict[str, dict[str, Any]] = {
-    "choices": {"n": 2},
-    "log probabilities": {"logprobs": True, "top_logprobs": 2},
-    "a grammar": {"extra_body": {"grammar": 'root ::= "a"'}},
-    "a JSON object": {"response_format": {"type": "json_object"}},
-    "a schema": {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}},
-    "tools": {"tools": [{"type": "function", "function": {"name": "f"}}]},
-    "a logit bias": {"logit_bias": {"1": -100}},
-    "a repeat penalty": {"extra_body": {"repetition_penalty": 1.2}},
-    "mirostat": {"extra_body": {"mirostat": 2}},
-    "no end": {"extra_body": {"ignore_eos": True}},
-}
-
-
-@pytest.mark.parametrize("asked", NOT_OFFERED.values(), ids=NOT_OFFERED)
-def test_what_the_engine_does_not_offer_is_refused_and_not_left_out(
-    client: openai.OpenAI, asked: dict[str, Any]
-) -> None:
-    with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(model="chain", messages=[{"role": "user", "content": "hi"}], **asked)
-    assert refused.value.code == "field-invalid"
-    assert "does not offer" in str(refused.value)
-
-
 def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["chain"]
     assert client.models.retrieve("chain").owned_by == "tester"

@@ -48,16 +48,23 @@ def _directory() -> Path:
 
 @functools.cache
 def bert_model(
-    pooling: int | None = POOLING["mean"], *, head: bool = False, spoiled: bool = False, context_tokens: int = 128
+    pooling: int | None = POOLING["mean"],
+    *,
+    head: bool = False,
+    half_head: bool = False,
+    spoiled: bool = False,
+    context_tokens: int = 128,
 ) -> Path:
-    """The path of a tiny BERT. ``head`` adds one to rank with; ``spoiled`` makes its numbers not finite."""
+    """The path of a tiny BERT. ``head`` adds one to rank with, ``half_head`` one without its last layer; ``spoiled``
+    makes its numbers not finite."""
     path = _directory() / f"{len(list(_directory().iterdir()))}.gguf"
     shape = Shape(context_tokens=context_tokens)
     weights = dict(_random(shape))
-    if head:
-        numbers = np.random.default_rng(1)
+    numbers = np.random.default_rng(1)
+    if head or half_head:
         weights["cls.weight"] = numbers.standard_normal((shape.width, shape.width), np.float32) * 0.3
         weights["cls.bias"] = np.zeros(shape.width, np.float32)
+    if head:
         weights["cls.output.weight"] = numbers.standard_normal((1, shape.width), np.float32)
         weights["cls.output.bias"] = np.zeros(1, np.float32)
     if spoiled:

@@ -38,7 +38,9 @@ PEER = Peer(address="192.0.2.7", port=4711)
 LIMITS = AdmitLimits(context_tokens=1024, default_max_tokens=64)
 
 
-def model(name: str = "demo", *, context_tokens: int = 2048, digest: Digest | None = None) -> VerifiedModel:
+def model(
+    name: str = "demo", *, context_tokens: int = 2048, digest: Digest | None = None, pools: bool = False
+) -> VerifiedModel:
     return VerifiedModel(
         name=name,
         digest=digest or Digest.of(name.encode()),
@@ -57,6 +59,7 @@ def model(name: str = "demo", *, context_tokens: int = 2048, digest: Digest | No
             has_chat_template=True,
             header_bytes=1,
             file_bytes=1,
+            pools=pools,
         ),
     )
 

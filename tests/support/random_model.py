@@ -16,8 +16,9 @@ _LAYERS, _DIM, _HEADS, _VOCABULARY = 2, 64, 2, 320
 
 
 @functools.cache
-def random_model(sliding_window: int = 0) -> Path:
-    """The path. Made once per test session; always the same. With a sliding window every other layer has it."""
+def random_model(sliding_window: int = 0, *, pooling: int = 0) -> Path:
+    """The path. Made once per test session; always the same. With a sliding window every other layer has it; with
+    ``pooling`` it is for vectors."""
     directory = tempfile.mkdtemp(prefix="paddock-random-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     path = Path(directory) / "random.gguf"
@@ -40,6 +41,8 @@ def random_model(sliding_window: int = 0) -> Path:
         writer.add_value_length(_DIM // _HEADS)
         writer.add_sliding_window(sliding_window)
         writer.add_uint32("gemma3.attention.sliding_window_pattern", 2)
+    if pooling:
+        writer.add_pooling_type(gguf.PoolingType(pooling))
     writer.add_vocab_size(_VOCABULARY)
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")

@@ -11,9 +11,8 @@ now and then silence until all have ended.
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections import Counter, deque
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Final
 
 from appliance.core.values import Message, Sampling
@@ -23,15 +22,19 @@ from tests.support.marked_model import MARKS, STEPS, filler_token, mark, mark_to
 from tests.support.runner_client import GREEDY, Answer, RunnerClient
 
 _TENANTS: Final = ("red", "green", "blue")
+_ALIKE_BY_CHANCE: Final = 6
 _SECONDS_BETWEEN_SAMPLES: Final = 0.25
 
 
 @dataclass(frozen=True)
 class Question:
     """And what has to be the answer. One that is cut short is the beginning of the mark's script: what was held back
-    for a stop string is let go then."""
+    for a stop string is let go then. Those with the same ``document``, 0 is none, begin alike with so many tokens."""
 
+    number: int
     mark: int
+    document: int
+    document_tokens: int
     prompt: Conversation | TextPrompt | TokenPrompt
     sampling: Sampling
     max_tokens: int
@@ -58,26 +61,27 @@ class Report:
         return statistics.median(self.megabytes[-quarter:]) - statistics.median(self.megabytes[quarter : 2 * quarter])
 
 
-def questions(chance: random.Random, count: int) -> list[Question]:
-    """Token ids that often begin alike, texts and conversations; greedy, drawn, and with a stop string."""
-    beginnings = [_fillers(chance, length) for length in (8, 40, 120)]
+class Questions:
+    """Token ids, texts and conversations; greedy, drawn, and with a stop string. Some begin with a document that others
+    ask about too, some have just been asked; documents change, so that there is always one that is new to somebody."""
 
-    def prompt(number: int) -> Conversation | TextPrompt | TokenPrompt:
-        kind = chance.random()
-        if kind < 0.6:
-            ids = [
-                *_fillers(chance, chance.randint(0, 30)),
-                mark_token(number),
-                *_fillers(chance, chance.randint(0, 60)),
-            ]
-            return TokenPrompt(ids=tuple(chance.choice(beginnings) + ids))
-        text = "".join(map(chr, chance.choices(range(97, 123), k=chance.randint(0, 200))))
-        text = text[: len(text) // 2] + mark(number) + text[len(text) // 2 :]
-        return TextPrompt(text=text) if kind < 0.8 else Conversation(messages=(Message(role="user", content=text),))
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._count = 0
+        self._recent: deque[Question] = deque(maxlen=30)
+        self._documents = [self._document() for _ in range(6)]
 
-    def question() -> Question:
-        number = chance.randrange(MARKS)
-        most = chance.randint(1, 2 * STEPS)
+    def draw(self) -> Question:
+        if self._recent and self._chance.random() < 0.2:
+            return self._chance.choice(self._recent)
+        if self._chance.random() < 0.05:
+            self._documents[self._chance.randrange(len(self._documents))] = self._document()
+        question = self._new()
+        self._recent.append(question)
+        return question
+
+    def _new(self) -> Question:
+        chance, number, document, most = self._chance, self._chance.randrange(MARKS), (0, []), self._most_tokens()
         tokens, reason, sampling = min(most, STEPS), "length" if most <= STEPS else "stop", GREEDY
         text = script(number, tokens)
         if chance.random() < 0.3:
@@ -87,13 +91,42 @@ def questions(chance: random.Random, count: int) -> list[Question]:
             sampling = Sampling(temperature=0.0, presence_penalty=0.5, stop=(f" {number}.{step} ",))
             if step + 1 < tokens:  # the space that ends it is the next token's
                 tokens, reason, text = step + 2, "stop", script(number, step)
-        return Question(number, prompt(number), sampling, most, text, tokens, reason)
+        kind = chance.random()
+        if kind < 0.6:
+            document = chance.choice(self._documents)
+        return Question(
+            number=self._next(),
+            mark=number,
+            document=document[0],
+            document_tokens=len(document[1]),
+            prompt=self._prompt(number, kind, document[1]),
+            sampling=sampling,
+            max_tokens=most,
+            text=text,
+            tokens=tokens,
+            reason=reason,
+        )
 
-    return [question() for _ in range(count)]
+    def _prompt(self, number: int, kind: float, document: list[int]) -> Conversation | TextPrompt | TokenPrompt:
+        if document:
+            own = [*self._fillers(0, 30), mark_token(number), *self._fillers(0, 30)]
+            return TokenPrompt(ids=tuple(document + own))
+        text = "".join(chr(token - filler_token(0)) for token in self._fillers(0, 200))
+        text = text[: len(text) // 2] + mark(number) + text[len(text) // 2 :]
+        return TextPrompt(text=text) if kind < 0.8 else Conversation(messages=(Message(role="user", content=text),))
 
+    def _most_tokens(self) -> int:
+        return self._chance.randint(1, 2 * STEPS)
 
-def _fillers(chance: random.Random, count: int) -> list[int]:
-    return [filler_token(chance.randrange(97, 123)) for _ in range(count)]
+    def _document(self) -> tuple[int, list[int]]:
+        return self._next(), self._fillers(20, 150)
+
+    def _fillers(self, least: int, most: int) -> list[int]:
+        return [filler_token(self._chance.randrange(97, 123)) for _ in range(self._chance.randint(least, most))]
+
+    def _next(self) -> int:
+        self._count += 1
+        return self._count
 
 
 class Soak:
@@ -101,16 +134,17 @@ class Soak:
 
     def __init__(self, runner: RunnerClient, slots: int, chance: random.Random) -> None:
         self._runner = runner
+        self._questions = Questions(chance)
         self._slots = slots
         self._chance = chance
         self._count = 0
         self._open: dict[str, tuple[Question, bool]] = {}  # by request id: what was asked, and whether it was cancelled
         self._tenants: dict[str, str] = {}
-        self._seen: dict[str, set[Question]] = {tenant: set() for tenant in _TENANTS}
+        self._asked: dict[str, Counter[int]] = {tenant: Counter() for tenant in _TENANTS}  # documents and questions
         self.report = Report()
         (self._inner,) = children(runner.process.pid)
 
-    def run(self, asked: Sequence[Question], seconds: float) -> None:
+    def run(self, seconds: float) -> None:
         """Raises ``AssertionError`` as soon as an answer is not the right one, ``TimeoutError`` when one does not
         come."""
         began = sampled = time.monotonic()
@@ -118,26 +152,26 @@ class Soak:
             if now >= sampled:
                 self.report.megabytes.append(int(status(self._inner)["VmRSS"].split()[0]) * 1024 / 1e6)
                 sampled += _SECONDS_BETWEEN_SAMPLES
-            self._do_something(asked)
+            self._do_something()
         self._settle()
 
-    def all_once(self, asked: Sequence[Question]) -> None:
+    def calmly(self, questions: int) -> None:
         """As many at a time as there are slots, none cancelled."""
-        for start in range(0, len(asked), self._slots):
-            for question in asked[start : start + self._slots]:
-                self._submit(question)
+        for _ in range(questions // self._slots):
+            for _ in range(self._slots):
+                self._submit()
             self._settle()
 
     # --- deeds ------------------------------------------------------------------------------------------------------
 
-    def _do_something(self, asked: Sequence[Question]) -> None:
+    def _do_something(self) -> None:
         deed = self._chance.random()
         if not self._open or deed < 0.01:
             for _ in range(self._chance.randint(1, 3 * self._slots)):
-                self._submit(self._chance.choice(asked))
+                self._submit()
         elif deed < 0.10:
             if len(self._open) < 3 * self._slots:
-                self._submit(self._chance.choice(asked))
+                self._submit()
         elif deed < 0.12:
             self._cancel()
         elif deed < 0.1205:
@@ -147,8 +181,9 @@ class Soak:
         else:
             self._receive()
 
-    def _submit(self, question: Question) -> None:
+    def _submit(self) -> None:
         self._count += 1
+        question = self._questions.draw()
         request_id, tenant = f"q-{self._count}", self._chance.choice(_TENANTS)
         self._runner.send(
             Submit(
@@ -163,7 +198,7 @@ class Soak:
         )
         self._open[request_id] = question, False
         self._tenants[request_id] = tenant
-        self._seen[tenant].add(question)
+        self._asked[tenant].update({question.number, question.document})
 
     def _cancel(self) -> None:
         """The caller has gone. The last one may not even have begun."""
@@ -205,19 +240,12 @@ class Soak:
         else:
             assert answer.text == question.text
             assert (end.reason, end.completion_tokens) == (question.reason, question.tokens)
-        self._judge_cached(end.cached_tokens, question, tenant)
+        self._judge_cached(end.cached_tokens, question, self._asked[tenant])
         self.report.cached_tokens += end.cached_tokens
         self.report.cancelled += cancelled
         self.report.whole += not cancelled
 
-    def _judge_cached(self, cached: int, question: Question, tenant: str) -> None:
-        """No more than this tenant itself has asked."""
-        if cached and isinstance(question.prompt, TokenPrompt):
-            assert cached <= max(_common(question.prompt, other.prompt) for other in self._seen[tenant])
-
-
-def _common(one: TokenPrompt, other: Conversation | TextPrompt | TokenPrompt) -> int:
-    """Tokens with which both begin."""
-    if not isinstance(other, TokenPrompt):
-        return 0
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one.ids, other.ids, strict=False)))
+    def _judge_cached(self, cached: int, question: Question, asked: Counter[int]) -> None:
+        """No more than what this tenant asked besides. Two prompts begin alike by chance with a token or two."""
+        if question.document and asked[question.number] == 1:
+            assert cached <= _ALIKE_BY_CHANCE + (question.document_tokens if asked[question.document] > 1 else 0)

@@ -31,8 +31,8 @@ _WPM_UNKNOWN: Final = 100  # in BERT's own vocabulary, and where a file does not
 _OFFERS: Final[dict[str, Offer]] = {"": "generate", "0": "generate", "1": "embed", "2": "embed", "3": "embed"}
 _RANK: Final = "4"
 _MAX_HEADER_BYTES: Final = 24 * 1024 * 1024
-_RANK_HEAD: Final = re.compile(  # a tensor's name behind its length, before one or two dimensions
-    rb"(?:\x0a\0{7}cls\.weight|\x11\0{7}cls\.output\.weight)[\x01\x02]\0{3}"
+_RANK_HEAD: Final = re.compile(  # a tensor's name behind its length, then how many dimensions, one or two, and these
+    rb"(?:\x0a\0{7}(cls)|\x11\0{7}(cls\.output))\.weight([\x01\x02])\0{3}.{8}(.{8})", re.DOTALL
 )
 _TOKEN_NULL: Final = -1
 
@@ -57,9 +57,9 @@ class LoadError(Exception):
 class Model:
     """A loaded GGUF. Its functions are thread-safe: the vocabulary is constant and the piece cache only grows."""
 
-    def __init__(self, pointer: Any, *, has_rank_head: bool = False) -> None:
+    def __init__(self, pointer: Any, *, rank_outputs: int = 0) -> None:
         self.pointer = pointer
-        self.offers: Final = self._offers(has_rank_head)
+        self.offers: Final = self._offers(rank_outputs)
         self._vocabulary = llama.llama_model_get_vocab(pointer)
         self.vocabulary_tokens: Final[int] = llama.llama_vocab_n_tokens(self._vocabulary)
         self.training_context_tokens: Final[int] = llama.llama_model_n_ctx_train(pointer)
@@ -85,7 +85,7 @@ class Model:
     @classmethod
     def load(cls, descriptor: int) -> "Model":
         """Maps the GGUF that starts at the descriptor's present offset. Raises ``LoadError``."""
-        has_rank_head = _RANK_HEAD.search(_first_bytes(descriptor)) is not None
+        rank_outputs = _rank_outputs(_first_bytes(descriptor))
         stream = open_stream(descriptor)
         try:
             pointer = llama.llama_model_load_from_file_ptr(stream, llama.llama_model_default_params())
@@ -93,17 +93,17 @@ class Model:
             libc.fclose(stream)  # llama.cpp has mapped or read what it needs and does not own the stream
         if not pointer:
             raise LoadError("model-invalid", recent_log())
-        return cls(pointer, has_rank_head=has_rank_head)
+        return cls(pointer, rank_outputs=rank_outputs)
 
     def close(self) -> None:
         llama.llama_model_free(self.pointer)
 
-    def _offers(self, has_rank_head: bool) -> Offer:
-        """By ``<architecture>.pooling_type``. llama.cpp aborts on a number that it does not know, and computes
-        meaningless scores for a model without a rank head. Raises ``LoadError``."""
+    def _offers(self, rank_outputs: int) -> Offer:
+        """By ``<architecture>.pooling_type``. llama.cpp aborts on a number that it does not know, and takes the first
+        numbers of a vector for the scores of a model whose head does not end in as many. Raises ``LoadError``."""
         architecture = self._metadata("general.architecture")
         pooling = self._metadata(f"{architecture}.pooling_type")
-        if pooling == _RANK and has_rank_head:
+        if pooling == _RANK and rank_outputs and rank_outputs == llama.llama_model_n_cls_out(self.pointer):
             return "rerank"
         if pooling not in _OFFERS:
             why = "has no head to rank with" if pooling == _RANK else "states a pooling that is not known"
@@ -274,11 +274,19 @@ class Model:
         return piece
 
 
-def _first_bytes(descriptor: int) -> bytes:
+def _rank_outputs(header: bytearray) -> int:
+    """How many numbers the last layer of a rank head gives; 0 for a model without a head."""
+    found = {}
+    for dense, output, dimensions, second in _RANK_HEAD.findall(header):
+        found[dense or output] = int.from_bytes(second, "little") if dimensions == b"\2" else 1
+    return found.get(b"cls.output", found.get(b"cls", 0))
+
+
+def _first_bytes(descriptor: int) -> bytearray:
     """As much of the file as a header may take. The descriptor's offset is left as it was."""
     start = os.lseek(descriptor, 0, os.SEEK_CUR)
     found = bytearray()
     while len(found) < _MAX_HEADER_BYTES and (more := os.read(descriptor, 1 << 20)):
         found += more
     os.lseek(descriptor, start, os.SEEK_SET)
-    return bytes(found)
+    return found

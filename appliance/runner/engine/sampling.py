@@ -87,6 +87,9 @@ class Sampler:
         self._window: deque[int] | None = deque(maxlen=sampling.repeat_last_n) if _lifts(sampling) else None
         self._keep = self._best_needed(sampling)
         self._chain = self._chain_for(sampling, choice)
+        self.shared_depth: Final = self._depth_without_rules()
+        """How many of the best of a row are candidates; 0 when there is more to know before."""
+        self._takes_best = self._chain is None and not len(self._rules.biased)
         if self._penalised:
             for token in prompt[-sampling.repeat_last_n :].tolist():
                 self._remember(token)
@@ -115,9 +118,7 @@ class Sampler:
             raise
         return chain
 
-    @property
-    def shared_depth(self) -> int:
-        """How many of the best of a row are candidates; 0 when there is more to know before."""
+    def _depth_without_rules(self) -> int:
         alone = self._chain is None or self._window is not None or len(self._rules.always) or len(self._rules.never)
         return 0 if alone or self._keep > MAX_SHARED_DEPTH else self._keep
 
@@ -147,7 +148,7 @@ class Sampler:
         return self._choose_among(row, self._allowed(self._constraint, row))
 
     def _choose_freely(self, row: Row, near: Ids | None) -> int | None:
-        if self._chain is None and not len(self._rules.biased):
+        if self._takes_best:
             best = int(row.argmax())
             if best not in self._never:
                 return best if math.isfinite(row[best]) else None

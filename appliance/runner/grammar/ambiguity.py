@@ -7,8 +7,11 @@ gets a type, from which a bound follows without running anything:
 - nullable, FIRST (what may begin it), FLAST (what may come right after a whole match and lengthen it): Krishnaswami and
   Yallop, *A Typed, Algebraic Approach to Parsing* (PLDI 2019). Where FLAST of one part and FIRST of the next are apart,
   and so are the FIRSTs of alternatives, no input leaves two ways open.
-- four bounds: stacks at its start, stacks at any time inside it, stacks still inside it when it might be over, and
-  places in it at all. Where FIRST and FLAST overlap, the bound falls back on the places.
+- its least and its greatest length, and how many ways lead through one text: llama.cpp tries them all for every token
+  that it must reject, without noticing where they meet again, so that ``("a" | [a-z])*`` takes two to the power of the
+  token's length. Tokens longer than ``MAX_PIECE_CHARACTERS`` must therefore be left out by whoever applies a grammar.
+- four bounds on places: stacks at its start, stacks at any time inside it, stacks still inside it when it might be
+  over, and places in it at all. Where FIRST and FLAST overlap, the bound falls back on the places.
 
 A rule that can nest inside itself has no end of places, so there an overlap is refused. Elsewhere it is allowed as far
 as the bounds go. Alternatives that begin with literals of which none is the start of another are apart as well.
@@ -25,6 +28,7 @@ Not here: the text (``notation``).
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
+from math import log2
 from typing import Final, NamedTuple
 
 from appliance.runner.grammar.notation import (
@@ -40,11 +44,15 @@ from appliance.runner.grammar.notation import (
     Sequence,
 )
 
-MAX_WIDTH: Final = 512
+MAX_WIDTH: Final = 256
 """Stacks that may be open at once, where the next character decides between them."""
 MAX_UNDECIDED: Final = 96
 """Stacks that may stay open after a character that did not decide."""
-MAX_STEPS: Final = 25_000
+MAX_PIECE_CHARACTERS: Final = 16
+"""The longest token that may be tried against a grammar: the bounds hold for no longer ones."""
+MAX_WAYS: Final = 256
+"""Through the text of one token."""
+MAX_STEPS: Final = 12_000
 MAX_REWALKS: Final = 1_000_000
 """References that llama.cpp's search for left recursion may look at."""
 MAX_BOUNDARIES: Final = 4096
@@ -66,9 +74,12 @@ class Shape(NamedTuple):
     inside: int
     ending: int
     places: int
+    ways: int
+    shortest: int
+    longest: int
 
 
-_EMPTY: Final = Shape(True, 0, 0, 0, 0, 0, 0, 0)
+_EMPTY: Final = Shape(True, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0)
 
 
 def check_ambiguity(rules: Mapping[str, Alternates]) -> None:
@@ -83,6 +94,8 @@ class _Check:
         self._steps = 0
         self._rewalks = 0
         self._leads_made = 0
+        self._members: set[str] = set()  # of the component that is looked at, if it is recursive
+        self._gains: dict[str, float] = {}
         self._rule = ""
         self._nullable: set[str] = set()
         self._shapes: dict[str, Shape] = {}
@@ -177,21 +190,26 @@ class _Check:
         for name in component:
             self._shapes[name] = _EMPTY._replace(nullable=name in self._nullable, places=places)
         recursive = len(component) > 1 or component[0] in _references(self._rules[component[0]])
+        self._members = members if recursive else set()
+        self._gains = {}
         changed = True
         while changed:
             changed = False
             for name in component:
                 self._rule = name
                 self._leads[name] = self._leads_of(self._rules[name])
-                shape = self._bounded(self._alternates(self._rules[name]), places)
+                shape = self._bounded(self._alternates(self._rules[name]), places, recursive=recursive)
                 if shape != self._shapes[name]:
                     self._shapes[name] = shape
                     changed = recursive
 
-    def _bounded(self, shape: Shape, places: int) -> Shape:
+    def _bounded(self, shape: Shape, places: int, *, recursive: bool) -> Shape:
+        if recursive and shape.ways > 1:
+            raise self._error("refers back to itself, and leaves more than one way open after the same text")
         if shape.inside > MAX_WIDTH or shape.start > MAX_WIDTH:
             raise self._error(f"leaves more than {MAX_WIDTH} ways open")
-        return shape._replace(ending=min(shape.ending, places), places=places)
+        longest = _ENDLESS if recursive else shape.longest
+        return shape._replace(ending=min(shape.ending, places), places=places, longest=longest)
 
     def _component_places(self, component: list[str], members: set[str]) -> int:
         if any(_nests(self._rules[name], members, last=True) for name in component):
@@ -227,19 +245,22 @@ class _Check:
         shapes = [shape for shape, _lead in ways]
         start = sum(shape.start for shape in shapes)
         places = min(_ENDLESS, sum(shape.places for shape in shapes))
+        shortest, longest = min(shape.shortest for shape in shapes), max(shape.longest for shape in shapes)
         every = _union(shape.every for shape in shapes)
         if _apart(ways):
             inside = max(start, *(shape.inside for shape in shapes)) if len(shapes) > 1 else shapes[0].inside
             ending = max(shape.ending for shape in shapes)
             flast = _union(shape.flast for shape in shapes)
+            ways_through = max(shape.ways for shape in shapes)
         else:
             if places >= _ENDLESS:
                 raise self._error("nests, and its alternatives begin alike")
             inside = ending = self._undecided(sum(shape.inside for shape in shapes))
+            ways_through = self._few(sum(shape.ways for shape in shapes))
             flast = every
         nullable = any(shape.nullable for shape in shapes)
         first = _union(shape.first for shape in shapes)
-        return Shape(nullable, first, flast, every, start, inside, ending, places)
+        return Shape(nullable, first, flast, every, start, inside, ending, places, ways_through, shortest, longest)
 
     def _sequence(self, sequence: Sequence) -> Shape:
         """Neighbours that cannot nest are joined first: among them an overlap is no harm."""
@@ -263,28 +284,34 @@ class _Check:
         places = min(_ENDLESS, left.places + right.places)
         first = left.first | (right.first if left.nullable else 0)
         nullable = left.nullable and right.nullable
+        ways = self._few(left.ways * right.ways)
+        length = (left.shortest + right.shortest, min(_ENDLESS, left.longest + right.longest))
         if (left.flast | (left.first if left.nullable else 0)) & right.first:
             if places >= _ENDLESS:
                 raise self._error("nests, and one part may begin as the part before it goes on")
             inside = ending = self._undecided(left.inside + right.places)
-            return Shape(nullable, first, every, every, start, inside, ending, places)
+            ways = self._few(ways * _borders(left))
+            return Shape(nullable, first, every, every, start, inside, ending, places, ways, *length)
         still_left = max(left.ending, left.start if left.nullable else 0)
         inside = max(left.inside, still_left + right.start, right.inside)
         ending = max(right.ending, left.ending + right.start if right.nullable else 0)
         flast = right.flast | (right.first | left.flast if right.nullable else 0)
-        return Shape(nullable, first, flast, every, start, inside, ending, places)
+        return Shape(nullable, first, flast, every, start, inside, ending, places, ways, *length)
 
     def _shape(self, node: Node) -> Shape:
         self._step()
         match node:
             case Literal(text):
                 every = self._alphabet.of_literal(text)
-                return Shape(False, self._alphabet.of(ord(text[0]), ord(text[0])), 0, every, 1, 1, 0, len(text))
+                first = self._alphabet.of(ord(text[0]), ord(text[0]))
+                return Shape(False, first, 0, every, 1, 1, 0, len(text), 1, len(text), len(text))
             case Class(ranges, _negated):
                 mask = self._alphabet.of_class(node)
-                return Shape(False, mask, 0, mask, len(ranges), len(ranges), 0, len(ranges))
+                return Shape(False, mask, 0, mask, len(ranges), len(ranges), 0, len(ranges), 1, 1, 1)
             case Reference(name):
                 shape = self._shapes[name]
+                if self._members and shape.ways > 1 and name not in self._members:
+                    shape = self._with_gain(name, shape)
                 return shape._replace(start=shape.start + 1, inside=max(shape.inside, shape.start + 1))
             case Group(alternates):
                 return self._alternates(alternates)
@@ -297,22 +324,43 @@ class _Check:
         nullable = least == 0 or one.nullable
         start = one.start + 1
         self._rewalks += copies * start
+        shortest = least * one.shortest
         if most == 1:
-            return one._replace(nullable=nullable, start=start, inside=max(one.inside, start), places=places)
+            inside = max(one.inside, start)
+            return one._replace(nullable=nullable, start=start, inside=inside, places=places, shortest=shortest)
+        length = (shortest, _ENDLESS if most is None else min(_ENDLESS, most * one.longest))
+        times = min(_ENDLESS if most is None else most, MAX_PIECE_CHARACTERS // max(1, one.shortest) or 1)
         if one.flast & one.first:
             if places >= _ENDLESS:
                 raise self._error("nests, and what it repeats may begin as it goes on")
             inside = ending = self._undecided(places)
-            return Shape(nullable, one.first, one.every, one.every, start, inside, ending, places)
+            ways = self._few((one.ways * _borders(one)) ** times)
+            return Shape(nullable, one.first, one.every, one.every, start, inside, ending, places, ways, *length)
+        ways = self._few(one.ways**times)
         inside = max(one.inside, one.ending + start)
         if least == most:
-            return Shape(nullable, one.first, one.flast, one.every, start, inside, one.ending, places)
+            return Shape(nullable, one.first, one.flast, one.every, start, inside, one.ending, places, ways, *length)
         ending = one.ending + start
-        return Shape(nullable, one.first, one.flast | one.first, one.every, start, inside, ending, places)
+        flast = one.flast | one.first
+        return Shape(nullable, one.first, flast, one.every, start, inside, ending, places, ways, *length)
 
     def _undecided(self, ways: int) -> int:
         if ways > MAX_UNDECIDED:
             raise self._error(f"leaves more than {MAX_UNDECIDED} ways open after the same text")
+        return ways
+
+    def _with_gain(self, name: str, shape: Shape) -> Shape:
+        """A part of a recursion that is itself none, and through which more than one way leads. How often one token can
+        pass it depends on its length, and on one character more if it cannot follow itself at once."""
+        length = shape.shortest + (1 if shape.first & shape.flast else 0)
+        self._gains[name] = log2(shape.ways) / max(1, length)
+        if sum(self._gains.values()) * MAX_PIECE_CHARACTERS > log2(MAX_WAYS):
+            raise self._error("refers back to itself, and leaves too many ways through the same text")
+        return shape._replace(ways=1)
+
+    def _few(self, ways: int) -> int:
+        if ways > MAX_WAYS:
+            raise self._error(f"leaves more than {MAX_WAYS} ways through the same text")
         return ways
 
     def _count_rewalks(self, name: str) -> None:
@@ -365,6 +413,11 @@ def _apart(ways: list[tuple[Shape, Leads | None]]) -> bool:
         return True
     leads.sort()
     return not any(later.startswith(earlier) for earlier, later in pairwise(leads))
+
+
+def _borders(shape: Shape) -> int:
+    """Places within a token at which this part may be over."""
+    return min(MAX_PIECE_CHARACTERS, shape.longest + 1)
 
 
 class _Alphabet:

@@ -14,8 +14,8 @@ import re
 from typing import Final, NamedTuple
 
 MAX_BYTES: Final = 131_072
-MAX_RULES: Final = 1000
-MAX_ITEMS: Final = 3000
+MAX_RULES: Final = 600
+MAX_ITEMS: Final = 2400
 """Literals, classes, references, groups and repetitions, as written."""
 MAX_NESTING: Final = 32
 """Of groups: llama.cpp walks them by recursion."""

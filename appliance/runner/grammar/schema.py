@@ -126,6 +126,21 @@ class _Object(NamedTuple):
     may_be_empty: bool
 
 
+class _Kind(NamedTuple):
+    """A kind of object: for each place in its properties, what is written where one member from there on must come, and
+    what may follow a member before there."""
+
+    object: _Object
+    starts: list[str]
+    follows: list[str]
+
+    def head(self, place: int) -> _Property | None:
+        return self.object.properties[place] if place < len(self.object.properties) else None
+
+    def needs_more(self, place: int) -> bool:
+        return any(one.required for one in self.object.properties[place:])
+
+
 class _Further(NamedTuple):
     """What is written where a further property must come, where it may come, and after its key."""
 
@@ -377,16 +392,15 @@ class _Translation:
 
     def _objects(self, objects: list[_Object]) -> str:
         """One object that is of any of these kinds."""
-        members = self._shared_start([(one, *self._members(one)) for one in objects], 0)
+        members = self._shared_start([self._members(one) for one in objects], 0)
         if not members:
             return self._rule('"{" ws "}"')
         if any(one.may_be_empty for one in objects):
             return self._rule(f'"{{" ws ({members} ws)? "}}"')
         return self._rule(f'"{{" ws {members} ws "}}"')
 
-    def _members(self, one: _Object) -> tuple[list[str], list[str]]:
-        """For each place in the properties: what is written where one member from there on must come, and what may
-        follow a member before there. Linear: each place refers to the next."""
+    def _members(self, one: _Object) -> _Kind:
+        """Linear: what is written at each place refers to the next."""
         names = [place.name for place in one.properties]
         last = self._further(one, names)
         starts, follows = [last.start], [last.follow]
@@ -404,7 +418,7 @@ class _Translation:
                 own = self._rule(f"{own} | {starts[0]}")
             starts.insert(0, self._named(own) if len(own) > _LONG else own)
             follows.insert(0, f'"," ws {starts[0]}' if needed else f'("," ws {starts[0]})?')
-        return starts, follows
+        return _Kind(one, starts, follows)
 
     def _named(self, text: str) -> str:
         return self._rule(text) if " " in text else text
@@ -448,28 +462,34 @@ class _Translation:
         ways.append(f"{class_of(others)} {other}")
         return self._rule(" | ".join(ways))
 
-    def _shared_start(self, objects: list[tuple[_Object, list[str], list[str]]], place: int) -> str:
-        """Members from a place on, of any of these kinds. What all kinds begin with is written once, so that the first
+    def _shared_start(self, objects: list[_Kind], place: int) -> str:
+        """Members from a place on, of any of these kinds. What all kinds have there is written once, so that the first
         difference decides: where kinds can nest, llama.cpp could not follow several at a time."""
         if len(objects) == 1:
-            return objects[0][1][place]
-        heads = [one.properties[place] if place < len(one.properties) else None for one, _starts, _follows in objects]
-        names = {head.name if head and head.required else None for head in heads}
-        if len(names) > 1 or None in names:
-            return self._rule(" | ".join(dict.fromkeys(filter(None, (starts[place] for _, starts, _ in objects)))))
-        by_value: dict[str, list[tuple[_Object, list[str], list[str]]]] = {}
-        for head, one in zip(heads, objects, strict=True):
-            by_value.setdefault(self._expression(head.schema if head else True), []).append(one)
-        ways = [f"{value} {self._shared_rest(group, place + 1)}".rstrip() for value, group in by_value.items()]
-        key = _key(objects[0][0].properties[place].name)
-        return f"{key} ws {ways[0] if len(ways) == 1 else self._rule(' | '.join(ways))}"
+            return objects[0].starts[place]
+        heads = [kind.head(place) for kind in objects]
+        if len({head.name if head else None for head in heads}) > 1 or heads[0] is None:
+            return self._rule(" | ".join(dict.fromkeys(filter(None, (kind.starts[place] for kind in objects)))))
+        by_value: dict[str, list[_Kind]] = {}
+        for head, kind in zip(heads, objects, strict=True):
+            by_value.setdefault(self._expression(head.schema if head else True), []).append(kind)
+        values = [f"{value} {self._shared_rest(group, place + 1)}".rstrip() for value, group in by_value.items()]
+        ways = [f"{_key(heads[0].name)} ws {values[0] if len(values) == 1 else self._rule(' | '.join(values))}"]
+        without = [kind for kind in objects if not kind.object.properties[place].required and kind.starts[place + 1]]
+        if without:
+            ways.append(self._shared_start(without, place + 1))
+        return ways[0] if len(ways) == 1 else self._rule(" | ".join(ways))
 
-    def _shared_rest(self, objects: list[tuple[_Object, list[str], list[str]]], place: int) -> str:
+    def _shared_rest(self, objects: list[_Kind], place: int) -> str:
         if len(objects) == 1:
-            return objects[0][2][place]
-        if all(place < len(one.properties) and one.properties[place].required for one, _starts, _follows in objects):
-            return f'"," ws {self._shared_start(objects, place)}'
-        return self._rule(" | ".join(dict.fromkeys(follows[place] or '""' for _, _, follows in objects)))
+            return objects[0].follows[place]
+        if any(kind.object.rest is not None for kind in objects):
+            return self._rule(" | ".join(dict.fromkeys(kind.follows[place] or '""' for kind in objects)))
+        going_on = [kind for kind in objects if kind.starts[place]]
+        if not going_on:
+            return ""
+        more = f'"," ws {self._named(self._shared_start(going_on, place))}'
+        return more if all(kind.needs_more(place) for kind in objects) else f"({more})?"
 
     # --- arrays, texts, numbers -------------------------------------------------------------------------------------
 

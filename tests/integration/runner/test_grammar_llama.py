@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from appliance.runner.grammar.ambiguity import MAX_UNDECIDED
+from appliance.runner.grammar.ambiguity import MAX_PIECE_CHARACTERS, MAX_UNDECIDED
 from appliance.runner.grammar.gbnf import GrammarInvalid, check
 from appliance.runner.grammar.notation import MAX_CLASS_RANGES, MAX_NESTING, MAX_REPETITIONS
 from appliance.runner.grammar.schema import json_object_gbnf, to_gbnf
@@ -18,8 +18,9 @@ from tests.support.chain_model import chain_model
 
 ROOT = Path(__file__).parents[3]
 CASES = json.loads((ROOT / "tests/vectors/json-schema/schemas.json").read_text(encoding="utf-8"))
-SCRIPT = 'a {"b": 1, ["c" null}, true "d": [] {}'
-"""A vocabulary with tokens that cross the borders of JSON's own."""
+SCRIPT = "a" * (MAX_PIECE_CHARACTERS - 1) + '- {"b": 1, ["c" null}, true "d": [] {}'
+"""A vocabulary with tokens that cross the borders of JSON's own, and one that is refused only at its very end, as often
+as there are ways to read what comes before."""
 STEP_SECONDS = 0.1
 
 
@@ -59,19 +60,19 @@ def nested(depth: int) -> str:
 UNDECIDED = MAX_UNDECIDED - 10
 BORDER = {
     "groups": (f"root ::= {nested(MAX_NESTING)}", "a"),
-    "chain": ("root ::= r0\n" + "".join(f"r{n} ::= r{n + 1}\n" for n in range(500)) + 'r500 ::= "a"', "a"),
+    "chain": ("root ::= r0\n" + "".join(f"r{n} ::= r{n + 1}\n" for n in range(240)) + 'r240 ::= "a"', "a"),
     "class": ("root ::= [" + "".join(chr(0x100 + 2 * n) for n in range(MAX_CLASS_RANGES - 1)) + "a]*", "a" * 50),
     "repetition": (f'root ::= "a"{{{MAX_REPETITIONS}}}', "a" * 100),
     "optional repetition": (f"root ::= [a]{{0,{MAX_REPETITIONS}}}", "a" * 100),
     "elements": (f'root ::= "{"a" * 32}"{{{MAX_REPETITIONS}}}', "a" * 100),
-    "alternatives": ("root ::= (" + " | ".join(f'"a{n:04}"' for n in range(250)) + ")*", "a0001" * 5),
+    "alternatives": ("root ::= (" + " | ".join(f'"a{n:04}"' for n in range(120)) + ")*", "a0001" * 5),
     "undecided": (f"root ::= [a]{{0,{UNDECIDED}}} [a]{{0,{UNDECIDED // 2}}}", "a" * UNDECIDED),
-    "undecided literals": ("root ::= (" + " | ".join(f'"{"a" * n}"' for n in range(1, 8)) + ")+", "a" * 60),
-    "undecided words": ("root ::= ([a-z]+ [a-z0-9]* [a-f]*)", "a" * 60),
+    "undecided literals": ("root ::= (" + " | ".join(f'"{"a" * n}"' for n in range(1, 13)) + ') [a]* "!"', "a" * 60),
+    "undecided words": ('root ::= [a-z]+ [a-z0-9]* [a-f]* "!"', "a" * 60),
     "deep stack": ('root ::= "[" root "]" | "a"', "[" * 400 + "a" + "]" * 400),
     "deep json": (json_object_gbnf(), '{"a":' * 150 + "1" + "}" * 150),
     "wide rules": (
-        "root ::= r0\n" + "".join(f'r{n} ::= "a" r{n + 1} | "b"\n' for n in range(700)) + 'r700 ::= "c"',
+        "root ::= r0\n" + "".join(f'r{n} ::= "a" r{n + 1} | "b"\n' for n in range(550)) + 'r550 ::= "c"',
         "a" * 99,
     ),
 }

@@ -37,7 +37,7 @@ def plan_of(path: Path, context_tokens: int, slots: int, kv_type: KvType) -> Mem
 
 
 def allocated(path: Path, context_tokens: int, slots: int, kv_type: str, kind: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "tests.support.allocations", str(path)]
+    command = [sys.executable, "-m", "tests.support.engine_allocations", str(path)]
     command += [str(context_tokens), str(slots), kv_type, kind]
     root = Path(__file__).parents[3]
     done = subprocess.run(command, check=True, capture_output=True, timeout=120, cwd=root, text=True)

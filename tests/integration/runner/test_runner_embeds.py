@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from appliance.ipc.messages import Cancel, Ready, Reset
 from tests.support.bert_model import POOLING, VOCABULARY, WIDTH, bert_model
 from tests.support.chain_model import STORY, chain_model
+from tests.support.random_model import random_model
 from tests.support.runner_client import bare_runner, sandboxed_runner
 from tests.support.vector_client import VectorClient
 
@@ -36,9 +37,9 @@ def talker() -> Iterator[VectorClient]:
         yield VectorClient(runner)
 
 
-def _same(ours: NDArray[np.float32], others: NDArray[np.float32]) -> None:
+def _same(ours: NDArray[np.float32], others: NDArray[np.float32], *, at_least: float = 0.999999) -> None:
     assert ours.shape == others.shape
-    assert (np.sum(ours * others, axis=-1) > 0.999999).all()
+    assert (np.sum(ours * others, axis=-1) > at_least).all()
 
 
 # --- vectors --------------------------------------------------------------------------------------------------------
@@ -54,6 +55,18 @@ def test_an_input_has_the_vector_that_it_has_alone_whoever_shares_its_batch(pool
     _same(together, alone)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-6)
     assert len({row.tobytes() for row in together}) == len(TEXTS)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_a_decoder_that_pools_remembers_nothing_of_an_earlier_batch(pooling: str) -> None:
+    with bare_runner(random_model(pooling=POOLING[pooling]), slots=4) as runner:
+        client = VectorClient(runner)
+        together = client.embed(*TEXTS).vectors
+        alone = np.concatenate([client.embed(text).vectors for text in TEXTS])
+        again = client.embed(*reversed(TEXTS)).vectors[::-1]
+    assert together.shape[0] == len({row.tobytes() for row in together}) == len(TEXTS)
+    _same(together, alone, at_least=0.999)  # its cache has half precision
+    _same(together, again, at_least=0.999)
 
 
 def test_rows_come_in_the_order_of_the_inputs_however_many(client: VectorClient) -> None:
@@ -130,12 +143,13 @@ def test_a_model_is_not_asked_for_what_it_is_not_for(
     assert [refused.reason for refused in said if refused] == ["not-offered"] * len(said)
 
 
-@pytest.mark.parametrize(
-    ("pooling", "reason"),
-    [(POOLING["rank"], "model-unsupported"), (None, "model-unsupported"), (9, "model-unsupported")],
-)
-def test_an_encoder_that_could_only_give_meaningless_numbers_is_not_served(pooling: int | None, reason: str) -> None:
-    _is_not_loaded(bert_model(pooling), reason)
+@pytest.mark.parametrize("pooling", [POOLING["rank"], POOLING["none"], None, 9])
+def test_an_encoder_that_could_only_give_meaningless_numbers_is_not_served(pooling: int | None) -> None:
+    _is_not_loaded(bert_model(pooling), "model-unsupported")
+
+
+def test_a_rank_head_without_its_last_layer_is_none() -> None:
+    _is_not_loaded(bert_model(POOLING["rank"], half_head=True), "model-unsupported")
 
 
 def _is_not_loaded(model: object, reason: str) -> None:

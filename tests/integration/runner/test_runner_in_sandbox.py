@@ -5,8 +5,8 @@ A call that the filter forbids ends the process, so each test shows that a path 
 
 from pathlib import Path
 
-from appliance.core.values import Message, Sampling
-from appliance.ipc.messages import Load, LoadFailed
+from appliance.core.values import GbnfGrammar, JsonObject, JsonSchema, Message, Sampling
+from appliance.ipc.messages import Load, LoadFailed, TextPrompt
 from tests.support.chain_model import STORY, chain_model, long_script, model_with_nan
 from tests.support.runner_client import TIMEOUT_SECONDS, Answer, sandboxed_runner
 
@@ -31,17 +31,25 @@ def test_serving_needs_no_forbidden_call() -> None:
         Sampling(temperature=2.0, top_k=0, top_p=1.0, min_p=0.0, seed=3),
         Sampling(frequency_penalty=-2.0, stop=("a", "the")),
         Sampling(top_k=1000, presence_penalty=2.0, frequency_penalty=2.0),
+        Sampling(mirostat=1),
+        Sampling(mirostat=2, ignore_eos=True),
+        Sampling(typical_p=0.9, repeat_penalty=1.1, logit_bias=((7, 1.0), (8, -100.0)), logprobs=20),
     ]
     with sandboxed_runner(DEMO, context_tokens=1024) as runner:
         for turn in range(3):
             names = [f"{turn}-{number}" for number in range(12)]
             for number, name in enumerate(names):
-                runner.submit(name, "why? " * (1 + 14 * number), sampling=samplings[number % 6])
+                runner.submit(name, "why? " * (1 + 14 * number), sampling=samplings[number % len(samplings)])
             runner.cancel(names[4])
             answers = runner.wait_for(*names)
             assert {reason(answer) for answer in answers} <= {"stop", "length", "cancelled"}
         refused = runner.ask("x" * 300_000).refused
         assert refused is not None and refused.reason == "prompt-too-long"
+        few = {"max_completion_tokens": 40, "choices": 2, "sampling": Sampling(logprobs=2)}
+        for constraint in (JsonObject(), JsonSchema(schema='{"type":"integer"}'), GbnfGrammar(text="root ::= [a-z]+")):
+            assert reason(runner.ask("hello", constraint=constraint, **few)) in {"stop", "length"}
+        assert runner.ask("hello", constraint=GbnfGrammar(text="root ::= root")).refused is not None
+        assert reason(runner.ask(TextPrompt(text="hello"), echo=True, **few)) in {"stop", "length"}
         runner.reset()
         assert reason(runner.ask("hello")) == "stop"
         runner.channel.close()

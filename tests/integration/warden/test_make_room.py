@@ -21,8 +21,9 @@ from appliance.ipc.connection import listen
 from appliance.ipc.messages import Reset, ResetDone, RunnerEnd
 from appliance.warden import main as warden_main
 from appliance.warden import pool as pool_module
+from appliance.warden.loading import PoolSettings
 from appliance.warden.memory import copied_types
-from appliance.warden.pool import Pool, PoolSettings
+from appliance.warden.pool import Pool
 from tests.fakes.audit import FakeAuditLog
 from tests.fakes.launcher import FakeLauncher, FakeRunner
 from tests.fakes.steps import Steps

@@ -17,7 +17,7 @@ from appliance.core.values import (
     TokenPrompt,
     Vectors,
 )
-from tests.support.made_values import ALICE, LIMITS, PEER, model
+from tests.support.made_values import ALICE, LIMITS, PEER, chat_request, model
 
 CONTEXT = LIMITS.context_tokens
 
@@ -28,7 +28,7 @@ def _vectors(*inputs: str | tuple[int, ...], **fields: Any) -> Vectors:
 
 
 def _admitted(request: Asked) -> Admission:
-    return admit(request, ALICE, [model()], LIMITS)
+    return admit(request, ALICE, [model(pools=isinstance(request, Vectors))], LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,26 @@ def test_what_cannot_fit_is_refused_without_asking_the_runner(request_: Asked) -
     with pytest.raises(Refused) as caught:
         _admitted(request_)
     assert caught.value.reason is Reason.PROMPT_TOO_LONG
+
+
+@pytest.mark.parametrize(
+    ("request_", "pools"),
+    [
+        (chat_request(), True),
+        (_vectors("hello"), False),
+        (_vectors("hello", kind="rerank", query="q"), False),
+    ],
+)
+def test_a_model_is_not_loaded_for_what_it_is_not_for(request_: Asked, pools: bool) -> None:
+    with pytest.raises(Refused) as caught:
+        admit(request_, ALICE, [model(pools=pools)], LIMITS)
+    assert (caught.value.reason, caught.value.param) == (Reason.OPERATION_UNSUPPORTED, "model")
+
+
+@pytest.mark.parametrize("pools", [False, True])
+@pytest.mark.parametrize("request_", [Tokenisation(model="demo", text="hello"), Detokenisation(model="demo", ids=(1,))])
+def test_every_model_has_a_vocabulary(request_: Asked, pools: bool) -> None:
+    assert admit(request_, ALICE, [model(pools=pools)], LIMITS).request == request_
 
 
 def test_what_may_be_cut_may_be_of_any_length() -> None:

@@ -48,7 +48,7 @@ def end(reason: Any = "stop", prompt_tokens: int = 4, **changes: Any) -> End:
 
 
 def check(request: Vectors | Tokenisation | Detokenisation) -> InputCheck:
-    made = model()
+    made = model(pools=isinstance(request, Vectors))
     made = msgspec.structs.replace(made, facts=msgspec.structs.replace(made.facts, vocabulary_tokens=VOCABULARY))
     return InputCheck(admit(request, ALICE, [made], LIMITS), request)
 

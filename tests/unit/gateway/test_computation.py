@@ -16,6 +16,7 @@ from appliance.gateway.computation import ComputationRoute
 from appliance.gateway.surfaces.vectors import MAX_INPUTS, EmbeddingsSurface, RerankSurface
 from appliance.gateway.surfaces.vocabulary import DetokenizeSurface, TokenizeSurface
 from tests.fakes.world import World
+from tests.support.made_values import model
 from tests.support.scenario import run, until
 
 STARTED = Started(prompt_tokens=9)
@@ -47,6 +48,7 @@ class Client:
 
 
 async def ask(world: World, surface: Any, client: Client) -> None:
+    world.models.models = (model("demo", pools=isinstance(surface, EmbeddingsSurface | RerankSurface)),)
     route: ComputationRoute[Any] = ComputationRoute(
         world.pipeline, BodyLimits(max_bytes=262_144, timeout_seconds=5.0), surface
     )

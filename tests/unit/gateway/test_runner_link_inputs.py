@@ -8,6 +8,7 @@ import pytest
 from appliance.core.admit import admit
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import (
+    Admission,
     Asked,
     Detokenisation,
     End,
@@ -46,12 +47,16 @@ END = RunnerEnd(request_id="r-1", reason="stop", prompt_tokens=2, completion_tok
 PAIR_OF_ROWS = Embedded(request_id="r-1", width=2, rows=pack("<4f", 1, 0, 0, 1))
 
 
+def _admitted(request: Asked) -> Admission:
+    return admit(request, ALICE, [model(pools=isinstance(request, Vectors))], LIMITS)
+
+
 def _paid(request: Asked) -> int:
-    return admit(request, ALICE, [model()], LIMITS).max_prompt_tokens
+    return _admitted(request).max_prompt_tokens
 
 
 async def _ask(one: Pair, request: Asked, kind: type) -> tuple[LinkAnswer, Any]:
-    answer = one.link.answer("r-1", admit(request, ALICE, [model()], LIMITS), "alice")
+    answer = one.link.answer("r-1", _admitted(request), "alice")
     return answer, await one.runner.hear(kind)
 
 

@@ -5,6 +5,7 @@ import json
 import random
 import re
 import urllib.parse
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ VALID = [
     ({"type": "number", "minimum": 0.25, "maximum": 7.5}, 3.14159),
     ({"type": "number", "minimum": 0.25, "maximum": 7.5}, 0.25),
     ({"type": "number", "exclusiveMinimum": -1}, -0.5),
+    ({"type": "number", "minimum": 0.125}, 1234567.125),
+    ({"type": "number", "exclusiveMaximum": 0.125}, -99999.5),
     ({"type": "string"}, 'a "quoted" \\ text\nwith \U0001f600 and \u00e9'),
     ({"type": "string", "minLength": 3, "maxLength": 3}, '"\\\n'),
     ({"type": "string", "pattern": '^".*"$'}, '"x"'),
@@ -124,6 +127,29 @@ def test_null_is_allowed_where_openapi_says_so() -> None:
     assert walk.accepts("null")
     assert walk.accepts('"a"')
     assert not walk.accepts('""')
+
+
+BOUNDS = [(0, 1), (0.25, 0.75), (-1.5, 2), (0.05, 10.5), (9.9, 10.1), (-3, -0.5), (99, 101), (0, 0), (0.5, 0.5)]
+
+
+@pytest.mark.parametrize("above", [False, True])
+@pytest.mark.parametrize("below", [False, True])
+@pytest.mark.parametrize(("least", "most"), BOUNDS)
+def test_number_bounds_are_exact(least: float, most: float, above: bool, below: bool) -> None:
+    """Every number with two decimals around the bounds, and some with more close to them."""
+    schema = {"exclusiveMinimum" if above else "minimum": least, "exclusiveMaximum" if below else "maximum": most}
+    if least == most and (above or below):
+        with pytest.raises(SchemaInvalid, match="no number is within the bounds"):
+            to_gbnf(json.dumps({"type": "number", **schema}))
+        return
+    walk, judged = Walk(to_gbnf(json.dumps({"type": "number", **schema}))), judge(schema)
+    numbers = [Decimal(n) / 100 for n in range(int(least * 100) - 120, int(most * 100) + 120)]
+    close = [
+        Decimal(str(bound)) + Decimal(f"{sign}0.000{n}") for bound in (least, most) for sign in "+-" for n in (1, 5)
+    ]
+    for number in [*numbers, *close]:
+        text = f"{number.normalize():f}"
+        assert walk.accepts(text) == judged.is_valid(float(number)), text
 
 
 REFUSED = [

@@ -30,8 +30,9 @@ from appliance.ipc.messages import (
 from appliance.sandbox.layers import LAYERS
 from appliance.warden import catalogue as catalogue_module
 from appliance.warden import pool as pool_module
+from appliance.warden.loading import MAX_DEFAULT_THREADS, PoolSettings
 from appliance.warden.memory import copied_types
-from appliance.warden.pool import NoPlace, Pool, PoolSettings
+from appliance.warden.pool import NoPlace, Pool
 from tests.fakes.audit import FakeAuditLog
 from tests.fakes.launcher import FENCED, FakeLauncher, FakeRunner
 from tests.fakes.steps import Steps
@@ -329,7 +330,7 @@ def test_runner_gets_the_verified_bytes_from_their_start() -> None:
             load, data = await runner.load()
             assert data == b"a"
             assert (load.runner_id, load.context_tokens, load.slots) == (runner.runner_id, A.facts.context_tokens, 2)
-            assert 1 <= load.threads <= pool_module.MAX_DEFAULT_THREADS
+            assert 1 <= load.threads <= MAX_DEFAULT_THREADS
             leasing.cancel()
 
     run(scenario)
@@ -1242,6 +1243,25 @@ def test_runner_that_nobody_holds_ends_when_it_was_kept_for_long_enough(pool_clo
             [record] = one.audit.of(RunnerEnded)
             assert isinstance(record, RunnerEnded)
             assert record.detail == "idle for longer than it is kept"
+
+    run(scenario)
+
+
+def test_runner_that_its_gateway_never_took_ends_too(pool_clock: PoolClock) -> None:
+    """It had given up waiting for the load, and would never have given the runner back."""
+    gateway = object()
+
+    async def scenario() -> None:
+        async with crowded(keep_alive_seconds=60) as one:
+            runner, _ = await one.leased(REF_A, holder=gateway)
+            one.pool.in_use(gateway, ())
+            pool_clock.now += 59
+            one.pool.end_idle()
+            one.pool.in_use(gateway, ())
+            assert runner.kills == 0
+            pool_clock.now += 1
+            one.pool.end_idle()
+            assert runner.kills == 1
 
     run(scenario)
 

@@ -279,6 +279,27 @@ def test_uses_and_the_end_of_a_connection_are_told_of_the_same_holder(tmp_path: 
     run(scenario)
 
 
+def test_runner_for_somebody_who_left_during_the_load_is_nobodys(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        ours, theirs = channel_pair()
+        async with process(tmp_path) as (one, _peer):
+            one.pool.gate.clear()
+            one.pool.outcome = runner_facts(DEMO), OPTIONS, ours
+            leaver = await one.peer()
+            leaver.say(AskLease(call=1, model=REF))
+            await until(lambda: len(one.pool.asked) == 1)
+            leaver.leave()
+            await until(lambda: len(one.pool.gone) == 1)
+            one.pool.gate.set()
+            await until(lambda: len(one.pool.gone) == 2)
+            [(holder, _idle)] = one.pool.asked
+            assert one.pool.gone == [holder, holder]
+        ours.close()
+        theirs.close()
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(
     "word",
     [

@@ -1,4 +1,4 @@
-"""``python -m tests.support.allocations MODEL CONTEXT SLOTS KV_TYPE KIND``: what llama.cpp says that it allocates.
+"""``python -m tests.support.engine_allocations MODEL CONTEXT SLOTS KV_TYPE KIND``: what llama.cpp says it allocates.
 
 Loads the model as the runner does, makes a context (``unified``, in ``streams``, or ``pooled``: one batch with a row
 for each token and whole attention scores), decodes one full step, and prints a JSON object of MiB: the sums of
