@@ -191,6 +191,7 @@ def parse_header(data: bytes, file_bytes: int) -> GgufFacts:
         cache=_cache_shape(metadata, architecture, blocks, embedding),
         tensor_bytes=shapes.bytes_by_type,
         pools=bool(metadata.u32(f"{architecture}.pooling_type")),
+        vector_length=metadata.length(f"{architecture}.embedding_length_out", MAX_EMBEDDING_LENGTH) or 0,
     )
 
 

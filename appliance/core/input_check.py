@@ -8,7 +8,7 @@ from math import isfinite
 from struct import unpack
 from typing import Final
 
-from appliance.core.gguf import MAX_EMBEDDING_LENGTH, MAX_TOKEN_BYTES
+from appliance.core.gguf import MAX_TOKEN_BYTES
 from appliance.core.meter import text_bytes
 from appliance.core.values import (
     Admission,
@@ -63,7 +63,10 @@ class InputCheck:
                 return "an answer of another kind"
 
     def _rows(self, event: Rows, request: Vectors) -> str:
-        if event.width > MAX_EMBEDDING_LENGTH or (self._width and event.width != self._width):
+        facts = self._paid.model.facts
+        if event.width > (facts.vector_length or facts.embedding_length):
+            return "vectors of more numbers than the model has"
+        if self._width and event.width != self._width:
             return "vectors of another size than before"
         if (request.dimensions and event.width != request.dimensions) or (
             request.kind == "rerank" and event.width != 1

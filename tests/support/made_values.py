@@ -53,7 +53,7 @@ def model(
             context_tokens=context_tokens,
             vocabulary_tokens=1,
             block_count=1,
-            embedding_length=1,
+            embedding_length=64,
             parameter_count=1,
             tensor_count=1,
             has_chat_template=True,

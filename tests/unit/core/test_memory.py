@@ -136,6 +136,11 @@ def test_experts_of_a_token_count_together() -> None:
     assert shaped(feed_forward_length=[1, 2, 3, 4096]).feed_forward_length == 4096
 
 
+def test_a_vector_may_be_of_another_length_than_the_embedding() -> None:
+    assert shaped().vector_length == 0
+    assert shaped(embedding_length_out=128).vector_length == 128
+
+
 def test_tensors_are_told_by_type() -> None:
     assert facts_of(small_model(n_bytes=4096)).tensor_bytes == ((0, 4096 + 36),)
 
