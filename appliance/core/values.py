@@ -317,9 +317,9 @@ class CacheShape(Value, frozen=True, kw_only=True):
 
 class GgufFacts(Value, frozen=True, kw_only=True):
     """What the validator read from a GGUF header, each within its cap. ``tensor_bytes`` pairs ggml's type numbers with
-    the bytes of all tensors of that type; ``pools`` is for a model that gives a vector or a score for a whole input, and
-    ``vector_length`` is how long such a vector is, 0 where it is as long as the embedding.
-    Without ``cache`` or ``tensor_bytes``, who reckons with them takes the worst.
+    the bytes of all tensors of that type; ``pools`` is for a model that gives a vector or a score for a whole input,
+    and ``vector_length`` is that of such a vector, 0 where it is the embedding's. Without ``cache`` or
+    ``tensor_bytes``, who reckons with them takes the worst.
     """
 
     architecture: str

@@ -9,7 +9,7 @@ Not here: when anything is sent (``generation``).
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from appliance.core import sse
 from appliance.core.refusals import Refused
@@ -47,8 +47,20 @@ class _Delta(Struct, omit_defaults=True):
     tool_calls: list[_CallPiece] | UnsetType = UNSET
 
 
+class _Told(Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class _Drawn(_Told):
+    top_logprobs: list[_Told]
+
+
 class _Logprobs(Struct):
-    content: list[dict[str, Any]]
+    """``content`` is of ``_Drawn``, encoded: of a long answer they are a million objects, were they kept as such."""
+
+    content: list[Raw]
     refusal: None = None
 
 
@@ -134,12 +146,13 @@ def _call_piece(call: ToolCallDelta) -> _CallPiece:
     return _CallPiece(call.index, _FunctionPiece(call.name, call.arguments), call.id, "function")
 
 
-def _logprob(token: SampledToken) -> dict[str, Any]:
-    return _told(token.chosen) | {"top_logprobs": [_told(one) for one in token.alternatives]}
+def _logprob(token: SampledToken) -> Raw:
+    alternatives = [_Told(*_parts(one)) for one in token.alternatives]
+    return Raw(ENCODER.encode(_Drawn(*_parts(token.chosen), alternatives)))
 
 
-def _told(token: TokenLogprob) -> dict[str, Any]:
-    return {"token": text_of(token), "logprob": logprob_of(token), "bytes": list(token.piece)}
+def _parts(token: TokenLogprob) -> tuple[str, float, list[int]]:
+    return text_of(token), logprob_of(token), list(token.piece)
 
 
 class _Gathered:
@@ -149,12 +162,12 @@ class _Gathered:
         self.texts: list[str] = []
         self.reasoning: list[str] = []
         self.calls: list[tuple[ToolCallDelta, list[str]]] = []
-        self.logprobs: list[SampledToken] = []
+        self.logprobs: list[Raw] = []
 
     def add(self, piece: Delta) -> None:
         self.texts.append(piece.text)
         self.reasoning.append(piece.reasoning)
-        self.logprobs.extend(piece.logprobs)
+        self.logprobs.extend(map(_logprob, piece.logprobs))
         for call in piece.tool_calls:
             if call.id:
                 self.calls.append((call, []))
@@ -180,7 +193,7 @@ class _Gathered:
         return {
             "index": index,
             "message": self.message(),
-            "logprobs": _Logprobs([_logprob(token) for token in self.logprobs]) if logprobs else None,
+            "logprobs": _Logprobs(self.logprobs) if logprobs else None,
             "finish_reason": reason,
         }
 

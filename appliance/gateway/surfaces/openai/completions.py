@@ -9,7 +9,7 @@ Not here: whether the caller may have the answer (``pipeline``); when anything i
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
-from msgspec import Meta
+from msgspec import Meta, Raw
 
 from appliance.core import sse
 from appliance.core.refusals import Refused
@@ -102,28 +102,39 @@ def _prompt(asked: str | tuple[str | int, ...]) -> TextPrompt | TokenPrompt:
 # --- the answer -----------------------------------------------------------------------------------------------------
 
 
-class _Offsets:
-    """Where in a choice's text each of its tokens begins, in characters."""
+class _Logprobs:
+    """OpenAI's older form, of one choice: four lists of equal length. Offsets are in characters of the text.
+
+    Alternatives are kept encoded: of a long answer they are a million objects, were they kept as such.
+    """
 
     def __init__(self) -> None:
-        self._next = 0
+        self._offset = 0
+        self.told: dict[str, list[Any]] = _four_lists()
 
-    def logprobs(self, tokens: Sequence[SampledToken]) -> dict[str, Any]:
-        """OpenAI's older form: four lists of equal length."""
-        offsets = []
+    def take(self, tokens: Sequence[SampledToken]) -> dict[str, list[Any]]:
+        """Those of some tokens alone."""
+        self.add(tokens)
+        told, self.told = self.told, _four_lists()
+        return told
+
+    def add(self, tokens: Sequence[SampledToken]) -> None:
         for token in tokens:
-            offsets.append(self._next)
-            self._next += len(text_of(token.chosen))
-        return {
-            "tokens": [text_of(token.chosen) for token in tokens],
-            "token_logprobs": [logprob_of(token.chosen) for token in tokens],
-            "top_logprobs": [_by_text(token.alternatives) for token in tokens],
-            "text_offset": offsets,
-        }
+            text = text_of(token.chosen)
+            self.told["tokens"].append(text)
+            self.told["token_logprobs"].append(logprob_of(token.chosen))
+            self.told["top_logprobs"].append(Raw(ENCODER.encode(_by_text((*token.alternatives, token.chosen)))))
+            self.told["text_offset"].append(self._offset)
+            self._offset += len(text)
+
+
+def _four_lists() -> dict[str, list[Any]]:
+    return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
 
 
 def _by_text(tokens: Sequence[TokenLogprob]) -> dict[str, float]:
-    """Of tokens that look alike, being parts of characters, the likeliest counts."""
+    """With the one that was drawn, be it among the likeliest or not. Of tokens that look alike, being parts of
+    characters, the likeliest counts."""
     told: dict[str, float] = {}
     for token in tokens:
         told.setdefault(text_of(token), logprob_of(token))
@@ -160,7 +171,7 @@ class TextWriter:
     def __init__(self, head: Head) -> None:
         self._request = head.request
         self._objects = _Objects(head)
-        self._offsets = [_Offsets() for _ in range(head.request.choices)]
+        self._logprobs = [_Logprobs() for _ in range(head.request.choices)]
 
     def begin(self) -> bytes:
         return b""
@@ -179,7 +190,7 @@ class TextWriter:
         return error_event(refusal)
 
     def _piece(self, piece: Delta) -> dict[str, Any]:
-        logprobs = self._offsets[piece.choice].logprobs(piece.logprobs) if piece.logprobs else None
+        logprobs = self._logprobs[piece.choice].take(piece.logprobs) if piece.logprobs else None
         return _choice(piece.choice, piece.text, logprobs=logprobs)
 
     def _event(self, choice: dict[str, Any]) -> bytes:
@@ -193,23 +204,18 @@ class TextCompletion:
         self._request = head.request
         self._objects = _Objects(head)
         self._texts: list[list[str]] = [[] for _ in range(head.request.choices)]
-        self._tokens: list[list[SampledToken]] = [[] for _ in range(head.request.choices)]
+        self._logprobs = [_Logprobs() for _ in range(head.request.choices)]
 
     def add(self, events: Sequence[AnswerEvent]) -> None:
         for event in events:
             if isinstance(event, Delta):
                 self._texts[event.choice].append(event.text)
-                self._tokens[event.choice].extend(event.logprobs)
+                self._logprobs[event.choice].add(event.logprobs)
 
     def body(self, end: End, usage: Usage) -> bytes:
         asked = self._request.sampling.logprobs is not None
         choices = [
-            _choice(
-                index,
-                "".join(self._texts[index]),
-                reason,
-                _Offsets().logprobs(self._tokens[index]) if asked else None,
-            )
+            _choice(index, "".join(self._texts[index]), reason, self._logprobs[index].told if asked else None)
             for index, reason in enumerate(finish_reasons(end, self._request.choices))
         ]
         return self._objects.encoded(choices, usage)

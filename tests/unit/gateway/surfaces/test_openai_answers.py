@@ -1,6 +1,7 @@
 """No chunk and no object has another shape than OpenAI's clients read."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -24,7 +25,7 @@ from appliance.gateway.generation import Head
 from appliance.gateway.surfaces.openai.chat_answer import ChunkWriter, Completion
 from appliance.gateway.surfaces.openai.completions import TextCompletion, TextWriter
 from appliance.gateway.surfaces.openai.models import model_object
-from tests.support.made_values import chat_request, model
+from tests.support.made_values import chat_request, model, talk
 
 USAGE = Usage(prompt_tokens=9, completion_tokens=2, cached_tokens=4)
 USAGE_OBJECT = {
@@ -318,13 +319,18 @@ def test_older_whole_answer_has_exactly_this_shape() -> None:
 
 def test_older_probabilities_are_four_lists_whose_offsets_go_on() -> None:
     asked = msgspec.structs.replace(Sampling(), logprobs=2)
-    first = {
+    first: dict[str, list[Any]] = {
         "tokens": ["\ufffd"],
         "token_logprobs": [-0.5],
-        "top_logprobs": [{"a": -0.25, "b": -9999.0}],
+        "top_logprobs": [{"a": -0.25, "b": -9999.0, "\ufffd": -0.5}],
         "text_offset": [0],
     }
-    second = {"tokens": [" yes"], "token_logprobs": [0.0], "top_logprobs": [{}], "text_offset": [1]}
+    second: dict[str, list[Any]] = {
+        "tokens": [" yes"],
+        "token_logprobs": [0.0],
+        "top_logprobs": [{" yes": 0.0}],
+        "text_offset": [1],
+    }
     stream = TextWriter(text_head(sampling=asked, choices=2))
     pieces = [text("x", logprobs=(HALF,)), text("y", logprobs=(CERTAIN,)), text("z", 1, logprobs=(HALF,))]
     assert [event["choices"][0]["logprobs"] for event in said(stream.events(pieces))] == [first, second, first]
@@ -334,6 +340,23 @@ def test_older_probabilities_are_four_lists_whose_offsets_go_on() -> None:
     assert json.loads(whole.body(end("stop"), USAGE))["choices"][0]["logprobs"] == {
         name: first[name] + second[name] for name in first
     }
+
+
+@pytest.mark.parametrize("kind", [Completion, TextCompletion])
+def test_probabilities_hold_no_more_memory_than_they_say(kind: type[Completion] | type[TextCompletion]) -> None:
+    """16 choices of 4,096 tokens with 20 alternatives each are a request that anybody may make."""
+    asked = msgspec.structs.replace(Sampling(), logprobs=20)
+    prompt = talk() if kind is Completion else TextPrompt(text="x")
+    one = kind(head(prompt=prompt, sampling=asked))
+    tracemalloc.start()
+    try:
+        for number in range(300):
+            twenty = tuple(TokenLogprob(piece=b"%d" % other, logprob=-0.1 * number - other) for other in range(20))
+            one.add([text("x", logprobs=(SampledToken(chosen=twenty[0], alternatives=twenty),))])
+        body = one.body(end("stop"), USAGE)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(body)
+    finally:
+        tracemalloc.stop()
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
