@@ -8,7 +8,7 @@ Not here: what the bytes mean (``surfaces``).
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from typing import Any, Final
 
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Peer
@@ -19,6 +19,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+
+PIECE_BYTES: Final = 256 * 1024
 
 
 def header(scope: Scope, name: bytes) -> str | None:
@@ -65,7 +67,10 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s
 async def send_response(
     send: Send, status: int, body: bytes, *, content_type: bytes, headers: Mapping[bytes, bytes]
 ) -> None:
-    """A whole response in one go."""
+    """A whole response. A long one goes in pieces, each as the peer takes the one before: the time that ``wire`` gives
+    a reader is for a buffer, not for an answer."""
     fields = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": fields})
-    await send({"type": "http.response.body", "body": body})
+    for start in range(0, max(1, len(body)), PIECE_BYTES):
+        end = start + PIECE_BYTES
+        await send({"type": "http.response.body", "body": body[start:end], "more_body": end < len(body)})

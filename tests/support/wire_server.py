@@ -56,6 +56,15 @@ class Client:
         length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
         return head + await self._reader.readexactly(length)
 
+    async def some(self, n_bytes: int) -> bytes:
+        """So much of what comes, or less when the server has ended the connection."""
+        try:
+            return await self._reader.readexactly(n_bytes)
+        except asyncio.IncompleteReadError as error:
+            return error.partial
+        except ConnectionError:
+            return b""
+
     async def rest(self) -> bytes:
         """What comes until the server ends the connection, in whatever way."""
         received = b""

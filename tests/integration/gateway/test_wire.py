@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from appliance.gateway.asgi import send_response
 from appliance.gateway.wire import MAX_FRAMING_BYTES
 from tests.fakes.models import STARTED, delta
 from tests.fakes.world import World
@@ -25,11 +26,12 @@ POST = (
 
 
 class App:
-    """Answers ``ok`` to everything, or holds every request until ``go``."""
+    """Answers ``answer`` to everything, or holds every request until ``go``."""
 
-    def __init__(self, *, held: bool = False) -> None:
+    def __init__(self, *, held: bool = False, answer: bytes = b"ok") -> None:
         self.asked: list[Any] = []
         self.bodies: list[bytes] = []
+        self.answer = answer
         self.go = asyncio.Event()
         if not held:
             self.go.set()
@@ -42,8 +44,7 @@ class App:
             return
         self.asked.append(scope)
         await self.go.wait()
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-        await send({"type": "http.response.body", "body": b"ok"})
+        await send_response(send, 200, self.answer, content_type=b"text/plain", headers={})
 
 
 class Reading(App):
@@ -137,6 +138,23 @@ def test_reader_that_does_not_read_ends_its_answer_and_frees_its_slot() -> None:
             async with server.client() as another:
                 another.send(POST)
                 await until(lambda: len(world.audit.opened) == 2)
+
+    run(scenario)
+
+
+def test_reader_that_takes_its_time_with_a_long_answer_gets_all_of_it() -> None:
+    """Vectors of 2,048 inputs are megabytes."""
+    n_bytes = 4 * 2**20
+
+    async def scenario() -> None:
+        app = App(answer=bytes(n_bytes))
+        async with served(app, stalled_seconds=0.3) as server, server.client(small_buffer=True) as client:
+            client.send(GET)
+            received = 0
+            while received < n_bytes and (piece := await client.some(2**18)):
+                received += len(piece)
+                await asyncio.sleep(0.04)
+            assert received >= n_bytes
 
     run(scenario)
 
