@@ -14,7 +14,7 @@ from struct import iter_unpack
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, Raw
 
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import AnswerEvent, Asked, Rows, TextPrompt, TokenPrompt, Usage, Value, Vectors
@@ -61,9 +61,9 @@ class EmbeddingsSurface:
         )
 
     def body(self, wire: _Embeddings, events: Sequence[AnswerEvent], usage: Usage) -> bytes:
-        as_text = wire.encoding_format == "base64"
+        written = _as_base64 if wire.encoding_format == "base64" else _as_numbers
         data = [
-            {"object": "embedding", "index": index, "embedding": b64encode(row).decode() if as_text else _floats(row)}
+            {"object": "embedding", "index": index, "embedding": written(row)}
             for index, row in enumerate(_rows(events))
         ]
         return _ENCODER.encode({"object": "list", "data": data, "model": wire.model, "usage": _usage(usage)})
@@ -132,6 +132,15 @@ def _rows(events: Sequence[AnswerEvent]) -> Iterator[bytes]:
 
 def _floats(row: bytes) -> list[float]:
     return [number for (number,) in iter_unpack("<f", row)]
+
+
+def _as_base64(row: bytes) -> str:
+    return b64encode(row).decode()
+
+
+def _as_numbers(row: bytes) -> Raw:
+    """Encoded row by row: all rows together are larger as objects, and other threads wait as long as they take."""
+    return Raw(_ENCODER.encode(_floats(row)))
 
 
 def _usage(usage: Usage) -> dict[str, int]:

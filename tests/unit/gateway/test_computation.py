@@ -3,8 +3,9 @@
 import asyncio
 import base64
 import json
+import threading
 from struct import pack
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -83,6 +84,18 @@ def test_vectors_stand_at_their_inputs_places_whatever_the_pieces() -> None:
 def test_base64_is_of_little_endian_floats() -> None:
     answer = answer_to(EmbeddingsSurface(), EMBED | {"encoding_format": "base64"}, STARTED, rows(1, 2, 3, 4), END)
     assert [base64.b64decode(each["embedding"]) for each in answer["data"]] == [pack("<2f", 1, 2), pack("<2f", 3, 4)]
+
+
+def test_vectors_are_written_beside_the_loop_that_serves_everybody() -> None:
+    class Watched(EmbeddingsSurface):
+        threads: ClassVar[list[int]] = []
+
+        def body(self, *given: Any) -> bytes:
+            self.threads.append(threading.get_ident())
+            return super().body(*given)
+
+    answer_to(Watched(), EMBED, STARTED, rows(1, 2, 3, 4), END)
+    assert Watched.threads != [threading.get_ident()]
 
 
 def test_the_best_documents_come_first_by_their_own_index() -> None:
