@@ -28,6 +28,7 @@ DELTAS_WITHOUT_TOKEN: Final = 4
 """Each delta has a token of its own, but for what was held back until the end of a choice or around a call."""
 ROUNDING: Final = 1e-3
 """A probability of one may come out a little above it."""
+_BROKEN: Final[frozenset[FinishReason]] = frozenset({"cancelled", "error"})
 _CALL_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
@@ -131,11 +132,13 @@ class AnswerCheck:
 
     def _wrong_reason(self, event: End) -> str:
         reasons = event.choice_reasons
-        broken = event.reason in {"cancelled", "error"}
+        broken = event.reason in _BROKEN
         if len(reasons) != self._choices and (reasons or (self._choices > 1 and not broken)):
             return "another number of reasons than of choices"
         if reasons and not broken and event.reason != reasons[0]:
             return "another reason than its first choice has"
+        if not broken and not _BROKEN.isdisjoint(reasons):
+            return "a choice that broke in an answer that did not"
         if any(self._is_call_of_nothing(reason, choice) for choice, reason in enumerate(reasons or (event.reason,))):
             return "it ended in a call that it did not make"
         return ""

@@ -4,7 +4,8 @@ Trusts: the warden, who passed the descriptor and vouched for the runner's ident
 Promises: an event reaches only the request that it names, and within what was admitted (``core.answer_check``); what
     waits here for a slow reader is bounded by that too, and so is the price that a runner can ask, from both sides. A
     runner that names a request which it was not given, says what was not asked or paid for, sends a descriptor, falls
-    silent or does not stop when told is reported to the warden and used no more; its requests end as ``runner-lost``.
+    silent, does not stop when told or stops untold is reported to the warden and used no more; its requests end as
+    ``runner-lost``.
 Not here: what was paid for (``pipeline``); which runner serves which model (``warden_client``).
 """
 
@@ -329,6 +330,8 @@ class LinkAnswer:
     def put(self, event: AnswerEvent) -> str:
         """Empty, or what is wrong with it."""
         wrong = self._check.feed(event)
+        if isinstance(event, End) and event.reason == "cancelled" and self.cancelled_at is None:
+            wrong = wrong or "it stopped and was not told to"
         if not wrong:
             self._pending.append(event)
             self._notify()

@@ -231,7 +231,8 @@ class WardenClient:
         if connection is None:
             raise Fault("the warden is away")
         self._tell_complaints(connection)
-        question = AskLease(call=self._caller.next_call(), model=wanted, idle=tuple(self._idle()))
+        idle = tuple(self._idle())[:MAX_RUNNERS]
+        question = AskLease(call=self._caller.next_call(), model=wanted, idle=idle)
         return await self._caller.ask_with_fds(connection, question, timeout_seconds=self._load_timeout_seconds)
 
     def _idle(self) -> dict[str, ModelRef]:

@@ -214,6 +214,11 @@ LIES: dict[str, tuple[Admission, tuple[AnswerEvent, ...], str]] = {
     "too many reasons": (paid(), (end(choice_reasons=("stop",) * 2),), "number of reasons"),
     "too few reasons to break off": (paid(choices=3), (end("error", choice_reasons=("stop",)),), "number of reasons"),
     "another reason than the first": (paid(choices=2), (end(choice_reasons=("length", "stop")),), "another reason"),
+    "a choice that broke unheard": (
+        paid(choices=2),
+        (end(choice_reasons=("stop", "error")),),
+        "a choice that broke",
+    ),
     "an end in no call": (tooled(), (TEXT, end("tool-calls")), "did not make"),
     "an end in another choice's call": (
         paid(choices=2, prompt=talk(tools=TOOLS)),

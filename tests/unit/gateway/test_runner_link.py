@@ -346,6 +346,8 @@ FAULTS: list[tuple[str, list[Any], str]] = [
     ("free text", [started(), delta(text="x" * 300, tokens=0), end(completion_tokens=1)], "fewer tokens"),
     ("text that costs less than was told", [started(), delta(tokens=3), end(completion_tokens=2)], "fewer tokens"),
     ("wide text", [started(), *[delta(text="\U0001f600" * 200, tokens=0)] * 4], "more than was paid for"),
+    ("an end as if it had been told to", [started(), delta(), end(reason="cancelled")], "was not told to"),
+    ("an end as if at once", [end(reason="cancelled", completion_tokens=0)], "was not told to"),
     ("detail that breaks lines", [end(reason="error", detail="x\ny")], "not a valid frame"),
     ("longer prompt than admitted", [started(prompt_tokens=101)], "more than was paid for"),
     ("one delta of too many tokens", [started(), delta(tokens=11)], "more than was paid for"),

@@ -544,7 +544,7 @@ def test_idle_runner_makes_room_and_a_busy_one_does_not(tmp_path: Path, monkeypa
             assert caught.value.retry_after_seconds == warden_client.RETRY_AFTER_SECONDS
             assert not link.broken
 
-            runner.say(RunnerEnd(request_id="r-1", reason="cancelled", prompt_tokens=1, completion_tokens=0))
+            runner.say(RunnerEnd(request_id="r-1", reason="stop", prompt_tokens=1, completion_tokens=0))
             await answer.events()
             await asyncio.sleep(0.002)
             leasing = asyncio.create_task(client.lease(other))
@@ -623,7 +623,7 @@ def test_idle_runner_is_given_back_when_it_was_kept_for_long_enough(
             link.answer("r-1", admission(), "p")
             await asyncio.sleep(0.05)
             assert warden.questions.empty()  # it is busy
-            runner.say(RunnerEnd(request_id="r-1", reason="cancelled", prompt_tokens=1, completion_tokens=0))
+            runner.say(RunnerEnd(request_id="r-1", reason="stop", prompt_tokens=1, completion_tokens=0))
             assert await warden.questions.get() == Release(runner_id="not-at-all", idle=True)
             await runner.gone.wait()
             assert {link.facts.runner_id for link in client._links.values()} == {"for-ever", "an-hour"}
