@@ -281,7 +281,8 @@ class Pool:
         return planned.plan
 
     async def _take_place(self, n_bytes: int, idle: Sequence[str], holder: object | None) -> Place:
-        """Raises ``NoPlace``, after waiting for what is ending already, and for what nobody holds and now ends."""
+        """Raises ``NoPlace``, after waiting for what is ending already, and for what nobody holds and now ends. What is
+        told to end and never does keeps its place, and nobody from making room elsewhere."""
         try:
             async with asyncio.timeout(ENDING_SECONDS):
                 while not self._places.room.fits(n_bytes):
@@ -290,6 +291,7 @@ class Pool:
                         ending = self._make_room(n_bytes, idle, holder)
                     await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
+            self._make_room(n_bytes, idle, holder)
             raise self._no_place(n_bytes) from None
         return self._places.take(n_bytes)
 

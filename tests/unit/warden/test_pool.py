@@ -1151,6 +1151,30 @@ def test_runner_that_does_not_end_keeps_its_memory(monkeypatch: pytest.MonkeyPat
     run(scenario)
 
 
+def test_runner_that_does_not_end_keeps_nobody_from_making_room(
+    monkeypatch: pytest.MonkeyPatch, pool_clock: PoolClock
+) -> None:
+    """One process that hangs in the kernel would freeze what is loaded for as long as it does."""
+    monkeypatch.setattr(pool_module, "ENDING_SECONDS", 0.05)
+    gateway = object()
+
+    async def scenario() -> None:
+        async with crowded(room_for=2) as one:
+            hung, facts = await one.leased(REF_A)
+            _, idle = await one.leased(REF_B, holder=gateway)
+            hung.lives_on = True
+            one.pool.release(facts.runner_id)
+            refused = no_place(await one.refusal(one.lease(REF_C, idle=(idle.runner_id,), holder=gateway)))
+            assert refused.release == (idle.runner_id,)
+            one.pool.left(gateway)
+            pool_clock.now += pool_module.UNHELD_SECONDS
+            no_place(await one.refusal(one.lease(REF_C)))  # that one ends now, so the next has its place
+            await one.leased(REF_C)
+            hung.end(-9)
+
+    run(scenario)
+
+
 def test_failed_and_cancelled_starts_free_their_memory(clock: Clock) -> None:
     async def scenario() -> None:
         async with crowded(room_for=1) as one:
