@@ -36,6 +36,7 @@ class InputCheck:
         self._prompt_tokens = 0
         self._width = 0
         self._told = 0  # rows, ids or bytes
+        self._pieces = 0  # of text: each may be a letter
         self.started = False
 
     def feed(self, event: AnswerEvent) -> str:
@@ -93,9 +94,10 @@ class InputCheck:
 
     def _written(self, event: Written, request: Detokenisation) -> str:
         self._told += text_bytes(event.text)
+        self._pieces += 1
         if not event.text or self._told > len(request.ids) * MAX_TOKEN_BYTES:
             return "more text than its tokens can stand for"
-        return ""
+        return "more pieces than tokens" if self._pieces > len(request.ids) else ""
 
     def _end(self, event: End) -> str:
         if self.started and event.prompt_tokens != self._prompt_tokens:

@@ -119,6 +119,7 @@ def test_an_answer_of_what_was_asked_is_no_fault(request_: Any, events: list[Ans
             [Started(prompt_tokens=2), Written(text="a" * (2 * MAX_TOKEN_BYTES + 1))],
             "more text than its tokens can stand for",
         ),
+        (DETOKENISE, [Started(prompt_tokens=2), *[Written(text="a")] * 3], "more pieces than tokens"),
         (DETOKENISE, [Started(prompt_tokens=2), Written(text="")], "more text than its tokens can stand for"),
     ],
 )
