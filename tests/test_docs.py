@@ -3,11 +3,18 @@
 import json
 import re
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import cast, get_args, get_origin
 
 import msgspec
 
+from appliance.core.refusals import Reason
 from appliance.core.values import Value
+from appliance.gateway.answering import BodyLimits
+from appliance.gateway.app import build_app
+from appliance.gateway.pipeline import Pipeline
+from appliance.gateway.surfaces.openai.chat import ChatFields
+from appliance.gateway.surfaces.openai.completions import CompletionFields
+from appliance.gateway.surfaces.openai.fields import CommonFields
 from appliance.settings import Degradable, Settings
 
 SETTINGS = (Path(__file__).parents[1] / "docs" / "settings.md").read_text(encoding="utf-8")
@@ -48,3 +55,33 @@ def test_no_default_is_described_wrongly() -> None:
 def test_every_layer_that_may_be_missing_is_named() -> None:
     for layer in get_args(Degradable):
         assert f"`{layer}`" in SETTINGS
+
+
+API = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+
+
+def _named(start: str, end: str) -> set[str]:
+    section = API.partition(start)[2].partition(end)[0]
+    rows = re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+
+
+def test_no_field_of_generation_is_undescribed_and_none_is_invented() -> None:
+    common = set(CommonFields.__struct_fields__)
+    assert _named("Both routes:", "Of `/v1/chat/completions` alone:") == common
+    assert (
+        _named("Of `/v1/chat/completions` alone:", "What a model thinks") == set(ChatFields.__struct_fields__) - common
+    )
+    rest = API.partition("Of `/v1/completions` alone:")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`([a-z_]+)`", rest)) == set(CompletionFields.__struct_fields__) - common
+
+
+def test_no_error_is_undescribed() -> None:
+    rows = re.findall(r"^\| `([a-z-]+)` \| ([0-9]{3}) \|", API, re.MULTILINE)
+    assert [(code, int(status)) for code, status in rows] == [(reason.code, reason.status) for reason in Reason]
+
+
+def test_no_route_is_undescribed_and_none_is_invented() -> None:
+    app = build_app(cast("Pipeline", None), BodyLimits(max_bytes=1, timeout_seconds=1.0))
+    served = {re.sub(r":str}", "}", route.path) for route in app.routes}
+    assert {name.split(" ")[1] for name in _named("# The API", "## Fields")} == served
