@@ -92,6 +92,11 @@ JsonText = Annotated[str, Meta(max_length=65_536)]
 """A JSON document as text."""
 
 
+MAX_TOKEN_ID: Final = 2**21
+TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
+"""Of any vocabulary; which ids a model has, its runner knows."""
+
+
 class ToolCall(Value, frozen=True, kw_only=True):
     """A function that the model asked for. ``arguments`` is what the model wrote, perhaps not JSON."""
 
@@ -160,7 +165,7 @@ class Sampling(Value, frozen=True, kw_only=True, omit_defaults=True):
     mirostat_tau: Annotated[float, Meta(gt=0.0, le=20.0)] = 5.0
     mirostat_eta: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.1
     logit_bias: Annotated[
-        tuple[tuple[Annotated[int, Meta(ge=0, le=2**21)], Annotated[float, Meta(ge=-100.0, le=100.0)]], ...],
+        tuple[tuple[TokenId, Annotated[float, Meta(ge=-100.0, le=100.0)]], ...],
         Meta(max_length=512),
     ] = ()
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
@@ -194,7 +199,7 @@ class TextPrompt(Value, frozen=True, kw_only=True, tag="text"):
 class TokenPrompt(Value, frozen=True, kw_only=True, tag="tokens"):
     """To be continued as it stands. The runner refuses ids outside the vocabulary."""
 
-    ids: Annotated[tuple[Annotated[int, Meta(ge=0, le=2**21)], ...], Meta(min_length=1)]
+    ids: Annotated[tuple[TokenId, ...], Meta(min_length=1)]
 
 
 Prompt = Conversation | TextPrompt | TokenPrompt

@@ -22,6 +22,7 @@ from appliance.core.values import (
     RunnerFacts,
     SampledToken,
     Sampling,
+    TokenId,
     ToolCallDelta,
     Value,
     VerifiedModel,
@@ -381,7 +382,7 @@ class Detokenise(Value, frozen=True, kw_only=True, tag=True):
     """The text of token ids. The runner refuses ids outside the vocabulary."""
 
     request_id: RequestId
-    ids: Annotated[tuple[Annotated[int, Meta(ge=0, le=2**21)], ...], Meta(max_length=MAX_DETOKENISE)]
+    ids: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_DETOKENISE)]
 
 
 class Cancel(Value, frozen=True, kw_only=True, tag=True):

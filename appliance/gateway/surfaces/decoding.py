@@ -6,12 +6,17 @@ Promises: the bytes are strict JSON, every field is known, every value has its d
 Not here: the fields (each surface).
 """
 
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from appliance.core.refusals import Reason, Refused
 from appliance.core.strict_json import JsonInvalid, check
+
+ModelName = Annotated[str, Meta(min_length=1, max_length=128)]
+Text = Annotated[str, Meta(max_length=262_144)]
+"""As much as the largest body has room for."""
 
 WireT = TypeVar("WireT", bound=msgspec.Struct)
 

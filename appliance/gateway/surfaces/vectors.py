@@ -17,26 +17,23 @@ import msgspec
 from msgspec import Meta, Raw
 
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import AnswerEvent, Asked, Rows, TextPrompt, TokenPrompt, Usage, Value, Vectors
-from appliance.gateway.surfaces.decoding import BodyDecoder
+from appliance.core.values import AnswerEvent, Asked, Rows, TextPrompt, TokenId, TokenPrompt, Usage, Value, Vectors
+from appliance.gateway.surfaces.decoding import BodyDecoder, ModelName, Text
+from appliance.ipc.messages import MAX_EMBED_INPUTS, MAX_VECTOR_WIDTH
 
-MAX_INPUTS: Final = 2048
-"""OpenAI's own limit."""
 _MAX_IDS: Final = 131_072
 _FLOAT_BYTES: Final = 4
 
-_Name = Annotated[str, Meta(min_length=1, max_length=128)]
-_Text = Annotated[str, Meta(max_length=262_144)]
-_Ids = Annotated[tuple[Annotated[int, Meta(ge=0, le=2**21)], ...], Meta(min_length=1, max_length=_MAX_IDS)]
+_Ids = Annotated[tuple[TokenId, ...], Meta(min_length=1, max_length=_MAX_IDS)]
 _ENCODER = msgspec.json.Encoder()
 
 
 class _Embeddings(Value, frozen=True, kw_only=True):
-    model: _Name
+    model: ModelName
     # a text, texts, the tokens of a text, or of texts: told apart by what is in the list
-    input: _Text | Annotated[tuple[_Text | _Ids | Annotated[int, Meta(ge=0, le=2**21)], ...], Meta(min_length=1)]
+    input: Text | Annotated[tuple[Text | _Ids | TokenId, ...], Meta(min_length=1)]
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Meta(ge=1, le=65_536)] | None = None
+    dimensions: Annotated[int, Meta(ge=1, le=MAX_VECTOR_WIDTH)] | None = None
     truncate: bool = False
     user: Annotated[str, Meta(max_length=256)] | None = None  # ignored
 
@@ -76,22 +73,22 @@ def _inputs(given: Any) -> tuple[TextPrompt | TokenPrompt, ...]:
     kinds = {type(each) for each in given}
     if kinds == {int}:
         return (TokenPrompt(ids=given),)
-    if len(given) <= MAX_INPUTS and kinds == {str}:
+    if len(given) <= MAX_EMBED_INPUTS and kinds == {str}:
         return tuple(TextPrompt(text=each) for each in given)
-    if len(given) <= MAX_INPUTS and kinds == {tuple}:
+    if len(given) <= MAX_EMBED_INPUTS and kinds == {tuple}:
         return tuple(TokenPrompt(ids=each) for each in given)
     raise Refused(Reason.FIELD_INVALID, "a list of one kind, not too long", param="input")
 
 
 class _Document(Value, frozen=True, kw_only=True):
-    text: _Text
+    text: Text
 
 
 class _Rerank(Value, frozen=True, kw_only=True):
-    model: _Name
+    model: ModelName
     query: Annotated[str, Meta(min_length=1, max_length=262_144)]
-    documents: Annotated[tuple[_Text | _Document, ...], Meta(min_length=1, max_length=MAX_INPUTS)]
-    top_n: Annotated[int, Meta(ge=1, le=MAX_INPUTS)] | None = None
+    documents: Annotated[tuple[Text | _Document, ...], Meta(min_length=1, max_length=MAX_EMBED_INPUTS)]
+    top_n: Annotated[int, Meta(ge=1, le=MAX_EMBED_INPUTS)] | None = None
     return_documents: bool = False
     truncate: bool = False
 

@@ -9,26 +9,23 @@ Not here: whether the caller may have the answer (``pipeline``); what a runner m
 
 from collections.abc import Sequence
 from struct import unpack
-from typing import Annotated, Final
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import AnswerEvent, Asked, Detokenisation, Ids, Tokenisation, Usage, Value, Written
-from appliance.gateway.surfaces.decoding import BodyDecoder
+from appliance.core.values import AnswerEvent, Asked, Detokenisation, Ids, TokenId, Tokenisation, Usage, Value, Written
+from appliance.gateway.surfaces.decoding import BodyDecoder, ModelName, Text
+from appliance.ipc.messages import MAX_DETOKENISE
 
-MAX_IDS: Final = 65_536
-
-_Name = Annotated[str, Meta(min_length=1, max_length=128)]
-_Text = Annotated[str, Meta(max_length=262_144)]
 _ENCODER = msgspec.json.Encoder()
 
 
 class _Tokenize(Value, frozen=True, kw_only=True):
-    model: _Name
-    content: _Text | None = None  # llama-server's
-    prompt: _Text | None = None  # vLLM's
+    model: ModelName
+    content: Text | None = None  # llama-server's
+    prompt: Text | None = None  # vLLM's
     add_special: bool = False
 
 
@@ -55,14 +52,14 @@ class TokenizeSurface:
 
 
 class _Detokenize(Value, frozen=True, kw_only=True):
-    model: _Name
-    tokens: Annotated[tuple[Annotated[int, Meta(ge=0, le=2**21)], ...], Meta(max_length=MAX_IDS)]
+    model: ModelName
+    tokens: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_DETOKENISE)]
 
 
 class DetokenizeSurface:
     """``POST /detokenize``."""
 
-    _decoder = BodyDecoder(_Detokenize, max_items=MAX_IDS)
+    _decoder = BodyDecoder(_Detokenize, max_items=MAX_DETOKENISE)
 
     def decode(self, body: bytes) -> _Detokenize:
         return self._decoder.decode(body)

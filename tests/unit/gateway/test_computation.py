@@ -14,8 +14,9 @@ from appliance.core.refusals import Reason, Refused
 from appliance.core.values import End, Ids, Rows, Started, TextPrompt, TokenPrompt, Vectors, Written
 from appliance.gateway.answering import BodyLimits
 from appliance.gateway.computation import ComputationRoute
-from appliance.gateway.surfaces.vectors import MAX_INPUTS, EmbeddingsSurface, RerankSurface
+from appliance.gateway.surfaces.vectors import EmbeddingsSurface, RerankSurface
 from appliance.gateway.surfaces.vocabulary import DetokenizeSurface, TokenizeSurface
+from appliance.ipc.messages import MAX_EMBED_INPUTS
 from tests.fakes.world import World
 from tests.support.made_values import model
 from tests.support.scenario import run, until
@@ -181,7 +182,7 @@ def decoded(surface: Any, body: dict[str, Any]) -> Any:
         (["a", ""], (TextPrompt(text="a"), TextPrompt(text=""))),
         ([1, 2], (TokenPrompt(ids=(1, 2)),)),
         ([[1, 2], [3]], (TokenPrompt(ids=(1, 2)), TokenPrompt(ids=(3,)))),
-        ([0] * (MAX_INPUTS + 1), (TokenPrompt(ids=(0,) * (MAX_INPUTS + 1)),)),
+        ([0] * (MAX_EMBED_INPUTS + 1), (TokenPrompt(ids=(0,) * (MAX_EMBED_INPUTS + 1)),)),
     ],
 )
 def test_inputs_are_texts_or_tokens_one_or_many(given: Any, inputs: tuple[Any, ...]) -> None:
@@ -199,7 +200,7 @@ def test_inputs_are_texts_or_tokens_one_or_many(given: Any, inputs: tuple[Any, .
         (EmbeddingsSurface(), {"input": [-1]}, Reason.FIELD_INVALID, "input"),
         (EmbeddingsSurface(), {"input": [True]}, Reason.FIELD_INVALID, "input"),
         (EmbeddingsSurface(), {"input": {"text": "a"}}, Reason.FIELD_INVALID, "input"),
-        (EmbeddingsSurface(), {"input": ["a"] * (MAX_INPUTS + 1)}, Reason.FIELD_INVALID, "input"),
+        (EmbeddingsSurface(), {"input": ["a"] * (MAX_EMBED_INPUTS + 1)}, Reason.FIELD_INVALID, "input"),
         (EmbeddingsSurface(), {"input": "a", "dimensions": 0}, Reason.FIELD_INVALID, "dimensions"),
         (EmbeddingsSurface(), {"input": "a", "encoding_format": "hex"}, Reason.FIELD_INVALID, "encoding_format"),
         (EmbeddingsSurface(), {"input": "a", "pooling": "cls"}, Reason.FIELD_UNKNOWN, None),

@@ -22,13 +22,12 @@ from appliance.core.values import (
     Value,
 )
 from appliance.gateway.generation import Head
-from appliance.gateway.surfaces.decoding import BodyDecoder
+from appliance.gateway.surfaces.decoding import BodyDecoder, Text
 from appliance.gateway.surfaces.openai import fields
 from appliance.gateway.surfaces.openai.chat_answer import ChunkWriter, Completion
 from appliance.gateway.surfaces.openai.fields import MAX_JSON_CHARACTERS, CommonFields, invalid, json_text
 
-_Text = Annotated[str, Meta(max_length=262_144)]
-_Ignored = Annotated[str, Meta(max_length=262_144)] | None
+_Ignored = Text | None
 _CallId = Annotated[str, Meta(min_length=1, max_length=64)]
 
 
@@ -39,10 +38,10 @@ class _TextPart(Value, frozen=True, kw_only=True):
     """Images, audio and files are refused as unknown types."""
 
     type: Literal["text"]
-    text: _Text
+    text: Text
 
 
-_Content = _Text | Annotated[tuple[_TextPart, ...], Meta(min_length=1, max_length=256)]
+_Content = Text | Annotated[tuple[_TextPart, ...], Meta(min_length=1, max_length=256)]
 
 
 class _Turn(Value, frozen=True, kw_only=True, tag_field="role"):

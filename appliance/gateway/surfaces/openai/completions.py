@@ -20,14 +20,15 @@ from appliance.core.values import (
     Generation,
     SampledToken,
     TextPrompt,
+    TokenId,
     TokenLogprob,
     TokenPrompt,
     Usage,
 )
 from appliance.gateway.generation import Head
-from appliance.gateway.surfaces.decoding import BodyDecoder
+from appliance.gateway.surfaces.decoding import BodyDecoder, Text
 from appliance.gateway.surfaces.openai import fields
-from appliance.gateway.surfaces.openai.fields import CommonFields, TokenId, invalid
+from appliance.gateway.surfaces.openai.fields import CommonFields, invalid
 from appliance.gateway.surfaces.openai.parts import (
     CONTENT_TYPE,
     ENCODER,
@@ -42,14 +43,12 @@ from appliance.gateway.surfaces.openai.parts import (
 _MAX_ITEMS: Final = 131_072
 """As many token ids as the largest body has room for."""
 
-_Text = Annotated[str, Meta(max_length=262_144)]
-
 
 # --- the request ----------------------------------------------------------------------------------------------------
 
 
 class CompletionFields(CommonFields, frozen=True, kw_only=True):
-    prompt: _Text | Annotated[tuple[_Text | TokenId, ...], Meta(min_length=1)]
+    prompt: Text | Annotated[tuple[Text | TokenId, ...], Meta(min_length=1)]
     # honoured
     echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None

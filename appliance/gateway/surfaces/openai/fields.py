@@ -16,13 +16,12 @@ import msgspec
 from msgspec import Meta
 
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import GbnfGrammar, Sampling, Value
+from appliance.core.values import MAX_TOKEN_ID, GbnfGrammar, Sampling, Value
+from appliance.gateway.surfaces.decoding import ModelName
 
 MAX_JSON_CHARACTERS: Final = 65_536
-_MAX_TOKEN_ID: Final = 2**21
 
 MaxTokens = Annotated[int, Meta(ge=1, le=1_048_576)]
-TokenId = Annotated[int, Meta(ge=0, le=_MAX_TOKEN_ID)]
 UserName = Annotated[str, Meta(max_length=256)]
 _Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
 _RepeatPenalty = Annotated[float, Meta(ge=0.1, le=2.0)]
@@ -39,7 +38,7 @@ class StreamOptions(Value, frozen=True, kw_only=True):
 class CommonFields(Value, frozen=True, kw_only=True):
     """The fields of every route that generates. All but the last are honoured."""
 
-    model: Annotated[str, Meta(min_length=1, max_length=128)]
+    model: ModelName
     max_tokens: MaxTokens | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -106,7 +105,7 @@ def sampling(wire: CommonFields, *, logprobs: int | None) -> Sampling:
 
 def _biases(asked: dict[str, float]) -> Iterable[tuple[int, float]]:
     for key, bias in asked.items():
-        if (token := int(key)) > _MAX_TOKEN_ID:
+        if (token := int(key)) > MAX_TOKEN_ID:
             raise invalid("a token id beyond any vocabulary", "logit_bias")
         yield token, bias
 
