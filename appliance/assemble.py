@@ -173,11 +173,12 @@ def _longest_request_seconds(config: Settings) -> int:
 
 
 def _budget(config: Settings) -> Budget:
-    """A reservation outlives the longest answer, so that it is never charged unseen while the answer runs."""
+    """A reservation outlives the longest request, so that it is never charged unseen while its model is loaded or its
+    answer runs."""
     return Budget(
         limit_tokens=config.limits.budget_tokens,
         window_seconds=config.limits.budget_window_seconds,
-        hold_seconds=config.gateway.request_timeout_seconds + RESERVATION_SLACK_SECONDS,
+        hold_seconds=_longest_request_seconds(config) + RESERVATION_SLACK_SECONDS,
     )
 
 
