@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import cast, get_args, get_origin
 
 import msgspec
+import pytest
 
 from appliance.core.refusals import Reason
 from appliance.core.values import Value
 from appliance.gateway.answering import BodyLimits
 from appliance.gateway.app import build_app
 from appliance.gateway.pipeline import Pipeline
+from appliance.gateway.surfaces import vectors, vocabulary
 from appliance.gateway.surfaces.openai.chat import ChatFields
 from appliance.gateway.surfaces.openai.completions import CompletionFields
 from appliance.gateway.surfaces.openai.fields import CommonFields
@@ -74,6 +76,21 @@ def test_no_field_of_generation_is_undescribed_and_none_is_invented() -> None:
     )
     rest = API.partition("Of `/v1/completions` alone:")[2].partition("\n\n")[0]
     assert set(re.findall(r"`([a-z_]+)`", rest)) == set(CompletionFields.__struct_fields__) - common
+
+
+@pytest.mark.parametrize(
+    ("route", "wire"),
+    [
+        ("/v1/embeddings", vectors._Embeddings),
+        ("/v1/rerank", vectors._Rerank),
+        ("/tokenize", vocabulary._Tokenize),
+        ("/detokenize", vocabulary._Detokenize),
+    ],
+)
+def test_no_field_of_the_other_routes_is_undescribed(route: str, wire: type[Value]) -> None:
+    section = API.partition("## Fields of the other routes")[2].partition("\n\n#")[0]
+    row = section.partition(f"| `{route}` |")[2].partition("\n")[0]
+    assert set(wire.__struct_fields__) <= set(re.findall(r"`([a-z_]+)`", row)) <= {*wire.__struct_fields__, "text"}
 
 
 def test_no_error_is_undescribed() -> None:
