@@ -18,7 +18,8 @@ AskedT = TypeVar("AskedT")
 
 
 class Surface(Protocol[AskedT]):
-    """The words of one route. What ``decode`` gives carries what ``asked`` takes out of it and ``body`` needs."""
+    """The words of one route. What ``decode`` gives carries what ``asked`` takes out of it and ``body`` needs, which
+    runs in a thread of its own."""
 
     def decode(self, body: bytes) -> AskedT:
         """Raises ``Refused(JSON_INVALID | FIELD_UNKNOWN | FIELD_INVALID)``."""
