@@ -1,5 +1,6 @@
 """The tables in docs/, against what they describe."""
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -7,10 +8,16 @@ from typing import get_args, get_origin
 
 import msgspec
 
-from appliance.core.values import Value
+from appliance.core.values import Digest, EngineFigures, RunnerReport, Value
+from appliance.gateway.metrics import MetricsPage
+from appliance.gateway.slots import Slots
+from appliance.gateway.tally import Tally
 from appliance.settings import Degradable, Settings
+from tests.fakes.world import World
 
-SETTINGS = (Path(__file__).parents[1] / "docs" / "settings.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+SETTINGS = (DOCS / "settings.md").read_text(encoding="utf-8")
+METRICS = (DOCS / "metrics.md").read_text(encoding="utf-8")
 
 
 def defaults(kind: type[Value], prefix: str = "") -> dict[str, object]:
@@ -48,3 +55,22 @@ def test_no_default_is_described_wrongly() -> None:
 def test_every_layer_that_may_be_missing_is_named() -> None:
     for layer in get_args(Degradable):
         assert f"`{layer}`" in SETTINGS
+
+
+async def page_of_metrics() -> str:
+    world = World()
+    figures = EngineFigures(**{field.name: 1 for field in msgspec.structs.fields(EngineFigures)})
+    world.models.told = (RunnerReport(model_name="m", model_digest=Digest.of(b"m"), figures=figures),)
+    return await MetricsPage(world.pipeline, Tally(), Slots(1)).text(world.exchange())
+
+
+def test_no_metric_is_undescribed_and_none_is_invented() -> None:
+    told = re.findall("^# TYPE ([a-z_]+) ", asyncio.run(page_of_metrics()), re.MULTILINE)
+    described = [
+        name
+        for row in re.findall(r"^\| (`.*)$", METRICS, re.MULTILINE)
+        for name in re.findall("`(paddock_[a-z_]+)`", row)
+    ]
+    assert sorted(described) == sorted(told)
+    examples = set(re.findall("paddock_[a-z_]+", METRICS)) - set(told)
+    assert {re.sub("_(sum|count)$", "", name) for name in examples} <= set(told)
