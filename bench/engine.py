@@ -14,12 +14,13 @@ no token ids and gets as many words that are one token each. The client's CPU is
 Two models with random weights (``tests/support/drawn_model.py``): *half-billion* computes tens of milliseconds per
 token; *mini* less than one, as a large model does on a fast GPU, so that it shows what a server adds to a step. A round
 is a closed loop of callers, as many requests each as there are waves. Each figure is the median of alternated
-repetitions (ours, peer, peer, ours ...). Columns:
+repetitions (ours, peer, peer, ours ...), two with each of four pairs of processes. Columns:
 
 * *tokens/s*: generated tokens over the whole time of a round, prompts included; *prompt/s*: tokens of longer prompts
   whose answer is one token; *first*: milliseconds from asking to the first text, in the rounds of whole answers;
 * *CPU*: of all processes of a server, per generated token, in those rounds;
-* *x*: ours by the peer's, the median of the ratios within repetitions, with its 95 % interval.
+* *x*: ours by the peer's, the median of the ratios within repetitions, with its 95 % interval (a bootstrap over the
+  processes, then over their repetitions).
 
 Bars, exit status 1 when one is missed:
 
@@ -36,7 +37,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,9 @@ from tests.support.llama_server import llama_server
 from tools import setup
 
 CALLERS: Final = (1, 2, 4, 8, 16, 32)
-REPETITIONS: Final = 8
+PROCESSES: Final = 4
+REPETITIONS: Final = 2
+"""Of each process. Two processes of one program differ by several per cent, by where their memory lies."""
 CONTEXT_TOKENS: Final = 512
 THREADS: Final = 1
 LONG_PROMPT_TOKENS: Final = 256
@@ -90,8 +93,10 @@ class Points:
 
     models: tuple[str, ...]
     callers: tuple[int, ...]
+    processes: int
     repetitions: int
-    packaged_repetitions: int
+    """Of each process."""
+    packaged: bool
     threads: int
     shorter: int = 1
     """By how much answers are shorter than in the courses."""
@@ -187,12 +192,12 @@ class Point:
         return Run(told, cpu_of(target.pid) - before, requests * prompt_tokens)
 
 
-def pairs(ask: Callable[[Target, int], Run], ours: Target, peer: Target, repetitions: int) -> list[Pair]:
+def pairs(ask: Callable[[Target, int], Run], ours: Target, peer: Target, seeds: Iterable[int]) -> list[Pair]:
     """The order changes each time, so that neither is always the first."""
     found = []
-    for repetition in range(repetitions):
-        order = (ours, peer) if repetition % 2 == 0 else (peer, ours)
-        runs = {target.kind: ask(target, repetition) for target in order}
+    for seed in seeds:
+        order = (ours, peer) if seed % 2 == 0 else (peer, ours)
+        runs = {target.kind: ask(target, seed) for target in order}
         found.append(Pair(runs[ours.kind], runs[peer.kind]))
     return found
 
@@ -233,38 +238,47 @@ def measure(points: Points) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def figures_of(model: Path, course: Course, callers: int, points: Points) -> dict[str, Any]:
+    """Each of the processes gets its share of the repetitions."""
     load = Load(runner_id="bench", context_tokens=CONTEXT_TOKENS, slots=callers, threads=points.threads)
-    with servers(model, load, packaged=points.packaged_repetitions > 0) as (client, targets):
-        point = Point(client, course, callers, points)
-        ours, peer = targets["runner"], targets["llama-server"]
-        for target in targets.values():
-            point.prompts(target, seed=-1)  # nobody's first request counts
-        found = {
-            **_answer_figures(pairs(point.answers, ours, peer, points.repetitions)),
-            "prompt_tokens_per_second": _compared(
-                pairs(point.prompts, ours, peer, points.repetitions), lambda run: run.prompt_tokens_per_second
-            ),
-            "memory_megabytes": {kind: memory_megabytes(target.pid) for kind, target in targets.items()},
-        }
-        if packaged := targets.get("packaged"):
-            together = pairs(point.answers, ours, packaged, points.packaged_repetitions)
-            found["packaged_tokens_per_second"] = _compared(together, lambda run: run.tokens_per_second)
-        return found
+    answers, prompts, packaged, memory = [], [], [], {}
+    for process in range(points.processes):
+        with servers(model, load, packaged=points.packaged and process == 0) as (client, targets):
+            point = Point(client, course, callers, points)
+            ours, peer = targets["runner"], targets["llama-server"]
+            for target in targets.values():
+                point.prompts(target, seed=-1)  # nobody's first request counts
+            seeds = range(process * points.repetitions, (process + 1) * points.repetitions)
+            answers.append(pairs(point.answers, ours, peer, seeds))
+            prompts.append(pairs(point.prompts, ours, peer, seeds))
+            if other := targets.get("packaged"):
+                packaged.append(pairs(point.answers, ours, other, seeds))
+            memory |= {kind: memory_megabytes(target.pid) for kind, target in targets.items()}
+    found: dict[str, Any] = {
+        **_answer_figures(answers),
+        "prompt_tokens_per_second": _compared(prompts, lambda run: run.prompt_tokens_per_second),
+        "memory_megabytes": memory,
+    }
+    if packaged:
+        found["packaged_tokens_per_second"] = _compared(packaged, lambda run: run.tokens_per_second)
+    return found
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def _answer_figures(together: Sequence[Pair]) -> dict[str, dict[str, Estimate]]:
+def _answer_figures(together: Sequence[Sequence[Pair]]) -> dict[str, dict[str, Estimate]]:
     columns = ("tokens_per_second", "cpu_ms", "client_ms", "first_p50_ms", "first_p99_ms")
     return {name: _compared(together, lambda run, name=name: getattr(run, name)) for name in columns}
 
 
-def _compared(together: Sequence[Pair], value: Callable[[Run], float]) -> dict[str, Estimate]:
-    """Ours, the peer's, and ours by the peer's."""
-    ours, peer = [value(pair.ours) for pair in together], [value(pair.peer) for pair in together]
-    ratios = [one / other for one, other in zip(ours, peer, strict=True)]
-    return {"ours": Estimate.of([ours]), "peer": Estimate.of([peer]), "ratio": Estimate.of([ratios])}
+def _compared(together: Sequence[Sequence[Pair]], value: Callable[[Run], float]) -> dict[str, Estimate]:
+    """Ours, the peer's, and ours by the peer's, of pairs by process."""
+    both = [[(value(pair.ours), value(pair.peer)) for pair in group] for group in together]
+    return {
+        "ours": Estimate.of([[ours for ours, _ in group] for group in both]),
+        "peer": Estimate.of([[peer for _, peer in group] for group in both]),
+        "ratio": Estimate.of([[ours / peer for ours, peer in group] for group in both]),
+    }
 
 
 def missed_bars(figures: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
@@ -342,16 +356,17 @@ def _points() -> Points:
     parser.add_argument("--quick", action="store_true", help="two short repetitions of a few points: does it work?")
     parser.add_argument("--models", nargs="+", choices=tuple(COURSES), default=tuple(COURSES))
     parser.add_argument("--callers", nargs="+", type=int)
-    parser.add_argument("--repetitions", type=int)
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--repetitions", type=int, help="of each process")
     parser.add_argument("--no-packaged", action="store_true", help="without llama-cpp-python's own server")
     parser.add_argument("--threads", type=int, default=THREADS)
     chosen = parser.parse_args()
-    repetitions = chosen.repetitions or (2 if chosen.quick else REPETITIONS)
     return Points(
         models=tuple(chosen.models),
         callers=tuple(chosen.callers or ((1, 8) if chosen.quick else CALLERS)),
-        repetitions=repetitions,
-        packaged_repetitions=0 if chosen.no_packaged else min(3, repetitions),
+        processes=chosen.processes or (1 if chosen.quick else PROCESSES),
+        repetitions=chosen.repetitions or REPETITIONS,
+        packaged=not chosen.no_packaged,
         threads=chosen.threads,
         shorter=8 if chosen.quick else 1,
     )
@@ -376,6 +391,7 @@ def main() -> int:
             "first_p50_and_cpu": BAR_NO_MORE,
         },
         "missed": missed,
+        "processes": points.processes,
         "repetitions": points.repetitions,
         "threads": points.threads,
         "context_tokens": CONTEXT_TOKENS,

@@ -4,13 +4,20 @@ import asyncio
 import json
 import re
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import cast, get_args, get_origin
 
 import msgspec
 
+from appliance.core.refusals import Reason
 from appliance.core.values import Digest, EngineFigures, RunnerReport, Value
+from appliance.gateway.answering import BodyLimits
+from appliance.gateway.app import build_app
 from appliance.gateway.metrics import MetricsPage
+from appliance.gateway.pipeline import Pipeline
 from appliance.gateway.slots import Slots
+from appliance.gateway.surfaces.openai.chat import ChatFields
+from appliance.gateway.surfaces.openai.completions import CompletionFields
+from appliance.gateway.surfaces.openai.fields import CommonFields
 from appliance.gateway.tally import Tally
 from appliance.settings import Degradable, Settings
 from tests.fakes.world import World
@@ -74,3 +81,34 @@ def test_no_metric_is_undescribed_and_none_is_invented() -> None:
     assert sorted(described) == sorted(told)
     examples = set(re.findall("paddock_[a-z_]+", METRICS)) - set(told)
     assert {re.sub("_(sum|count)$", "", name) for name in examples} <= set(told)
+
+
+API = (DOCS / "api.md").read_text(encoding="utf-8")
+
+
+def _named(start: str, end: str) -> set[str]:
+    section = API.partition(start)[2].partition(end)[0]
+    rows = re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+
+
+def test_no_field_of_generation_is_undescribed_and_none_is_invented() -> None:
+    common = set(CommonFields.__struct_fields__)
+    assert _named("Both routes:", "Of `/v1/chat/completions` alone:") == common
+    assert (
+        _named("Of `/v1/chat/completions` alone:", "What a model thinks") == set(ChatFields.__struct_fields__) - common
+    )
+    rest = API.partition("Of `/v1/completions` alone:")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`([a-z_]+)`", rest)) == set(CompletionFields.__struct_fields__) - common
+
+
+def test_no_error_is_undescribed() -> None:
+    rows = re.findall(r"^\| `([a-z-]+)` \| ([0-9]{3}) \|", API, re.MULTILINE)
+    assert [(code, int(status)) for code, status in rows] == [(reason.code, reason.status) for reason in Reason]
+
+
+def test_no_route_is_undescribed_and_none_is_invented() -> None:
+    limits = BodyLimits(max_bytes=1, timeout_seconds=1.0)
+    app = build_app(cast("Pipeline", None), limits, cast("MetricsPage", None))
+    served = {re.sub(r":str}", "}", route.path) for route in app.routes}
+    assert {name.split(" ")[1] for name in _named("# The API", "## Fields")} == served

@@ -102,13 +102,14 @@ class Choice:
 
 
 class Answer:
-    """All choices of one request; ``begun`` once its ``RunnerStarted`` is said."""
+    """All choices of one request; ``begun`` once its ``RunnerStarted`` is said. Each begins with ``echo``."""
 
-    __slots__ = ("begun", "choices", "detail", "request_id")
+    __slots__ = ("begun", "choices", "detail", "echo", "request_id")
 
-    def __init__(self, request_id: str, choices: list[Choice]) -> None:
+    def __init__(self, request_id: str, choices: list[Choice], echo: str = "") -> None:
         self.request_id: Final = request_id
         self.choices: Final = choices
+        self.echo: Final = echo
         self.begun = False
         self.detail = ""
 
@@ -120,6 +121,11 @@ class Answer:
     def prompt_tokens(self) -> int:
         """At least one: a prompt that was cancelled before anything of it was known was work too."""
         return max(1, len(self.choices[0].job.prompt))
+
+    def choice_of(self, job: Job) -> Choice | None:
+        """None for a job of a request with this one's id that a reset made forgotten."""
+        choice = self.choices[job.choice] if job.choice < len(self.choices) else None
+        return choice if choice is not None and choice.job is job else None
 
     def cancel(self) -> None:
         for choice in self.choices:

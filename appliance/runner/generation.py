@@ -136,7 +136,8 @@ class GenerationDesk:
 
     def _start(self, preparing: _Preparing) -> None:
         submit, prompt = preparing.submit, preparing.prompt
-        answer = Answer(submit.request_id, self._choices(preparing))
+        echo = self._echo(submit.prompt, prompt) if submit.echo else ""
+        answer = Answer(submit.request_id, self._choices(preparing), echo)
         self._answers[submit.request_id] = answer
         if preparing.cancelled or not answer.choices[0].job.max_tokens:
             self._begin(answer)
@@ -144,9 +145,6 @@ class GenerationDesk:
                 self._tell(choice.finish("cancelled" if preparing.cancelled else "length"))
             self._end(answer)
             return
-        if submit.echo:
-            self._begin(answer)
-            self._echo(answer, submit.prompt, prompt)
         self._engine.submit(*(choice.job for choice in answer.choices))
 
     def _choices(self, preparing: _Preparing) -> list[Choice]:
@@ -175,17 +173,10 @@ class GenerationDesk:
             choices.append(Choice(job, submit.sampling.stop, parser))
         return choices
 
-    def _echo(self, answer: Answer, asked: object, prompt: Prompt) -> None:
+    def _echo(self, asked: object, prompt: Prompt) -> str:
         if isinstance(asked, TextPrompt):
-            text = asked.text
-        else:
-            text = b"".join(map(self._engine.model.piece, prompt.tokens.tolist())).decode("utf-8", "replace")
-        for choice in answer.choices:
-            for start in range(0, len(text), _ECHO_CHARACTERS):
-                piece = text[start : start + _ECHO_CHARACTERS]
-                self._outbox.put_delta(
-                    RunnerDelta(request_id=answer.request_id, text=piece, choice=choice.job.choice, tokens=0)
-                )
+            return asked.text
+        return b"".join(map(self._engine.model.piece, prompt.tokens.tolist())).decode("utf-8", "replace")
 
     # --- from the engine's events to an answer ----------------------------------------------------------------------
 
@@ -194,11 +185,9 @@ class GenerationDesk:
         for event in self._engine.take_events():
             job = event.job
             answer = self._answers.get(job.request_id)
-            if answer is None or answer.choices[job.choice].job is not job:
-                continue  # forgotten by a reset
-            choice = answer.choices[job.choice]
-            if choice.reason is not None:
-                continue  # ended by a stop string; the engine learns of it at its next step
+            choice = answer.choice_of(job) if answer is not None else None
+            if answer is None or choice is None or choice.reason is not None:
+                continue  # forgotten, or ended by a stop string; the engine learns of it at its next step
             if event.begun:
                 self._begin(answer)
             elif event.refused:
@@ -232,9 +221,14 @@ class GenerationDesk:
     # --- what is said -----------------------------------------------------------------------------------------------
 
     def _begin(self, answer: Answer) -> None:
-        if not answer.begun:
-            answer.begun = True
-            self._outbox.put(RunnerStarted(request_id=answer.request_id, prompt_tokens=answer.prompt_tokens))
+        if answer.begun:
+            return
+        answer.begun = True
+        self._outbox.put(RunnerStarted(request_id=answer.request_id, prompt_tokens=answer.prompt_tokens))
+        for choice in answer.choices:
+            for start in range(0, len(answer.echo), _ECHO_CHARACTERS):
+                text = answer.echo[start : start + _ECHO_CHARACTERS]
+                self._tell([RunnerDelta(request_id=answer.request_id, text=text, choice=choice.job.choice, tokens=0)])
 
     def _tell(self, deltas: list[RunnerDelta]) -> None:
         for delta in deltas:

@@ -63,6 +63,8 @@ def _kind(delta: RunnerDelta) -> tuple[bool, bool, bool]:
 
 
 def _size(delta: RunnerDelta) -> int:
+    if not delta.tool_calls and not delta.logprobs:
+        return len(delta.text) + len(delta.reasoning)
     calls = sum(_ENTRY_CHARACTERS + len(call.id + call.name + call.arguments) for call in delta.tool_calls)
     entries = sum(
         _ENTRY_CHARACTERS + len(token.piece)

@@ -331,15 +331,15 @@ def test_cve_2026_21869_field_of_the_engine_is_unknown(server: TestAppliance, fi
         ("guided_regex", "(a+)+$"),
         ("json_schema", {"$ref": "#"}),
         ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": {"pattern": "(a+)+$"}}}),
-        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}),
         ("response_format", {"type": "grammar", "grammar": 'root ::= "a"'}),
         ("tools", [{"type": "function", "function": {"name": "x", "parameters": {"pattern": "((a*)*)*"}}}]),
     ],
 )
-def test_llama_cpp_22234_and_cve_2025_48944_grammar_schema_and_tools_reach_no_engine(
+def test_llama_cpp_22234_and_cve_2025_48944_hostile_grammar_schema_and_tools_are_refused(
     server: TestAppliance, field: str, value: object
 ) -> None:
-    """None of them is built yet; a schema that is ignored in silence would be as bad as one that is compiled."""
+    """A schema that is ignored in silence would be as bad as one that kills whoever compiles it."""
     answer = server.chat(server.token(), **{field: value})
     assert answer.status == 400
     assert answer.json()["error"]["code"] in {"field-unknown", "field-invalid"}

@@ -28,6 +28,8 @@ memory_bytes = {340 * MIB}
 [model.large]
 context_tokens = 32768
 slots = 64
+[model.b]
+kv_type = "q8_0"
 [model.c]
 keep_alive_seconds = 0
 [model.unheard-of]
@@ -74,11 +76,11 @@ def test_memory_is_never_promised_twice_and_comes_back(server: TestAppliance) ->
     loaded = {one["model"]["name"]: one for one in told["loaded"]}
     assert 1 <= len(loaded) <= 2
     assert told["memory"]["planned_bytes"] <= told["memory"]["budget_bytes"] == 340 * MIB
-    for one in loaded.values():
+    for name, one in loaded.items():
         plan = one["plan"]
         private = sum(plan.values()) - plan["weights"]
         assert 0 < one["taken"]["private_bytes"] <= private
-        assert one["options"]["kv_type"] == "f16"
+        assert one["options"]["kv_type"] == ("q8_0" if name == "b" else "f16")
 
     for name in set(NAMES) - loaded.keys():  # no place, and soon there is one
         assert server.chat(tokens[name][0], model=name).status in {200, 503}

@@ -104,7 +104,7 @@ def step(vocabulary: Any, grammar: str, text: str) -> dict[str, float]:
         array = llama.llama_token_data_array(data=data, size=tokens, selected=-1, sorted=False)
         llama.llama_sampler_apply(sampler, ctypes.byref(array))
         if data[_FIRST_BYTE_TOKEN + byte].logit != 0.0:
-            sys.exit("llama.cpp does not allow the text of the test")
+            sys.exit(f"llama.cpp does not allow {text!r} under {grammar!r}")
         llama.llama_sampler_accept(sampler, _FIRST_BYTE_TOKEN + byte)
         slowest = max(slowest, time.thread_time() - start - filling)
     llama.llama_sampler_free(sampler)

@@ -114,12 +114,18 @@ class RunnerClient:
 
     def receive(self) -> FromRunner:
         data = self.channel.recv(frames.MAX_FRAME_BYTES)
-        assert data, "the runner closed its channel"
+        assert data, f"the runner closed its channel: {self.last_words()}"
         message = _DECODER.decode(data)
         request_id = getattr(message, "request_id", None)
         if request_id is not None:
             self.answers.setdefault(request_id, Answer()).add(message)
         return message
+
+    def last_words(self) -> str:
+        """How the process ended, and what it said on stderr."""
+        status = self.process.wait(TIMEOUT_SECONDS)
+        said = self.process.stderr.read() if self.process.stderr is not None else b""
+        return f"status {status}, {said.decode(errors='replace')}"
 
     def submit(
         self,

@@ -58,6 +58,8 @@ class Context:
         self.stream_cells: Final = int(llama.llama_n_ctx_seq(self._pointer))
         """The cells of one sequence: ``context_tokens``, rounded up by llama.cpp."""
         self._memory = llama.llama_get_memory(self._pointer)
+        self._logits_address = 0
+        self._logits_views: dict[int, Logits] = {}
 
     def close(self) -> None:
         llama.llama_free(self._pointer)
@@ -71,9 +73,17 @@ class Context:
         first: Any = llama.llama_get_logits(self._pointer)
         if not first:
             raise RuntimeError("llama.cpp has no logits")
-        kind = ctypes.c_float * (rows * self._vocabulary_tokens)
-        memory: Any = kind.from_address(ctypes.addressof(first.contents))
-        return np.frombuffer(memory, np.float32).reshape(rows, self._vocabulary_tokens)
+        address = ctypes.addressof(first.contents)
+        if address != self._logits_address:  # llama.cpp moves them only when a step has more rows than any before
+            self._logits_address = address
+            self._logits_views.clear()
+        view = self._logits_views.get(rows)
+        if view is None:
+            kind = ctypes.c_float * (rows * self._vocabulary_tokens)
+            memory: Any = kind.from_address(address)
+            view = np.frombuffer(memory, np.float32).reshape(rows, self._vocabulary_tokens)
+            self._logits_views[rows] = view
+        return view
 
     def forget(self, slot: int, kept: int = 0) -> None:
         """Takes all but the first ``kept`` tokens off a sequence; with fewer than it has, only where ``can_cut``."""

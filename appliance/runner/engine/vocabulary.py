@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from appliance.runner.engine.model import Model
 from appliance.runner.engine.native import llama, short_call
+from appliance.runner.grammar.ambiguity import MAX_PIECE_CHARACTERS
 
 Ids = NDArray[np.int64]
 
@@ -36,8 +37,9 @@ class Vocabulary(NamedTuple):
     """Ids rise within each array.
 
     ``ends``: of end-of-generation tokens. ``suppressed``: of those that the model's file says are never to be drawn.
-    ``unseen``: of tokens that write something else than a grammar sees of them, and do not end an answer: nothing, a
-    NUL, or more than 1,024 bytes. ``ragged`` says of every token whether its bytes are anything but whole UTF-8
+    ``unseen``: of tokens that do not end an answer and may not stand in one that a grammar holds: they write something
+    else than the grammar sees of them (nothing, a NUL), or more characters than its bounds are reckoned for
+    (``grammar.ambiguity``). ``ragged`` says of every token whether its bytes are anything but whole UTF-8
     characters.
 
     ``levels``: all tokens that are neither ``ends`` nor ``unseen``, by how many other tokens of whole characters they
@@ -63,7 +65,7 @@ class Vocabulary(NamedTuple):
             piece = ctypes.string_at(buffer, max(length, 0))
             if _is_eog(pointer, token):
                 ends.append(token)
-            elif not piece or 0 in piece:
+            elif not piece or 0 in piece or _is_long(piece):
                 unseen.append(token)
             else:
                 pieces[token] = piece
@@ -90,6 +92,12 @@ def _levels(pieces: dict[int, bytes], ragged: NDArray[np.bool_]) -> tuple[Level,
             line.append((token, piece))
     levels = [np.flatnonzero(depths == depth) for depth in range(int(depths.max(initial=-1)) + 1)]
     return tuple(Level(ids, parents[ids]) for ids in levels)
+
+
+def _is_long(piece: bytes) -> bool:
+    if len(piece) <= MAX_PIECE_CHARACTERS:
+        return False
+    return len(piece.decode("utf-8", "replace")) > MAX_PIECE_CHARACTERS
 
 
 def _is_whole(piece: bytes) -> bool:

@@ -29,7 +29,7 @@ LAST_CODE_POINT: Final = 0x10FFFF
 
 _ESCAPE = r'\\(?:[trn\\"\[\]-]|x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8})'
 _LITERAL = re.compile(rf'"((?:[^"\\]++|{_ESCAPE})*+)"')
-_CLASS = re.compile(rf"\[(\^?)((?:[^\]\\]++|{_ESCAPE})++)\]")
+_CLASS = re.compile(rf"\[(\^?+)((?:[^\]\\]++|{_ESCAPE})++)\]")
 _RANGE = re.compile(rf"({_ESCAPE}|[^\\])(?:-({_ESCAPE}|[^\\]))?", re.DOTALL)
 _ONE_ESCAPE = re.compile(_ESCAPE)
 _NAME = re.compile(r"[A-Za-z0-9-]++")

@@ -14,6 +14,8 @@ from typing import Final, NamedTuple
 _LAST_INTEGER: Final = 10**18 - 1
 _MAX_DECIMALS: Final = 10
 _MAX_LISTED: Final = 48
+_MAX_DIGITS: Final = 20
+"""Of the whole part of a bound: what lies beyond is no bound for numbers of the digits that are written here."""
 _EXACT_DIGITS: Final = 15
 """Decimal numbers of so many digits are different doubles, so that below a bound stays below it when it is read."""
 
@@ -33,6 +35,7 @@ class Bounds(NamedTuple):
 
 def integers(bounds: Bounds, multiple_of: int = 1) -> str:
     """Alternatives for integers. ``multiple_of`` is positive. Raises ``NumberInvalid``."""
+    bounds = _within_digits(bounds)
     least, most = _whole_bounds(bounds)
     low, high = -(-least // multiple_of), most // multiple_of
     if low > high:
@@ -48,6 +51,19 @@ def integers(bounds: Bounds, multiple_of: int = 1) -> str:
     if last_digits is None or bounds.least is not None or bounds.most is not None:
         raise NumberInvalid(f"multiples of {multiple_of} within these bounds are too many to list")
     return f'"0" | "-"? ([{last_digits[2:]} | [1-9] [0-9]{{0,15}} {last_digits})'
+
+
+def _within_digits(bounds: Bounds) -> Bounds:
+    """Without bounds that no number of ours reaches."""
+    least, above, most, below = bounds
+    far = Decimal(10**_MAX_DIGITS)
+    if (least is not None and least >= far) or (most is not None and most <= -far):
+        raise NumberInvalid(f"a bound of more than {_MAX_DIGITS} digits")
+    if least is not None and least <= -far:
+        least, above = None, False
+    if most is not None and most >= far:
+        most, below = None, False
+    return Bounds(least, above, most, below)
 
 
 def _whole_bounds(bounds: Bounds) -> tuple[int, int]:
@@ -162,6 +178,7 @@ def _one_of(ways: list[str]) -> str:
 
 def decimals(bounds: Bounds) -> str:
     """Alternatives for numbers between bounds of which at least one is given. Raises ``NumberInvalid``."""
+    bounds = _within_digits(bounds)
     least, above, most, below = bounds
     room, negative_room = (_EXACT_DIGITS if not without else None for without in (below, above))
     if least is None:

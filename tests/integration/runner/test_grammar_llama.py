@@ -15,6 +15,7 @@ from appliance.runner.grammar.gbnf import GrammarInvalid, check
 from appliance.runner.grammar.notation import MAX_CLASS_RANGES, MAX_NESTING, MAX_REPETITIONS
 from appliance.runner.grammar.schema import json_object_gbnf, to_gbnf
 from tests.support.chain_model import chain_model
+from tests.support.grammar_texts import TAKEN, damaged
 
 ROOT = Path(__file__).parents[3]
 CASES = json.loads((ROOT / "tests/vectors/json-schema/schemas.json").read_text(encoding="utf-8"))
@@ -92,6 +93,19 @@ def test_grammar_at_the_bounds_costs_no_long_step_and_little_memory(
 ) -> None:
     assert border[name]["slowest"] < STEP_SECONDS
     assert border[name]["grown"] < 32 * 2**20
+
+
+def test_what_is_let_through_is_never_refused_by_llama_cpp() -> None:
+    """Grammars as people write them, and damaged ones that pass for all that."""
+    taken = list(TAKEN.values())
+    for text in damaged(150):
+        try:
+            check(text)
+        except GrammarInvalid:
+            continue
+        taken.append(text)
+    assert len(taken) > 100
+    child("steps", [(text, "") for text in taken])
 
 
 def test_grammar_just_beyond_the_bounds_is_refused() -> None:

@@ -101,6 +101,16 @@ def test_cancelled_choices_all_end(chain: RunnerClient) -> None:
         assert runner.ask("still there", max_completion_tokens=4).text
 
 
+def test_choices_of_a_forgotten_request_are_not_taken_for_those_of_its_namesake(chain: RunnerClient) -> None:
+    for _ in range(20):
+        chain.submit("r", choices=4, max_completion_tokens=40)
+        chain.reset()
+        chain.submit("r", max_completion_tokens=3)
+        [answer] = chain.wait_for("r")
+        assert answer.text == " ".join(WORDS[:3])
+        chain.reset()
+
+
 def test_one_choice_that_stops_does_not_end_the_others(dice: RunnerClient) -> None:
     answer = dice.ask(
         choices=4, max_completion_tokens=400, sampling=Sampling(seed=1, temperature=2.0, stop=("a",), ignore_eos=True)
@@ -283,6 +293,17 @@ def test_request_that_waits_too_long_is_refused_before_it_has_begun() -> None:
         assert answer.refused is not None and answer.started is None
         assert answer.refused.reason == "overloaded"
         assert answer.refused.retry_after_seconds >= 1
+        runner.cancel("first")
+        runner.wait_for("first")
+
+
+def test_echo_does_not_begin_a_request_that_has_no_slot() -> None:
+    with bare_runner(chain_model(long_script(4000)), context_tokens=8192, slots=1) as runner:
+        runner.submit("first")
+        runner.wait_for_first_delta("first")
+        runner.submit("second", TextPrompt(text="echo"), echo=True, queue_ms=1)
+        [answer] = runner.wait_for("second")
+        assert answer.refused is not None and not answer.deltas
         runner.cancel("first")
         runner.wait_for("first")
 

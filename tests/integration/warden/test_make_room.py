@@ -78,7 +78,7 @@ class Both:
         self._serving: list[asyncio.Task[None]] = []
 
     def make_client(self, directory: Path) -> WardenClient:
-        return WardenClient(directory / "warden.sock", load_timeout_seconds=5.0, silence_seconds=60.0)
+        return WardenClient(directory / "warden.sock", load_timeout_seconds=5.0, silence_seconds=60.0, queue_seconds=60)
 
     async def serve_runners(self) -> None:
         while True:

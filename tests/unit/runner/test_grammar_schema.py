@@ -234,3 +234,28 @@ def test_grammar_grows_with_the_schema_and_not_faster() -> None:
         properties = {f"property-{number}": {"type": "integer"} for number in range(count)}
         sizes.append(len(to_gbnf(json.dumps({"type": "object", "properties": properties}))))
     assert sizes[1] < 2.2 * sizes[0]
+
+
+JUNK = [None, True, -1, 2.5, 10**18, "", "x", "#", [], {}, [[]], [{}], {"": None}, {"type": "string"}, ["a"], [1]]
+
+
+def damaged(value: Any, chance: random.Random) -> Any:
+    """The same with one part of it replaced."""
+    if not isinstance(value, dict | list) or not value or chance.random() < 0.15:
+        return chance.choice(JUNK)
+    copy = value.copy()
+    place = chance.choice(list(copy)) if isinstance(copy, dict) else chance.randrange(len(copy))
+    copy[place] = damaged(copy[place], chance)
+    return copy
+
+
+def test_damaged_schema_is_translated_or_refused_and_nothing_else() -> None:
+    chance = random.Random(4)
+    refused = 0
+    for case in CASES * 8:
+        try:
+            check(to_gbnf(json.dumps(damaged(damaged(case["schema"], chance), chance))))
+        except SchemaInvalid as error:
+            refused += 1
+            assert error.detail.isprintable()
+    assert 100 < refused < 900

@@ -12,6 +12,7 @@ from appliance.core.values import Sampling
 from appliance.ipc.messages import Load
 from appliance.runner.engine.context import Context
 from appliance.runner.engine.model import LoadError, Model
+from appliance.runner.engine.native import llama
 from appliance.runner.engine.steps import MOST_WAITING, MOST_WAITING_OF_ONE, Event, Job, Stepper
 from tests.support.chain_model import chain_model, long_script
 from tests.support.random_model import random_model
@@ -231,8 +232,6 @@ def test_full_cache_never_costs_a_live_request_its_room(model: Model) -> None:
 
 def test_nothing_of_a_request_without_partition_stays_in_the_cache(machine: Machine) -> None:
     machine.run(job("a"))
-    from appliance.runner.engine.native import llama
-
     for slot in range(4):
         assert llama.llama_memory_seq_pos_max(machine.context._memory, slot) == -1
 
@@ -458,13 +457,21 @@ def test_figures_add_up(machine: Machine) -> None:
 
 @pytest.mark.parametrize("kv_type", ["q8_0", "q4_0"])
 def test_quantised_cache_is_smaller_and_answers_the_same(model: Model, kv_type: str) -> None:
-    machine = Machine(model, kv_type=kv_type)
-    machine.run(job("a", partition="one"))
+    machine, plain = Machine(model, kv_type=kv_type), Machine(model)
+    for each in (machine, plain):
+        each.run(job("a", partition="one"))
+    assert kept_bytes(machine) < 0.6 * kept_bytes(plain)
+    assert machine.texts["a", 0] == plain.texts["a", 0]
     again = job("b", partition="one")
     machine.run(again)
     assert again.cached_tokens == len(PROMPT) - 1
     assert machine.texts["a", 0] == machine.texts["b", 0]
     machine.context.close()
+    plain.context.close()
+
+
+def kept_bytes(machine: Machine) -> int:
+    return int(llama.llama_state_seq_get_size(machine.context._pointer, 0))
 
 
 def test_quantised_cache_that_cannot_be_is_refused() -> None:
