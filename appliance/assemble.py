@@ -29,8 +29,10 @@ from appliance.gateway import serve as gateway_process
 from appliance.gateway.answering import BodyLimits
 from appliance.gateway.app import build_app
 from appliance.gateway.gate import Gate
+from appliance.gateway.metrics import MetricsPage
 from appliance.gateway.pipeline import Pipeline, Ports
 from appliance.gateway.slots import Slots
+from appliance.gateway.tally import Tally
 from appliance.gateway.warden_client import WardenClient
 from appliance.gateway.wire import WireLimits
 from appliance.identity.keys import load_keys
@@ -126,8 +128,10 @@ async def gateway(config: Settings) -> None:
     body_limits = BodyLimits(
         max_bytes=config.gateway.max_body_bytes, timeout_seconds=config.gateway.body_timeout_seconds
     )
+    slots = Slots(config.limits.concurrent_requests or max(1, config.models.slots - 1))
+    refusals = Tally()
     gate = Gate(
-        build_app(pipeline, body_limits),  # type: ignore[arg-type]  # ASGI's scope is wider
+        build_app(pipeline, body_limits, MetricsPage(pipeline, refusals, slots)),  # type: ignore[arg-type]  # ASGI's scope is wider
         pipeline,
         verifier=JwtVerifier(
             load_keys(jwks),
@@ -137,7 +141,8 @@ async def gateway(config: Settings) -> None:
         ),
         addresses=AddressGate(requests_per_minute=config.limits.address_requests_per_minute),
         rates=RequestRates(requests_per_minute=config.limits.principal_requests_per_minute),
-        slots=Slots(config.limits.concurrent_requests or max(1, config.models.slots - 1)),
+        slots=slots,
+        refusals=refusals,
         allowed_hosts=config.allowed_hosts,
         now_seconds=_now_seconds,
     )

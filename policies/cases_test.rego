@@ -11,6 +11,8 @@ groups := {
 	"bare": {"models": "demo", "max_tokens": 512},
 }
 
+metrics := {"groups": ["watch"]}
+
 closed := {"subjects": ["mallory"], "models": ["withdrawn"]}
 
 good := {
@@ -39,3 +41,11 @@ good := {
 	"peer": {"address": "192.0.2.7"},
 	"time": {"unix_seconds": 1700000000, "weekday": 1, "minute_of_day": 1333},
 }
+
+# The other good case: numbers about the whole appliance, for one who may use no model.
+good_metrics := json.patch(good, [
+	{"op": "replace", "path": "/principal/groups", "value": ["watch"]},
+	{"op": "replace", "path": "/action", "value": {"operation": "metrics", "method": "GET", "route": "/metrics"}},
+	{"op": "replace", "path": "/model", "value": null},
+	{"op": "replace", "path": "/request/max_tokens", "value": null},
+])

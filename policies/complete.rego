@@ -25,6 +25,12 @@ action_complete if {
 }
 
 model_complete if {
+	asks_metrics
+	input.model == null
+}
+
+model_complete if {
+	not asks_metrics
 	text(input.model.name)
 	text(input.model.digest)
 	text(input.model.signer)

@@ -10,6 +10,13 @@ decision := {
 	"obligations": {"max_tokens": permitted_tokens},
 } if {
 	count(deny) == 0
+	not asks_metrics
+}
+
+decision := {"allow": true, "reasons": ["group-permits-metrics"], "obligations": {}} if {
+	count(deny) == 0
+	asks_metrics
+	metrics_permitted
 }
 
 decision := {"allow": false, "reasons": sort(deny), "obligations": {}} if {

@@ -11,4 +11,9 @@ deny contains "model-closed" if not model_open
 
 deny contains "model-outside-token" if not token_covers_model
 
-deny contains "no-group-permits-model" if not permitted_tokens
+deny contains "no-group-permits-model" if not model_permitted
+
+deny contains "no-group-permits-metrics" if {
+	asks_metrics
+	not metrics_permitted
+}

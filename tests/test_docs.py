@@ -1,5 +1,6 @@
 """The tables in docs/, against what they describe."""
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -9,17 +10,23 @@ import msgspec
 import pytest
 
 from appliance.core.refusals import Reason
-from appliance.core.values import Value
+from appliance.core.values import Digest, EngineFigures, RunnerReport, Value
 from appliance.gateway.answering import BodyLimits
 from appliance.gateway.app import build_app
+from appliance.gateway.metrics import MetricsPage
 from appliance.gateway.pipeline import Pipeline
+from appliance.gateway.slots import Slots
 from appliance.gateway.surfaces import vectors, vocabulary
 from appliance.gateway.surfaces.openai.chat import ChatFields
 from appliance.gateway.surfaces.openai.completions import CompletionFields
 from appliance.gateway.surfaces.openai.fields import CommonFields
+from appliance.gateway.tally import Tally
 from appliance.settings import Degradable, Settings
+from tests.fakes.world import World
 
-SETTINGS = (Path(__file__).parents[1] / "docs" / "settings.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+SETTINGS = (DOCS / "settings.md").read_text(encoding="utf-8")
+METRICS = (DOCS / "metrics.md").read_text(encoding="utf-8")
 
 
 def defaults(kind: type[Value], prefix: str = "") -> dict[str, object]:
@@ -59,7 +66,26 @@ def test_every_layer_that_may_be_missing_is_named() -> None:
         assert f"`{layer}`" in SETTINGS
 
 
-API = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+async def page_of_metrics() -> str:
+    world = World()
+    figures = EngineFigures(**{field.name: 1 for field in msgspec.structs.fields(EngineFigures)})
+    world.models.told = (RunnerReport(model_name="m", model_digest=Digest.of(b"m"), figures=figures),)
+    return await MetricsPage(world.pipeline, Tally(), Slots(1)).text(world.exchange())
+
+
+def test_no_metric_is_undescribed_and_none_is_invented() -> None:
+    told = re.findall("^# TYPE ([a-z_]+) ", asyncio.run(page_of_metrics()), re.MULTILINE)
+    described = [
+        name
+        for row in re.findall(r"^\| (`.*)$", METRICS, re.MULTILINE)
+        for name in re.findall("`(paddock_[a-z_]+)`", row)
+    ]
+    assert sorted(described) == sorted(told)
+    examples = set(re.findall("paddock_[a-z_]+", METRICS)) - set(told)
+    assert {re.sub("_(sum|count)$", "", name) for name in examples} <= set(told)
+
+
+API = (DOCS / "api.md").read_text(encoding="utf-8")
 
 
 def _named(start: str, end: str) -> set[str]:
@@ -99,6 +125,7 @@ def test_no_error_is_undescribed() -> None:
 
 
 def test_no_route_is_undescribed_and_none_is_invented() -> None:
-    app = build_app(cast("Pipeline", None), BodyLimits(max_bytes=1, timeout_seconds=1.0))
+    limits = BodyLimits(max_bytes=1, timeout_seconds=1.0)
+    app = build_app(cast("Pipeline", None), limits, cast("MetricsPage", None))
     served = {re.sub(r":str}", "}", route.path) for route in app.routes}
     assert {name.split(" ")[1] for name in _named("# The API", "## Fields")} == served

@@ -29,6 +29,7 @@ from appliance.core.values import (
 ALLOW_REASONS: Final = frozenset(
     {
         "group-permits-model",
+        "group-permits-metrics",
         "subject-permitted",  # *
     }
 )
@@ -40,6 +41,7 @@ DENY_REASONS: Final = frozenset(
         "model-closed",
         "model-outside-token",
         "no-group-permits-model",
+        "no-group-permits-metrics",
         "outside-hours",  # *
         "peer-not-permitted",  # *
         "request-too-large",  # *
@@ -49,6 +51,9 @@ DENY_REASONS: Final = frozenset(
 # Ours alone: a policy that says it is malformed too.
 MALFORMED: Final = "policy-answer-malformed"
 
+Asked = Admission | VerifiedModel | Literal["metrics"]
+"""What was admitted; a model that a list might show; or numbers about the whole appliance."""
+
 _MAX_TOKENS: Final = 2**31 - 1
 _MINUTE_SECONDS: Final = 60
 _DAY_SECONDS: Final = 86_400
@@ -56,15 +61,14 @@ _EPOCH_WEEKDAY: Final = 3  # 1 January 1970 was a Thursday; Monday is 0
 
 
 def policy_input(
-    asked: Admission | VerifiedModel, *, principal: Principal, peer: Peer, method: str, route: str, now_seconds: int
+    asked: Asked, *, principal: Principal, peer: Peer, method: str, route: str, now_seconds: int
 ) -> dict[str, Any]:
-    """The input document: may this principal have what was admitted, or, for a bare model, see it in a list?
+    """The input document: may this principal have what was admitted, see a bare model in a list, or read the metrics?
 
-    Integers, strings and booleans only; ``weekday`` (Monday is 0) and ``minute_of_day`` are in UTC. ``route`` is the
-    template of the route, never the caller's path. No text of a prompt is in it, only counts; ``max_tokens`` are those
-    of all choices together.
+    Integers, strings and booleans only, and null for the model of the metrics, which are of all; ``weekday`` (Monday is
+    0) and ``minute_of_day`` are in UTC. ``route`` is the template of the route, never the caller's path. No text of a
+    prompt is in it, only counts; ``max_tokens`` are those of all choices together.
     """
-    model = asked.model if isinstance(asked, Admission) else asked
     return {
         "principal": {
             "subject": principal.subject,
@@ -74,7 +78,7 @@ def policy_input(
             "models": list(principal.models),
         },
         "action": {"operation": _operation(asked), "method": method, "route": route},
-        "model": {"name": model.name, "digest": str(model.digest), "signer": model.signer.name},
+        "model": _model(asked),
         "request": _request(asked),
         "peer": {"address": peer.address},
         "time": {
@@ -85,11 +89,16 @@ def policy_input(
     }
 
 
-def _operation(
-    asked: Admission | VerifiedModel,
-) -> Literal["chat", "complete", "embed", "rerank", "tokenise", "list"]:
-    if isinstance(asked, VerifiedModel):
-        return "list"
+def _model(asked: Asked) -> dict[str, str] | None:
+    if asked == "metrics":
+        return None
+    model = asked.model if isinstance(asked, Admission) else asked
+    return {"name": model.name, "digest": str(model.digest), "signer": model.signer.name}
+
+
+def _operation(asked: Asked) -> Literal["chat", "complete", "embed", "rerank", "tokenise", "list", "metrics"]:
+    if not isinstance(asked, Admission):
+        return "metrics" if asked == "metrics" else "list"
     match asked.request:
         case Generation():
             return "chat" if isinstance(asked.request.prompt, Conversation) else "complete"
@@ -99,8 +108,8 @@ def _operation(
             return "tokenise"
 
 
-def _request(asked: Admission | VerifiedModel) -> dict[str, Any]:
-    if isinstance(asked, VerifiedModel):
+def _request(asked: Asked) -> dict[str, Any]:
+    if not isinstance(asked, Admission):
         return {
             "max_tokens": None,
             "messages": 0,

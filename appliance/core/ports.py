@@ -14,6 +14,7 @@ from appliance.core.values import (
     Receipt,
     Reservation,
     RunnerFacts,
+    RunnerReport,
     VerifiedClaims,
     VerifiedModel,
 )
@@ -118,6 +119,10 @@ class Models(Protocol):
 
         Raises ``Refused(MODEL_NOT_VERIFIED | RUNNER_UNAVAILABLE)``, or ``Fault`` when the warden is away.
         """
+        ...
+
+    async def reports(self) -> tuple[RunnerReport, ...]:
+        """What the runners that live now say of themselves, within about a second. Starts none; raises nothing."""
         ...
 
 

@@ -533,3 +533,46 @@ class RunnerFacts(Value, frozen=True, kw_only=True):
     filter_digest: Digest
     context_tokens: int
     slots: int
+
+
+Total = Annotated[int, Meta(ge=0, le=2**53)]
+TotalSeconds = Annotated[float, Meta(ge=0.0, le=2.0**53)]
+"""A sum that a runner tells, bounded so that it stays exact, and finite, wherever it is shown."""
+
+
+class EngineFigures(Value, frozen=True, kw_only=True):
+    """Sums since a model was loaded, and four states of now: ``waiting``, ``busy_slots``, ``used_cells`` and what they
+    are of. Nothing in it is about one caller, and a runner can say in it what it likes.
+
+    ``prompt_tokens`` are those computed, ``cached_tokens`` those that needed not be, of ``cache_hits`` requests.
+    ``answered`` requests had a first token, after ``first_token_seconds`` in all, counted from their arrival.
+    ``batch_tokens`` were decoded in ``steps``, which took ``step_seconds`` of wall time.
+    """
+
+    waiting: Total
+    busy_slots: Total
+    slots: Total
+    used_cells: Total
+    cells: Total
+    admitted: Total
+    refused: Total
+    cancelled: Total
+    failed: Total
+    prompt_tokens: Total
+    cached_tokens: Total
+    cache_hits: Total
+    answer_tokens: Total
+    answered: Total
+    first_token_seconds: TotalSeconds
+    queue_seconds: TotalSeconds
+    steps: Total
+    batch_tokens: Total
+    step_seconds: TotalSeconds
+
+
+class RunnerReport(Value, frozen=True, kw_only=True):
+    """What one live runner says of itself; ``figures`` are None when it did not say so in time."""
+
+    model_name: str
+    model_digest: Digest
+    figures: EngineFigures | None

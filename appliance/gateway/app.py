@@ -10,15 +10,17 @@ Not here: any rule about who may do what (``pipeline``); how an answer is writte
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
-from litestar import Litestar, Request, asgi, get
+from litestar import Litestar, Request, Response, asgi, get
 from litestar.enums import MediaType
 from litestar.params import FromPath
 
+from appliance.core.exposition import MEDIA_TYPE
 from appliance.gateway.answering import BodyLimits
 from appliance.gateway.asgi import Receive, Scope, Send
 from appliance.gateway.computation import ComputationRoute
 from appliance.gateway.gate import exchange_of
 from appliance.gateway.generation import GenerationRoute
+from appliance.gateway.metrics import MetricsPage
 from appliance.gateway.pipeline import Exchange, Pipeline
 from appliance.gateway.surfaces import vectors, vocabulary
 from appliance.gateway.surfaces.openai.chat import ChatSurface
@@ -29,7 +31,7 @@ _Request = Request[Any, Any, Any]
 AsgiRoute = Callable[[Exchange, Scope, Receive, Send], Awaitable[None]]
 
 
-def build_app(pipeline: Pipeline, limits: BodyLimits) -> Litestar:
+def build_app(pipeline: Pipeline, limits: BodyLimits, metrics: MetricsPage) -> Litestar:
     """The routes. Litestar's OpenAPI pages are off."""
     answers: dict[str, AsgiRoute] = {
         "/v1/chat/completions": GenerationRoute(pipeline, limits, ChatSurface()),
@@ -56,13 +58,18 @@ def build_app(pipeline: Pipeline, limits: BodyLimits) -> Litestar:
         """An absent model and a forbidden one get the same answer; the record tells them apart."""
         return model_object(await pipeline.visible_model(exchange_of(request.scope, "/v1/models/{model_id}"), model_id))
 
+    @get("/metrics")
+    async def read_metrics(request: _Request) -> Response[bytes]:
+        page = await metrics.text(exchange_of(request.scope, "/metrics"))
+        return Response(page.encode(), media_type=MEDIA_TYPE, headers={"cache-control": "no-store"})
+
     @asgi(list(answers), copy_scope=False)
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         path = scope["path"]
         await answers[path](exchange_of(scope, path), scope, receive, send)
 
     return Litestar(
-        route_handlers=[healthz, list_models, get_model, answer],
+        route_handlers=[healthz, list_models, get_model, read_metrics, answer],
         exception_handlers={Exception: _to_the_gate},
         openapi_config=None,
         logging_config=None,

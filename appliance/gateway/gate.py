@@ -43,7 +43,7 @@ def exchange_of(scope: Any, route: str) -> Exchange:
 
 
 class Gate:
-    """An ASGI application around another. ``refusals`` are those without a record of their own."""
+    """An ASGI application around another. ``refusals`` counts what it says no to."""
 
     def __init__(
         self,
@@ -54,6 +54,7 @@ class Gate:
         addresses: AddressLimiter,
         rates: RateLimiter,
         slots: Slots,
+        refusals: Tally,
         allowed_hosts: frozenset[str],
         now_seconds: Callable[[], int],
     ) -> None:
@@ -65,7 +66,7 @@ class Gate:
         self._slots = slots
         self._allowed_hosts = allowed_hosts
         self._now_seconds = now_seconds
-        self.refusals = Tally()
+        self.refusals = refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["type"]:
@@ -118,7 +119,9 @@ class Gate:
         if refusal.reason in COUNTED:
             self.refusals.count(actor_of(exchange.principal), refusal.reason)
             return refusal
-        return await self._pipeline.record_refusal(exchange, refusal)
+        refusal = await self._pipeline.record_refusal(exchange, refusal)
+        self.refusals.recorded(refusal.reason)
+        return refusal
 
 
 class _Once:

@@ -41,6 +41,7 @@ from appliance.core.values import (
     Peer,
     Principal,
     Reservation,
+    RunnerReport,
     VerifiedModel,
 )
 
@@ -185,6 +186,13 @@ class Pipeline:
             raise Refused(Reason.MODEL_NOT_FOUND, f"hidden by policy: {', '.join(decision.reasons)}", param="model")
         return model
 
+    async def reports(self, exchange: Exchange) -> tuple[RunnerReport, ...]:
+        """What the live runners say of themselves. Raises ``Refused(POLICY_DENIED)`` unless policy lets the principal
+        read the metrics."""
+        exchange.decision, exchange.policy_input = await self._decide(exchange, "metrics")
+        decide.require_allowed(exchange.decision)
+        return await self._ports.models.reports()
+
     @asynccontextmanager
     async def answer(self, exchange: Exchange, request: Asked) -> AsyncIterator[Answer]:
         """Stages 3 to 9. Raises ``Refused`` before the answer begins; inside, only the caller's own exceptions pass."""
@@ -266,7 +274,7 @@ class Pipeline:
         except Fault as fault:  # without a catalogue nothing can be admitted
             raise Refused(Reason.RUNNER_UNAVAILABLE, fault.detail, retry_after_seconds=1) from fault
 
-    async def _decide(self, exchange: Exchange, asked: Admission | VerifiedModel) -> tuple[Decision, dict[str, Any]]:
+    async def _decide(self, exchange: Exchange, asked: decide.Asked) -> tuple[Decision, dict[str, Any]]:
         document = decide.policy_input(
             asked,
             principal=exchange.principal,

@@ -25,6 +25,7 @@ from appliance.core.values import (
     Delta,
     Detokenisation,
     End,
+    EngineFigures,
     Generation,
     Ids,
     Rows,
@@ -37,11 +38,13 @@ from appliance.core.values import (
 from appliance.ipc.connection import Connection
 from appliance.ipc.frames import FrameDecoder, FrameError
 from appliance.ipc.messages import (
+    AskFigures,
     Cancel,
     Detokenise,
     Detokenised,
     Embed,
     Embedded,
+    Figures,
     FromRunner,
     Reset,
     ResetDone,
@@ -84,6 +87,8 @@ class RunnerLink:
         self._facts = facts
         self._answers: dict[str, LinkAnswer] = {}
         self._nonce = secrets.token_hex(8)
+        self._figures_asked = 0
+        self._figures: asyncio.Future[EngineFigures | None] | None = None  # while a question is open
         self._reset_done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._last_heard = self._last_leased = time.monotonic()
         self._on_broken = on_broken
@@ -130,6 +135,25 @@ class RunnerLink:
             raise Refused(Reason.RUNNER_LOST, str(error)) from error
         return answer
 
+    async def figures(self, limit_seconds: float) -> EngineFigures | None:
+        """What the runner says of itself, or None when it does not say so in time or is lost.
+
+        At most one question is open, and whoever asks meanwhile waits for the same answer. It neither keeps an idle
+        runner nor counts as a word of one that owes answers.
+        """
+        if self._figures is None:
+            try:
+                self._connection.send(AskFigures(call=self._figures_asked + 1))
+            except ConnectionError:
+                return None
+            self._figures_asked += 1
+            self._figures = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(limit_seconds):
+                return await asyncio.shield(self._figures)
+        except TimeoutError:
+            return None
+
     def check_silence(self, limit_seconds: float) -> None:
         """Gives the runner up when it owes answers and has said nothing for too long, or goes on after a cancel."""
         latest = time.monotonic() - limit_seconds
@@ -172,14 +196,18 @@ class RunnerLink:
         answers, self._answers = self._answers, {}
         for answer in answers.values():
             answer.fail(Refused(Reason.RUNNER_LOST, why))
+        if self._figures is not None:
+            self._figures.set_result(None)
         self._on_broken(self, why)
 
     def _heard(self, message: FromRunner, _fds: list[int]) -> None:
+        if isinstance(message, Figures) and self._reset_done.done():
+            return self._tell_figures(message)
         self._last_heard = time.monotonic()
         if not self._reset_done.done():
             if isinstance(message, ResetDone) and message.nonce == self._nonce:
                 self._reset_done.set_result(None)
-            return  # what was under way for a former gateway
+            return None  # what was under way for a former gateway
         match message:
             case RunnerDelta():
                 self._deliver(message.request_id, _delta(message))
@@ -203,6 +231,15 @@ class RunnerLink:
                     answer.fail(_refusal(message))
             case _:
                 self.give_up(f"unexpected {type(message).__name__}")
+        return None
+
+    def _tell_figures(self, message: Figures) -> None:
+        asked = self._figures
+        if asked is None or message.call != self._figures_asked:
+            self.give_up("told figures that nobody asked for")
+        else:
+            self._figures = None
+            asked.set_result(message.figures)
 
     def _deliver(self, request_id: str, event: AnswerEvent) -> None:
         answer = self._answers.get(request_id)

@@ -25,6 +25,11 @@ class Slots:
         self._per_principal = per_principal
         self._taken: Counter[str] = Counter()
 
+    @property
+    def under_way(self) -> int:
+        """Requests of all principals at this moment."""
+        return self._taken.total()
+
     @contextmanager
     def taken(self, principal_key: str) -> Iterator[None]:
         """Holds one slot. Raises ``Refused(TOO_MANY_STREAMS)``."""

@@ -3,7 +3,7 @@
 These are the refusals before a principal is known, and those of a principal that asks too often or too much at once.
 
 Trusts: nothing; a reason is one of a closed list, and principals are as many as there are identities.
-Promises: every count reaches exactly one summary.
+Promises: every count reaches exactly one summary. ``totals`` only grow.
 Not here: writing the summaries (``serve``).
 """
 
@@ -23,11 +23,20 @@ class Tally:
     def __init__(self) -> None:
         self.strangers: Counter[str] = Counter()
         self._known: dict[str, tuple[Actor, Counter[str]]] = {}
+        self._past: Counter[str] = Counter()
 
     def count(self, actor: Actor, reason: Reason) -> None:
         """One refusal of a known principal. Its summary names the token of the first in the interval."""
         _actor, counts = self._known.setdefault(actor.key, (actor, Counter()))
         counts[reason.code] += 1
+
+    def recorded(self, reason: Reason) -> None:
+        """One refusal that has a record of its own, so that no summary needs to tell it."""
+        self._past[reason.code] += 1
+
+    def totals(self) -> Counter[str]:
+        """All refusals per reason code since the start."""
+        return sum((counts for _actor, counts in self._known.values()), self._past + self.strangers)
 
     def take(self, interval_seconds: int) -> list[RefusalSummary]:
         """The summaries of all that was counted since the last time, and counting starts again at nothing."""
@@ -37,6 +46,7 @@ class Tally:
         ]
         if self.strangers:
             summaries.append(RefusalSummary(interval_seconds=interval_seconds, counts=dict(self.strangers)))
+        self._past = self.totals()
         self.strangers.clear()  # not replaced: the wire counts into it too
         self._known.clear()
         return summaries

@@ -19,7 +19,7 @@ from typing import Final
 
 from appliance.core.records import ModelRef, reference
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.core.values import VerifiedModel
+from appliance.core.values import RunnerReport, VerifiedModel
 from appliance.gateway.runner_link import RunnerLink
 from appliance.ipc.connection import Caller, CallFailed, Connection, connect, own_or_root
 from appliance.ipc.frames import FrameDecoder
@@ -49,6 +49,8 @@ LEAST_KEPT_SECONDS: Final = 5.0
 TURNS_TO_MAKE_ROOM: Final = 3
 """Those who could go may be busy when they are told to; then there may be others."""
 RETRY_AFTER_SECONDS: Final = 10
+FIGURES_SECONDS: Final = 1.0
+"""A runner answers between two of its steps, so at once; one that does not is left out of what is told."""
 
 _REASONS: Final = {reason.code: reason for reason in (Reason.MODEL_NOT_VERIFIED, Reason.AUDIT_UNAVAILABLE)}
 
@@ -99,6 +101,15 @@ class WardenClient:
                 self._links[wanted] = link
             link.leased()
             return link
+
+    async def reports(self) -> tuple[RunnerReport, ...]:
+        """Asks every runner that is leased, all at once."""
+        links = [(model, link) for model, link in self._links.items() if not link.broken]
+        figures = await asyncio.gather(*(link.figures(FIGURES_SECONDS) for _model, link in links))
+        return tuple(
+            RunnerReport(model_name=model.name, model_digest=model.digest, figures=said)
+            for (model, _link), said in zip(links, figures, strict=True)
+        )
 
     async def run(self) -> None:
         """Keeps the connection and the catalogue fresh, and watches the runners, until cancelled."""

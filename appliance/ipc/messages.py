@@ -18,6 +18,7 @@ from appliance.core.records import ModelRef, Record
 from appliance.core.values import (
     Constraint,
     Digest,
+    EngineFigures,
     FinishReason,
     RunnerFacts,
     SampledToken,
@@ -463,7 +464,20 @@ class ProbeResult(Value, frozen=True, kw_only=True, tag=True):
     outcome: Line
 
 
-ToRunner = Load | Reset | Submit | Embed | Tokenise | Detokenise | Cancel | Probe
+class AskFigures(Value, frozen=True, kw_only=True, tag=True):
+    """What has the engine done so far? Answered at once, whatever it is doing."""
+
+    call: Count
+
+
+class Figures(Value, frozen=True, kw_only=True, tag=True):
+    """The one answer to an ``AskFigures``."""
+
+    call: Count
+    figures: EngineFigures
+
+
+ToRunner = Load | Reset | Submit | Embed | Tokenise | Detokenise | Cancel | Probe | AskFigures
 FromRunner = (
     Fenced
     | Ready
@@ -477,4 +491,5 @@ FromRunner = (
     | RunnerEnd
     | RunnerRefused
     | ProbeResult
+    | Figures
 )

@@ -40,11 +40,16 @@ class _Closed(Value, frozen=True, kw_only=True):
     models: tuple[str, ...]
 
 
+class _Metrics(Value, frozen=True, kw_only=True):
+    groups: tuple[str, ...]
+
+
 class _Data(Value, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """What the shipped rules read. Other top-level keys are an operator's own rules' affair."""
 
     groups: dict[str, _Group]
     closed: _Closed
+    metrics: _Metrics = _Metrics(groups=())
 
 
 def check_data(data: bytes) -> None:

@@ -19,9 +19,11 @@ from typing import Final
 
 from appliance.ipc import frames
 from appliance.ipc.messages import (
+    AskFigures,
     Cancel,
     Detokenise,
     Embed,
+    Figures,
     Load,
     Probe,
     ProbeResult,
@@ -113,6 +115,7 @@ class _Server:
         self, channel: socket.socket, engine: Engine | Embedder, probe: Callable[[str], str], wakeup: _Wakeup
     ) -> None:
         self._channel = channel
+        self._engine = engine
         self._probe = probe
         self._wakeup = wakeup
         self._outbox = Outbox()
@@ -192,6 +195,8 @@ class _Server:
             case Probe():
                 outcome = self._probe(message.name)
                 self._outbox.put(ProbeResult(name=message.name, outcome=outcome))
+            case AskFigures():
+                self._outbox.put(Figures(call=message.call, figures=self._engine.figures()))
             case Load():
                 raise RuntimeError("a model is loaded once")
 

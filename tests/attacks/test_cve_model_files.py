@@ -215,7 +215,7 @@ def test_cve_2026_7482_no_tensor_reaches_one_byte_past_the_end(store: ModelStore
 
 
 def test_cve_2026_7482_there_is_no_route_that_takes_makes_or_pushes_a_model() -> None:
-    app = build_app(pipeline=None, limits=None)  # type: ignore[arg-type]
+    app = build_app(pipeline=None, limits=None, metrics=None)  # type: ignore[arg-type]
     routes = [(route.path_format, getattr(route, "methods", None) or set()) for route in app.routes]
     assert "/v1/chat/completions" in {path for path, _methods in routes}
     words = re.compile("blob|push|pull|create|copy|quanti|upload|import|delete|file")

@@ -3,7 +3,17 @@
 import asyncio
 
 from appliance.core.refusals import Refused
-from appliance.core.values import Admission, AnswerEvent, Delta, End, RunnerFacts, SealMode, Started, VerifiedModel
+from appliance.core.values import (
+    Admission,
+    AnswerEvent,
+    Delta,
+    End,
+    RunnerFacts,
+    RunnerReport,
+    SealMode,
+    Started,
+    VerifiedModel,
+)
 from tests.fakes.steps import Steps
 from tests.support import made_values
 
@@ -80,6 +90,7 @@ class FakeModels:
         self.submitted: list[tuple[str, Admission, str]] = []
         self.answers: list[FakeAnswer] = []
         self.seal_mode: SealMode = "sealed-memfd"
+        self.told: tuple[RunnerReport, ...] = ()
 
     async def catalogue(self) -> tuple[VerifiedModel, ...]:
         await self.steps.reach("catalogue")
@@ -88,3 +99,7 @@ class FakeModels:
     async def lease(self, model: VerifiedModel) -> FakeLease:
         await self.steps.reach("lease")
         return FakeLease(self, model)
+
+    async def reports(self) -> tuple[RunnerReport, ...]:
+        await self.steps.reach("reports")
+        return self.told

@@ -11,6 +11,7 @@ from appliance.gateway.answering import BodyLimits
 from appliance.gateway.app import build_app
 from appliance.gateway.asgi import AsgiApp
 from appliance.gateway.gate import Gate
+from appliance.gateway.metrics import MetricsPage
 from appliance.gateway.serve import http_server, listen
 from appliance.gateway.slots import Slots
 from appliance.gateway.tally import Tally
@@ -101,13 +102,16 @@ async def served(app: AsgiApp, refusals: Tally | None = None, **limits: Any) -> 
 
 def gate_around(world: World, *, slots: int = 2) -> Gate:
     """The whole application on fakes. It answers for any ``Host: test`` and knows the token ``good``."""
+    held, refusals = Slots(slots), Tally()
+    limits = BodyLimits(max_bytes=10_000, timeout_seconds=5.0)
     return Gate(
-        build_app(world.pipeline, BodyLimits(max_bytes=10_000, timeout_seconds=5.0)),  # type: ignore[arg-type]
+        build_app(world.pipeline, limits, MetricsPage(world.pipeline, refusals, held)),  # type: ignore[arg-type]
         world.pipeline,
         verifier=world.verifier,
         addresses=world.addresses,
         rates=world.rates,
-        slots=Slots(slots),
+        slots=held,
+        refusals=refusals,
         allowed_hosts=frozenset({"test"}),
         now_seconds=lambda: NOW,
     )

@@ -10,6 +10,7 @@ Not here: text and counting (``runner.embeddings``), which models are for this (
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -17,9 +18,10 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from appliance.core.values import FinishReason
+from appliance.core.values import EngineFigures, FinishReason
 from appliance.ipc.messages import Load
 from appliance.runner.engine.embedding_context import EmbeddingContext, Rows
+from appliance.runner.engine.figures import Counts
 from appliance.runner.engine.model import LoadError, Model, TokenIds
 from appliance.runner.engine.panic import end_process
 from appliance.runner.engine.turns import Turns
@@ -28,7 +30,7 @@ from appliance.runner.engine.turns import Turns
 class VectorJob:
     """The inputs of one request. ``dimensions`` 0 keeps all. The desk sets ``cancelled``."""
 
-    __slots__ = ("cancelled", "dimensions", "inputs", "principal", "request_id", "rows_left")
+    __slots__ = ("begun", "cancelled", "dimensions", "inputs", "principal", "request_id", "rows_left", "submitted_at")
 
     def __init__(self, request_id: str, principal: str, inputs: list[TokenIds], dimensions: int) -> None:
         self.request_id = request_id
@@ -37,6 +39,8 @@ class VectorJob:
         self.dimensions = dimensions
         self.rows_left = len(inputs)
         self.cancelled = False
+        self.begun = False
+        self.submitted_at = 0.0
 
 
 class VectorEvent(NamedTuple):
@@ -79,6 +83,8 @@ class Embedder:
         self._inbox: SimpleQueue[VectorJob | None] = SimpleQueue()
         self._events: deque[list[VectorEvent]] = deque()
         self._warmed: SimpleQueue[LoadError | None] = SimpleQueue()
+        self._counts = Counts()
+        self._waiting = self._busy_slots = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def warm_up(self) -> None:
@@ -93,7 +99,19 @@ class Embedder:
             raise failure
 
     def submit(self, job: VectorJob) -> None:
+        job.submitted_at = time.monotonic()
         self._inbox.put(job)
+
+    def figures(self) -> EngineFigures:
+        """What has been done and is being done, without a word about any one caller. A slot holds an input; nothing is
+        kept in cells, and no token is answered."""
+        return self._counts.taken(
+            waiting=self._inbox.qsize() + self._waiting,
+            busy_slots=self._busy_slots,
+            slots=self.slots,
+            used_cells=0,
+            cells=0,
+        )
 
     def take_events(self) -> list[VectorEvent]:
         """What happened since the last call, in order."""
@@ -129,6 +147,7 @@ class Embedder:
                 if job is None:
                     return False
                 self._jobs.add(job)
+                self._waiting += 1
                 for tokens in job.inputs:
                     self._turns.add(_Input(job, tokens))
         except Empty:
@@ -141,10 +160,28 @@ class Embedder:
             self._end(job, events, "cancelled")
         batch = self._turns.take(self._context.slots, self._context.batch_tokens)
         if batch:
+            start = time.monotonic()
+            self._begin(batch, start)
             rows = self._context.rows([item.tokens for item in batch])
+            self._counts.step_seconds += time.monotonic() - start
+            self._busy_slots = 0
             for item, row in zip(batch, rows, strict=True):
                 self._tell(item.job, row, events)
         return events
+
+    def _begin(self, batch: list[_Input], now: float) -> None:
+        """Counts a batch that is about to be computed."""
+        counts = self._counts
+        tokens = sum(item.size for item in batch)
+        self._busy_slots = len(batch)
+        counts.steps += 1
+        counts.batch_tokens += tokens
+        counts.prompt_tokens += tokens
+        for job in {item.job for item in batch if not item.job.begun}:
+            job.begun = True
+            self._waiting -= 1
+            counts.admitted += 1
+            counts.queue_seconds += now - job.submitted_at
 
     def _tell(self, job: VectorJob, row: Rows, events: list[VectorEvent]) -> None:
         if job not in self._jobs:
@@ -159,6 +196,9 @@ class Embedder:
 
     def _end(self, job: VectorJob, events: list[VectorEvent], reason: FinishReason, detail: str = "") -> None:
         self._jobs.remove(job)
+        self._waiting -= not job.begun
+        self._counts.cancelled += reason == "cancelled"
+        self._counts.failed += reason == "error"
         if job.rows_left:
             self._turns.keep(lambda item: item.job is not job)
         events.append(VectorEvent(job, ended=reason, detail=detail))

@@ -16,16 +16,16 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final
 
+from appliance.core.values import EngineFigures
 from appliance.ipc.messages import Conversation, Load, TextPrompt, TokenPrompt
 from appliance.runner.chat.prompt import Prompt, PromptMaker
 from appliance.runner.engine.constraint import CompiledConstraint, compile_constraint
 from appliance.runner.engine.context import Context
-from appliance.runner.engine.figures import EngineFigures
 from appliance.runner.engine.model import LoadError, Model
 from appliance.runner.engine.panic import end_process
 from appliance.runner.engine.steps import MOST_WAITING, Event, Job, Stepper
 
-__all__ = ["MOST_WAITING", "Engine", "EngineFigures", "Event", "Job", "LoadError"]
+__all__ = ["MOST_WAITING", "Engine", "Event", "Job", "LoadError"]
 
 
 class Engine:

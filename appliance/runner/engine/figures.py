@@ -6,36 +6,7 @@ step earlier than others.
 Not here: rates and percentiles, which whoever keeps the totals over time can form.
 """
 
-from appliance.core.values import Value
-
-
-class EngineFigures(Value, frozen=True, kw_only=True):
-    """Sums since the load, and four states of now: ``waiting``, ``busy_slots``, ``used_cells`` and what they are of.
-
-    ``prompt_tokens`` are those computed, ``cached_tokens`` those that needed not be, of ``cache_hits`` requests.
-    ``answered`` requests had a first token, after ``first_token_seconds`` in all, counted from their arrival.
-    ``batch_tokens`` were decoded in ``steps``, which took ``step_seconds`` of wall time.
-    """
-
-    waiting: int
-    busy_slots: int
-    slots: int
-    used_cells: int
-    cells: int
-    admitted: int
-    refused: int
-    cancelled: int
-    failed: int
-    prompt_tokens: int
-    cached_tokens: int
-    cache_hits: int
-    answer_tokens: int
-    answered: int
-    first_token_seconds: float
-    queue_seconds: float
-    steps: int
-    batch_tokens: int
-    step_seconds: float
+from appliance.core.values import EngineFigures
 
 
 class Counts:

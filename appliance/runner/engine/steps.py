@@ -29,13 +29,13 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
-from appliance.core.values import FinishReason, Sampling
+from appliance.core.values import EngineFigures, FinishReason, Sampling
 from appliance.runner.engine.batch import Batch
 from appliance.runner.engine.candidates import Candidates
 from appliance.runner.engine.constraint import CompiledConstraint
 from appliance.runner.engine.context import Context
 from appliance.runner.engine.fair import FairQueue, deal
-from appliance.runner.engine.figures import Counts, EngineFigures
+from appliance.runner.engine.figures import Counts
 from appliance.runner.engine.logprobs import Logprobs
 from appliance.runner.engine.model import LoadError, Model, TokenIds
 from appliance.runner.engine.rehearsal import rehearse

@@ -16,7 +16,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestAppliance]:
 
 
 def _routes() -> list[tuple[str, str]]:
-    app = build_app(pipeline=None, limits=None)  # type: ignore[arg-type]  # no route is called here
+    app = build_app(pipeline=None, limits=None, metrics=None)  # type: ignore[arg-type]  # no route is called here
     routes = []
     for route in app.routes:
         path = route.path_format.replace("{model_id}", "chain")
@@ -49,6 +49,7 @@ def test_the_route_table_is_walked() -> None:
         "/rerank",
         "/tokenize",
         "/detokenize",
+        "/metrics",
     }
 
 

@@ -316,3 +316,12 @@ def test_a_denied_request_is_refused_and_an_allowed_one_is_not():
             decide.require_allowed(judged(answer))
         assert refused.value.reason is Reason.POLICY_DENIED
         assert refused.value.detail == ", ".join(judged(answer).reasons)
+
+
+def test_the_metrics_are_of_no_model_and_ask_for_no_token():
+    document = asked("metrics")
+    assert document["action"]["operation"] == "metrics"
+    assert document["model"] is None
+    assert document["request"] == asked(MODEL)["request"]
+    assert document["request"]["max_tokens"] is None
+    assert document["principal"] == asked(ADMISSION)["principal"]

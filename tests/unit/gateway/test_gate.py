@@ -22,6 +22,7 @@ from msgspec import UNSET
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.gateway.gate import Gate, exchange_of
 from appliance.gateway.slots import Slots
+from appliance.gateway.tally import Tally
 from tests.fakes.world import NOW, World
 from tests.support.made_values import ALICE
 from tests.support.scenario import run, until
@@ -55,6 +56,7 @@ class Call:
             addresses=world.addresses,
             rates=world.rates,
             slots=Slots(SLOTS),
+            refusals=Tally(),
             allowed_hosts=frozenset({HOST.decode()}),
             now_seconds=lambda: NOW,
         )

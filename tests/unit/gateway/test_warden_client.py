@@ -8,19 +8,22 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from appliance.core.records import reference
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.core.values import Digest
+from appliance.core.values import Digest, EngineFigures, RunnerReport
 from appliance.gateway import warden_client
 from appliance.gateway.warden_client import WardenClient
 from appliance.ipc.connection import channel_pair
 from appliance.ipc.messages import (
     NO_PLACE,
+    AskFigures,
     AskLease,
     Complain,
     Failed,
+    Figures,
     InUse,
     Leased,
     ListModels,
@@ -683,4 +686,38 @@ def test_same_bytes_under_another_name_or_signer_are_leased_apart(tmp_path: Path
                 await leasing
             assert len(client._links) == 2
 
+    run(scenario)
+
+
+def test_runners_are_asked_for_their_figures_all_at_once_and_a_silent_one_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = EngineFigures(**{field.name: 1 for field in msgspec.structs.fields(EngineFigures)})
+
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, warden):
+            assert await client.reports() == ()
+            names = ("told", "mute", "gone")
+            for name in names:
+                leasing = asyncio.create_task(client.lease(model(name)))
+                await warden.lease_out(facts=runner_facts(model(name), name))
+                await leasing
+            told, mute, gone = warden.runners
+            asking = asyncio.create_task(client.reports())
+            for runner in (gone, mute, told):
+                assert (await runner.hear(AskFigures)).call == 1
+            told.say(Figures(call=1, figures=figures))
+            gone.leave()
+            assert await asking == tuple(
+                RunnerReport(
+                    model_name=name,
+                    model_digest=model(name).digest,
+                    figures=figures if name == "told" else None,
+                )
+                for name in names
+            )
+            assert client._links.keys() == {reference(model(name)) for name in ("told", "mute")}
+            assert [report.model_name for report in await client.reports()] == ["told", "mute"]
+
+    monkeypatch.setattr(warden_client, "FIGURES_SECONDS", 0.1)
     run(scenario)

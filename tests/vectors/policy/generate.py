@@ -21,6 +21,7 @@ DATA = {
         "text-models": {"models": "demo", "max_tokens": 512},
     },
     "closed": {"subjects": ["mallory"], "models": ["withdrawn"]},
+    "metrics": {"groups": ["watch"]},
 }
 INPUT = {
     "principal": {
@@ -49,6 +50,11 @@ MISSING = object()
 PERMITTED = "group-permits-model"
 NO_GROUP = "no-group-permits-model"
 INCOMPLETE = "input-incomplete"
+METRICS = [
+    ("action", {"operation": "metrics", "method": "GET", "route": "/metrics"}),
+    ("model", None),
+    ("request.max_tokens", None),
+]
 
 
 def allow(max_tokens):
@@ -126,6 +132,27 @@ def cases():
         deny("model-closed", "subject-closed"),
         data={**DATA, "closed": {"subjects": "", "models": ""}},
     )
+
+    read = {"allow": True, "reasons": ["group-permits-metrics"], "obligations": {}}
+    watching = ("principal.groups", ["staff", "watch"])
+    no_metrics = deny("no-group-permits-metrics")
+    yield case("metrics", read, *METRICS, watching)
+    yield case("metrics-of-no-group", no_metrics, *METRICS, ("principal.groups", []))
+    yield case("metrics-of-a-group-for-all-models", no_metrics, *METRICS, ("principal.groups", ["research"]))
+    yield case(
+        "metrics-by-a-token-for-one-model",
+        deny("model-outside-token"),
+        *METRICS,
+        watching,
+        ("principal.models", ["demo"]),
+    )
+    yield case(
+        "metrics-by-a-closed-subject", deny("subject-closed"), *METRICS, watching, ("principal.subject", "mallory")
+    )
+    yield case("metrics-with-a-model", deny(INCOMPLETE), *METRICS, watching, ("model", INPUT["model"]))
+    yield case("metrics-of-data-that-is-silent", no_metrics, *METRICS, watching, data={**DATA, "metrics": {}})
+    yield case("a-model-for-the-group-of-the-metrics", deny(NO_GROUP), ("principal.groups", ["watch"]))
+    yield case("no-model-and-no-metrics", deny(INCOMPLETE, "model-closed", NO_GROUP), ("model", None))
 
     for section, fields in INPUT.items():
         for field in fields:
