@@ -299,7 +299,9 @@ def _tables(kind: type[Value], given: Any, path: str, problems: list[str]) -> di
         return {}
     found = {}
     for name, table in given.items():
-        if isinstance(table, dict):
+        if not name:  # it would be what all models are loaded by, and only by the warden
+            problems.append(f'{path}."": must have a name')
+        elif isinstance(table, dict):
             found[name] = kind(**_fields(kind, table, f'{path}."{name}".', problems))
         else:
             problems.append(f'{path}."{name}": must be a table')

@@ -310,3 +310,4 @@ def test_mistakes_in_the_tables_of_models_are_told_at_once() -> None:
         "models.memory_bytes",
     ]
     assert problems({"model": []}) == ["model: must be a table of tables"]
+    assert problems({"model": {"": {"slots": 1}}}) == ['model."": must have a name']
