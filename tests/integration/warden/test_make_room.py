@@ -95,7 +95,7 @@ class Both:
 
     def answer(self, link: RunnerLink, request_id: str) -> None:
         """The end of what ``link.answer`` asked."""
-        end = RunnerEnd(request_id=request_id, reason="cancelled", prompt_tokens=1, completion_tokens=0)
+        end = RunnerEnd(request_id=request_id, reason="stop", prompt_tokens=1, completion_tokens=0)
         self.runners[link.facts.runner_id].peer.say(end)
 
     async def names(self) -> set[str]:
