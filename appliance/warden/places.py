@@ -15,16 +15,21 @@ from appliance.core.memory import Room
 
 
 class Place:
-    """Held by whoever made it and by every task that it is kept for. Made by ``Places.take``."""
+    """Held by whoever made it, once more for each ``keep``, and by every task that it is kept for. Made by
+    ``Places.take``."""
 
     def __init__(self, places: "Places", n_bytes: int) -> None:
         self.n_bytes: Final = n_bytes
         self._places = places
         self._holders = 1
 
+    def keep(self) -> None:
+        """Until one more ``leave``."""
+        self._holders += 1
+
     def keep_for(self, ending: "asyncio.Task[object]") -> None:
         """Until this task is done."""
-        self._holders += 1
+        self.keep()
         ending.add_done_callback(lambda _task: self.leave())
 
     def leave(self) -> None:

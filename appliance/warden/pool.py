@@ -249,8 +249,8 @@ class Pool:
             await self._introduce(runner, load_ms=round((time.monotonic() - started) * 1000))
             self._catalogue.recovered(wanted.name)
             self._runners[wanted] = runner
+            place.keep()
             runner.ended = asyncio.create_task(self._watch(runner))
-            place.keep_for(runner.ended)
         finally:
             place.leave()
         try:
@@ -401,7 +401,8 @@ class Pool:
         except BaseException:
             runner.condemned = "its start could not be recorded"
             runner.launched.kill()
-            self._linger(asyncio.create_task(self._watch(runner)), runner.place)
+            runner.place.keep()
+            self._linger(asyncio.create_task(self._watch(runner)))
             raise
 
     async def _bury(self, launched: LaunchedRunner, place: Place) -> int | None:
@@ -460,6 +461,7 @@ class Pool:
         wanted = reference(runner.model)
         if self._runners.get(wanted) is runner:
             del self._runners[wanted]
+        runner.place.leave()  # in the same step: who looks for room sees it as ending, or its place as free
         runner.channel.close()
         log.warning("runner %s ended with status %s", runner.facts.runner_id, status)
         self._audit.close(
