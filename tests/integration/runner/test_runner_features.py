@@ -316,3 +316,16 @@ def test_prefix_is_reported_to_its_own_tenant_alone(chain: RunnerClient) -> None
 
     assert [cached("one"), cached("two"), cached(""), cached("")] == [0, 0, 0, 0]
     assert cached("one") > 100
+
+
+def test_probabilities_of_what_is_held_back_fit_their_frames() -> None:
+    """What may yet be a call is held back for thousands of tokens; its probabilities in one frame would be none."""
+    held = '<tool_call>{"arguments":{"city":"' + long_script(1000)
+    with bare_runner(chain_model(held, template=HERMES)) as runner:
+        asked = Conversation(messages=USER, tools=(LOOK,))
+        answer = runner.ask(asked, sampling=Sampling(temperature=0.0, logprobs=20))
+        assert reason(answer) == "stop"
+        assert answer.text == held
+        assert answer.end is not None and answer.end.completion_tokens == 1000
+        assert sum(len(delta.logprobs) for delta in answer.deltas) == 1000
+        assert sum(delta.tokens for delta in answer.deltas) == 1000
