@@ -21,6 +21,7 @@ from typing import Final, Literal
 from appliance.core.values import Constraint, GbnfGrammar, JsonObject, JsonSchema, SampledToken
 from appliance.ipc.messages import Conversation, RunnerDelta, RunnerRefused, RunnerStarted, Submit, TextPrompt
 from appliance.runner.answer import Answer, Choice
+from appliance.runner.chat.answer import may_be_seal
 from appliance.runner.chat.prompt import Prompt, PromptError, PromptTooLong
 from appliance.runner.engine.constraint import CompiledConstraint, ConstraintInvalid
 from appliance.runner.engine.engine import MOST_WAITING, Engine, Event, Job
@@ -123,6 +124,8 @@ class GenerationDesk:
             raise _NotOurs("a sampling number is not finite")
         if not biases_fit(submit.sampling, self._engine.model.vocabulary_tokens):
             raise _NotOurs("a biased token is outside the vocabulary")
+        if any(map(may_be_seal, submit.sampling.stop)):
+            raise _NotOurs("a stop string has a character of the first plane for private use")
         if submit.echo and isinstance(submit.prompt, Conversation):
             raise _NotOurs("a conversation is not echoed")
         if submit.constraint is None:

@@ -329,3 +329,8 @@ def test_probabilities_of_what_is_held_back_fit_their_frames() -> None:
         assert answer.end is not None and answer.end.completion_tokens == 1000
         assert sum(len(delta.logprobs) for delta in answer.deltas) == 1000
         assert sum(delta.tokens for delta in answer.deltas) == 1000
+
+
+@pytest.mark.parametrize("stop", ["\U000f0000", "ab\U000fffff"])
+def test_stop_string_that_could_find_out_a_seal_is_refused(stop: str, chain: RunnerClient) -> None:
+    assert refusal(chain.ask(sampling=Sampling(stop=("x", stop))))[0] == "field-invalid"
