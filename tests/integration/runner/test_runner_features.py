@@ -8,6 +8,7 @@ import pytest
 
 from appliance.core.values import GbnfGrammar, JsonObject, JsonSchema, Message, Sampling, Tool, ToolCall
 from appliance.ipc.messages import Conversation, TextPrompt, TokenPrompt
+from appliance.runner.engine.steps import MOST_WAITING_OF_ONE
 from tests.support.chain_model import STORY, chain_model, long_script, prompt_tokens
 from tests.support.random_model import random_model
 from tests.support.runner_client import Answer, RunnerClient, bare_runner
@@ -334,3 +335,16 @@ def test_probabilities_of_what_is_held_back_fit_their_frames() -> None:
 @pytest.mark.parametrize("stop", ["\U000f0000", "ab\U000fffff"])
 def test_stop_string_that_could_find_out_a_seal_is_refused(stop: str, chain: RunnerClient) -> None:
     assert refusal(chain.ask(sampling=Sampling(stop=("x", stop))))[0] == "field-invalid"
+
+
+def test_nobody_takes_the_places_of_all_others_with_what_is_not_prepared_yet() -> None:
+    with bare_runner(chain_model(), slots=1, context_tokens=32768) as runner:
+        at_most = MOST_WAITING_OF_ONE + 1
+        for number in range(at_most + 1):
+            runner.submit(str(number), "long " * 4000, principal="heavy")
+        runner.submit("light", principal="light", max_completion_tokens=1)
+        refused, light = runner.wait_for(str(at_most), "light")
+        assert refusal(refused)[0] == "overloaded"
+        assert refused.refused is not None and "same principal" in refused.refused.detail
+        assert reason(light) == "length"
+        runner.reset()
