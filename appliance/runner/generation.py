@@ -238,9 +238,10 @@ class GenerationDesk:
             return
         answer.begun = True
         self._outbox.put(RunnerStarted(request_id=answer.request_id, prompt_tokens=answer.prompt_tokens))
+        places = range(0, len(answer.echo), _ECHO_CHARACTERS)
+        pieces = [answer.echo[place : place + _ECHO_CHARACTERS] for place in places]
         for choice in answer.choices:
-            for start in range(0, len(answer.echo), _ECHO_CHARACTERS):
-                text = answer.echo[start : start + _ECHO_CHARACTERS]
+            for text in pieces:
                 self._tell([RunnerDelta(request_id=answer.request_id, text=text, choice=choice.job.choice, tokens=0)])
 
     def _tell(self, deltas: list[RunnerDelta]) -> None:
