@@ -278,9 +278,10 @@ def _submission(
                 text=request.text,
                 add_special=request.add_special,
                 max_prompt_tokens=admission.max_prompt_tokens,
+                principal=principal_key,
             )
         case Detokenisation() as request:
-            return Detokenise(request_id=request_id, ids=request.ids)
+            return Detokenise(request_id=request_id, ids=request.ids, principal=principal_key)
 
 
 def _generation(

@@ -371,19 +371,21 @@ class Embed(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
 
 class Tokenise(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     """The token ids of a text, in which names of control tokens are ordinary text. ``add_special`` frames it as a
-    prompt is framed. The runner refuses more than ``max_prompt_tokens``."""
+    prompt is framed. The runner refuses more than ``max_prompt_tokens``. ``principal`` is whose turn it is."""
 
     request_id: RequestId
     text: str
     add_special: bool = False
     max_prompt_tokens: Count
+    principal: str = ""
 
 
-class Detokenise(Value, frozen=True, kw_only=True, tag=True):
-    """The text of token ids. The runner refuses ids outside the vocabulary."""
+class Detokenise(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+    """The text of token ids. The runner refuses ids outside the vocabulary. ``principal`` is whose turn it is."""
 
     request_id: RequestId
     ids: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_DETOKENISE)]
+    principal: str = ""
 
 
 class Cancel(Value, frozen=True, kw_only=True, tag=True):

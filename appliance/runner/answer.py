@@ -15,6 +15,9 @@ from appliance.runner.chat.answer import AnswerParser, Piece, Reasoning, Text
 from appliance.runner.engine.engine import Job
 from appliance.runner.engine.text import TextStream
 
+MAX_UNTOLD_LOGPROBS: Final = 8
+"""With more a delta could outgrow its frame: 21 pieces of 256 bytes for each token."""
+
 
 class Choice:
     """One of the texts that answer a request. ``parser`` None: it is nothing but text."""
@@ -45,7 +48,8 @@ class Choice:
         return self._parser is not None
 
     def feed(self, piece: bytes, sampled: SampledToken | None) -> list[RunnerDelta]:
-        """One token. Ends the choice when a stop string is complete."""
+        """One token. Ends the choice when a stop string is complete. Text may be held back for as long as it likes, log
+        probabilities may not."""
         self.completion_tokens += 1
         self._untold_tokens += 1
         if sampled is not None:
@@ -54,7 +58,10 @@ class Choice:
         if self._text.stopped:
             self.job.cancelled = True
             return [*self._tell(self._read(text)), *self._end("stop")]
-        return self._tell(self._read(text))
+        deltas = self._tell(self._read(text))
+        if len(self._untold_logprobs) >= MAX_UNTOLD_LOGPROBS:
+            deltas.append(self._delta())
+        return deltas
 
     def finish(self, reason: FinishReason) -> list[RunnerDelta]:
         """The engine's last word about it."""

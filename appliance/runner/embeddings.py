@@ -36,11 +36,14 @@ from appliance.runner.engine.embedding import Embedder, VectorJob
 from appliance.runner.engine.engine import Engine
 from appliance.runner.engine.model import Model, TokenIds
 from appliance.runner.outbox import Outbox
+from appliance.runner.rounds import Rounds
 
 Asked = Embed | Tokenise | Detokenise
 
 MAX_WAITING: Final = 64
 """Requests here at once. One more is refused as ``overloaded``."""
+MAX_WAITING_OF_ONE: Final = 16
+"""Of one principal, so that nobody fills the place for the others."""
 _FRAME_BYTES: Final = 64 * 1024
 _IDS_PER_STEP: Final = 4096
 _MAX_DETAIL: Final = 500
@@ -65,7 +68,7 @@ class Desk:
         self._model: Model = engine.model
         self._embedder = engine if isinstance(engine, Embedder) else None
         self._outbox = outbox
-        self._works: dict[str, _Work] = {}  # first in, first to be worked on
+        self._works: Rounds[_Work] = Rounds()
         self._jobs: dict[str, VectorJob] = {}
 
     @property
@@ -80,9 +83,14 @@ class Desk:
         """A request whose id is not in use."""
         if len(self._works) + len(self._jobs) >= MAX_WAITING:
             return self._refuse(asked.request_id, "overloaded", f"{MAX_WAITING} requests are already here")
+        mine = sum(job.principal == asked.principal for job in self._jobs.values())
+        if self._works.of(asked.principal) + mine >= MAX_WAITING_OF_ONE:
+            detail = f"{MAX_WAITING_OF_ONE} requests of the same principal are already here"
+            return self._refuse(asked.request_id, "overloaded", detail)
         if isinstance(asked, Embed) and asked.kind != self._model.offers:
             return self._refuse(asked.request_id, "not-offered", f"the model is not for {asked.kind}")
-        work = self._works[asked.request_id] = _Work(asked.request_id)
+        work = _Work(asked.request_id)
+        self._works.put(asked.request_id, asked.principal, work)
         match asked:
             case Embed():
                 work.steps = self._embed(work, asked)
@@ -93,9 +101,8 @@ class Desk:
         return None
 
     def advance(self) -> None:
-        """One step of the request that waits longest; its next one comes after the others'."""
-        request_id = next(iter(self._works))
-        work = self._works.pop(request_id)
+        """One step of the request whose turn it is."""
+        request_id, principal, work = self._works.take()
         try:
             next(work.steps)
         except StopIteration:
@@ -105,11 +112,11 @@ class Desk:
         except (PromptError, ValueError) as error:
             self._refuse(request_id, "field-invalid", str(error))
         else:
-            self._works[request_id] = work
+            self._works.put(request_id, principal, work)
 
     def cancel(self, request_id: str) -> None:
         """No effect on a request that has just ended, or is another's."""
-        if work := self._works.pop(request_id, None):
+        if work := self._works.pop(request_id):
             work.steps = iter(())
             self._start(work)
             self._end(request_id, work.known_tokens, "cancelled")

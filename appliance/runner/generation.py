@@ -21,14 +21,16 @@ from typing import Final, Literal
 from appliance.core.values import Constraint, GbnfGrammar, JsonObject, JsonSchema, SampledToken
 from appliance.ipc.messages import Conversation, RunnerDelta, RunnerRefused, RunnerStarted, Submit, TextPrompt
 from appliance.runner.answer import Answer, Choice
+from appliance.runner.chat.answer import may_be_seal
 from appliance.runner.chat.prompt import Prompt, PromptError, PromptTooLong
 from appliance.runner.engine.constraint import CompiledConstraint, ConstraintInvalid
-from appliance.runner.engine.engine import MOST_WAITING, Engine, Event, Job
+from appliance.runner.engine.engine import MOST_WAITING, MOST_WAITING_OF_ONE, Engine, Event, Job
 from appliance.runner.engine.logprobs import sampled_token
 from appliance.runner.engine.sampling import biases_fit, is_finite
 from appliance.runner.grammar.gbnf import GrammarInvalid, check
 from appliance.runner.grammar.schema import SchemaInvalid, json_object_gbnf, to_gbnf
 from appliance.runner.outbox import Outbox
+from appliance.runner.rounds import Rounds
 
 _MAX_DETAIL: Final = 500
 _MAX_LOGPROB_PIECE_BYTES: Final = 256
@@ -58,7 +60,7 @@ class GenerationDesk:
     def __init__(self, engine: Engine, outbox: Outbox) -> None:
         self._engine = engine
         self._outbox = outbox
-        self._preparing: dict[str, _Preparing] = {}  # first in, first to be worked on
+        self._preparing: Rounds[_Preparing] = Rounds()
         self._answers: dict[str, Answer] = {}
 
     @property
@@ -71,27 +73,36 @@ class GenerationDesk:
 
     def accept(self, submit: Submit) -> None:
         """A request whose id is not in use."""
-        present = len(self._preparing) + len(self._answers)
-        if present >= MOST_WAITING + self._engine.slots:
-            return self._refuse(submit.request_id, "overloaded", f"{present} requests are already here")
+        if problem := self._too_many(submit.principal):
+            return self._refuse(submit.request_id, "overloaded", problem)
         try:
             constraint = self._checked(submit)
         except (_NotOurs, GrammarInvalid, SchemaInvalid, ConstraintInvalid) as error:
             return self._refuse(submit.request_id, "field-invalid", str(error))
         at_most_tokens = min(submit.max_prompt_tokens, self._engine.context_tokens - 1)
         prompt = self._engine.prompt(submit.prompt, at_most_tokens, constrained=constraint is not None)
-        self._preparing[submit.request_id] = _Preparing(submit, prompt, constraint)
+        self._preparing.put(submit.request_id, submit.principal, _Preparing(submit, prompt, constraint))
         return None
 
+    def _too_many(self, principal: str) -> str:
+        """Why no more can be taken of this principal; empty when they can."""
+        present = len(self._preparing) + len(self._answers)
+        if present >= MOST_WAITING + self._engine.slots:
+            return f"{present} requests are already here"
+        mine = self._preparing.of(principal)
+        mine += sum(answer.choices[0].job.principal == principal for answer in self._answers.values())
+        if mine >= MOST_WAITING_OF_ONE + self._engine.slots:
+            return f"{mine} requests of the same principal are already here"
+        return ""
+
     def advance(self) -> None:
-        """One block of the prompt that waits longest; its next one comes after the others'."""
-        request_id = next(iter(self._preparing))
-        preparing = self._preparing.pop(request_id)
+        """One block of the prompt whose turn it is."""
+        request_id, principal, preparing = self._preparing.take()
         try:
             if preparing.cancelled or preparing.prompt.advance():
                 self._start(preparing)
             else:
-                self._preparing[request_id] = preparing
+                self._preparing.put(request_id, principal, preparing)
         except PromptTooLong as error:
             self._refuse(request_id, "prompt-too-long", str(error))
         except (PromptError, _NotOurs, GrammarInvalid, SchemaInvalid, ConstraintInvalid) as error:
@@ -123,6 +134,8 @@ class GenerationDesk:
             raise _NotOurs("a sampling number is not finite")
         if not biases_fit(submit.sampling, self._engine.model.vocabulary_tokens):
             raise _NotOurs("a biased token is outside the vocabulary")
+        if any(map(may_be_seal, submit.sampling.stop)):
+            raise _NotOurs("a stop string has a character of the first plane for private use")
         if submit.echo and isinstance(submit.prompt, Conversation):
             raise _NotOurs("a conversation is not echoed")
         if submit.constraint is None:
@@ -225,9 +238,10 @@ class GenerationDesk:
             return
         answer.begun = True
         self._outbox.put(RunnerStarted(request_id=answer.request_id, prompt_tokens=answer.prompt_tokens))
+        places = range(0, len(answer.echo), _ECHO_CHARACTERS)
+        pieces = [answer.echo[place : place + _ECHO_CHARACTERS] for place in places]
         for choice in answer.choices:
-            for start in range(0, len(answer.echo), _ECHO_CHARACTERS):
-                text = answer.echo[start : start + _ECHO_CHARACTERS]
+            for text in pieces:
                 self._tell([RunnerDelta(request_id=answer.request_id, text=text, choice=choice.job.choice, tokens=0)])
 
     def _tell(self, deltas: list[RunnerDelta]) -> None:

@@ -18,6 +18,7 @@ import socket
 import stat
 import sys
 import threading
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -297,8 +298,9 @@ def _describe(error: BaseException) -> str:
 
 
 def _quiet_hooks() -> None:
-    """Every way in which Python would print a traceback, which opens source files, says one line instead. An exception
-    that nobody caught in a thread ends the process: an engine without its thread would hang its callers."""
+    """Every way in which Python would print a traceback, which opens source files, says one line instead; a warning,
+    which opens them too, says nothing. An exception that nobody caught in a thread ends the process: an engine without
+    its thread would hang its callers."""
 
     def on_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         del kind, trace
@@ -313,6 +315,7 @@ def _quiet_hooks() -> None:
         if arguments.exc_value is not None:
             _say(f"unraisable {_describe(arguments.exc_value)}")
 
+    warnings.simplefilter("ignore")
     sys.excepthook = on_exception
     threading.excepthook = on_thread
     sys.unraisablehook = on_unraisable

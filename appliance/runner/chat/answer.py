@@ -27,7 +27,8 @@ MAX_HELD_CHARACTERS: Final = 65_536
 MAX_PIECE_CHARACTERS: Final = 4096
 MAX_CALLS: Final = 128
 _SEAL: Final = "".join(chr(0xF0000 + int.from_bytes(os.urandom(2)) % 0xFFF0) for _ in range(5))
-"""Of the private use area, so that no stop string is found in it."""
+"""Of a plane for private use. A stop string with such characters is refused (``may_be_seal``): it would be found in a
+seal, and say by and by what it is."""
 _MAX_ID: Final = 64
 
 _JSON_RUN: Final = re.compile(r"[\w\s:,.+-]+")
@@ -62,6 +63,11 @@ class NotACallError(Exception):
 def sealed(marker: str) -> str:
     """How a marker that came as a token of its own stands in the text."""
     return f"{_SEAL}{marker}"
+
+
+def may_be_seal(text: str) -> bool:
+    """Whether it has a character that could be one of a seal's."""
+    return any("\U000f0000" <= character <= "\U000fffff" for character in text)
 
 
 class Answer:
@@ -106,6 +112,8 @@ class Answer:
 
     def add(self, text: str, *, last: bool = False) -> None:
         self._text = self._text[self._at :] + text
+        if last:  # a stop string may have begun with the marker behind it
+            self._text = self._text.removesuffix(_SEAL)
         self._at = 0
         self._ended = last
 
@@ -123,8 +131,7 @@ class Answer:
         self._add(Reasoning, text)
 
     def _add(self, kind: type[Text] | type[Reasoning], text: str) -> None:
-        """A stop string may have cut a marker off behind its seal."""
-        for part in _cut(text.replace(_SEAL, "")):
+        for part in _shown(text):
             self._put(kind(part))
 
     def _put(self, piece: Piece) -> None:
@@ -145,7 +152,7 @@ class Answer:
         self._pieces.append(ToolCallDelta(index=index, id=f"call_{index}_{self._call_id}"[:_MAX_ID], name=name))
 
         def add(text: str) -> None:
-            for part in _cut(text):
+            for part in _shown(text):
                 self._put(ToolCallDelta(index=index, arguments=part))
 
         return add
@@ -303,7 +310,10 @@ class Answer:
         return 0
 
 
-def _cut(text: str) -> Iterable[str]:
+def _shown(text: str) -> Iterable[str]:
+    """In pieces, without seals: a stop string may have cut a marker off behind its seal, and a token may stand where
+    its family expects none. Who knew the seal could have a model write marks that are none."""
+    text = text.replace(_SEAL, "")
     return (text[start : start + MAX_PIECE_CHARACTERS] for start in range(0, len(text), MAX_PIECE_CHARACTERS))
 
 

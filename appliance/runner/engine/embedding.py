@@ -209,7 +209,7 @@ class Embedder:
         each = min(context.batch_tokens // context.slots, context.context_tokens)
         failure: LoadError | None = None
         try:
-            for inputs in ([tokens], [tokens[: max(1, each)]] * context.slots, [tokens[:1]]):
+            for inputs in ([tokens], [tokens[: max(1, each)]] * min(context.slots, context.batch_tokens), [tokens[:1]]):
                 if not np.isfinite(context.rows(inputs)).all():
                     failure = LoadError("logits-not-finite", "a trial gave numbers that are not finite")
         except RuntimeError as error:

@@ -23,9 +23,9 @@ from appliance.runner.engine.constraint import CompiledConstraint, compile_const
 from appliance.runner.engine.context import Context
 from appliance.runner.engine.model import LoadError, Model
 from appliance.runner.engine.panic import end_process
-from appliance.runner.engine.steps import MOST_WAITING, Event, Job, Stepper
+from appliance.runner.engine.steps import MOST_WAITING, MOST_WAITING_OF_ONE, Event, Job, Stepper
 
-__all__ = ["MOST_WAITING", "Engine", "Event", "Job", "LoadError"]
+__all__ = ["MOST_WAITING", "MOST_WAITING_OF_ONE", "Engine", "Event", "Job", "LoadError"]
 
 
 class Engine:

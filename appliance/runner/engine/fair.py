@@ -116,19 +116,6 @@ class FairQueue(Generic[WorkT]):
         """The same, once each, in the order of their claims."""
         return sorted(dict.fromkeys(principals), key=lambda principal: _claim(self._accounts[principal]))
 
-    def waiting(self) -> list[WorkT]:
-        """All that wait, in the order of a weighted round robin.
-
-        What somebody's place is worth is an estimate: neither what the work before will cost nor who else comes is
-        known.
-        """
-        turns = [
-            ((number + 1) / account.weight, account.service, work)
-            for account in self._accounts.values()
-            for number, work in enumerate(account.waiting)
-        ]
-        return [work for _, _, work in sorted(turns, key=lambda turn: turn[:2])]
-
     def _least_service(self) -> float:
         return min((account.service for account in self._accounts.values() if not account.idle), default=0.0)
 

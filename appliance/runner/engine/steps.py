@@ -70,8 +70,7 @@ class Job:
     in ``choice``, which counts from 0; they are queued together, and refused together. Each has a ``constraint`` of its
     own.
 
-    The engine sets ``cached_tokens``, how many of the prompt's it did not compute, before the first event, and keeps
-    ``place`` up to date: how many jobs are before it in the queue, as an estimate; -1 once it is out of it.
+    The engine sets ``cached_tokens``, how many of the prompt's it did not compute, before the first event.
     """
 
     __slots__ = (
@@ -81,7 +80,6 @@ class Job:
         "constraint",
         "max_tokens",
         "partition",
-        "place",
         "principal",
         "prompt",
         "queue_ms",
@@ -118,7 +116,6 @@ class Job:
         self.cancelled = False
         self.submitted_at = 0.0
         self.cached_tokens = 0
-        self.place = -1
 
 
 class Event(NamedTuple):
@@ -217,7 +214,6 @@ class Stepper:
         """Queues all jobs of one request, or refuses them. ``now`` is when it came, in seconds of any clock."""
         for job in choices:
             job.submitted_at = now
-        self._queue_changed = True
         if not self._queue.offer(*choices):
             for job in choices:
                 self._refuse(job, "queue-full", self._refused)
@@ -227,8 +223,6 @@ class Stepper:
         events, self._refused = self._refused, []
         self._leave(now, events)
         self._admit(now, events)
-        if self._queue_changed:
-            self._number_places()
         prompted, wanted = self._fill()
         if not self._batch.size:
             return events
@@ -270,15 +264,12 @@ class Stepper:
         for job in gone:
             if job.cancelled:
                 self._counts.cancelled += 1
-                job.place = -1
                 events.append(Event(job, ended="cancelled"))
             else:
                 self._refuse(job, "queue-timeout", events)
-        self._queue_changed |= bool(gone)
 
     def _refuse(self, job: Job, why: Refusal, events: list[Event]) -> None:
         self._counts.refused += 1
-        job.place = -1
         wait_seconds = self._service_seconds * (len(self._queue) + 1) / self._context.slots
         retry_after_seconds = min(max(1, round(wait_seconds)), _LONGEST_RETRY_SECONDS)
         detail = f"{len(self._queue)} requests wait for {self._context.slots} slots"
@@ -289,14 +280,12 @@ class Stepper:
             return
         self._settle()
         while self._streams.free and (job := self._queue.take()):
-            job.place = -1
             self._counts.admitted += 1
             sequence = _Sequence(job, self._counts.admitted, self._new_sampler(job), now)
             self._put(sequence, self._streams.place(sequence.partition, job.prompt))
             insort(self._active, sequence, key=attrgetter("slot"))
             self._counts.queue_seconds += now - job.submitted_at
             events.append(Event(job, begun=True))
-            self._queue_changed = True
 
     def _put(self, sequence: _Sequence, place: Place) -> None:
         """Has the first tokens of a sequence in its slot, and nothing besides."""
@@ -305,11 +294,6 @@ class Stepper:
         self._context.forget(place.slot, place.kept)
         sequence.slot = place.slot
         sequence.position = sequence.settled = sequence.job.cached_tokens = place.kept
-
-    def _number_places(self) -> None:
-        for place, job in enumerate(self._queue.waiting()):
-            job.place = place
-        self._queue_changed = False
 
     def _settle(self) -> None:
         """Tells the books of service and of streams what has been computed. Only before they are asked: told after

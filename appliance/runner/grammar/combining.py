@@ -5,7 +5,8 @@ Promises: exactly what both allow, and branches that no value has in common, or 
 Not here: references (``schema``).
 """
 
-from typing import Any
+from itertools import combinations
+from typing import Any, Final, NamedTuple
 
 from appliance.runner.grammar.keywords import (
     BY_TYPE,
@@ -18,6 +19,9 @@ from appliance.runner.grammar.keywords import (
     type_of,
     types_of,
 )
+
+_MAX_BRANCHES: Final = 40
+"""Of ``oneOf``: each is compared with all others."""
 
 
 def both(one: Schema, other: Schema) -> Schema:
@@ -60,22 +64,27 @@ def is_object(schema: Schema) -> bool:
 
 def check_disjoint(schemas: list[Schema]) -> None:
     """``oneOf`` is ``anyOf`` where no two can hold at once. Raises ``SchemaInvalid`` where that is not plain to see."""
-    for place, one in enumerate(schemas):
-        for other in schemas[:place]:
-            if not _disjoint(one, other):
-                raise SchemaInvalid("oneOf whose branches could hold at once is not supported; anyOf is")
+    if len(schemas) > _MAX_BRANCHES:
+        raise SchemaInvalid(f"oneOf of more than {_MAX_BRANCHES} branches is not supported; anyOf is")
+    combined = any(schema.keys() & {"anyOf", "oneOf", "$ref", "allOf"} for schema in schemas)
+    branches = [] if combined else [_Branch(schema, _listed(schema), _all_types(schema)) for schema in schemas]
+    if combined or not all(_disjoint(one, other) for one, other in combinations(branches, 2)):
+        raise SchemaInvalid("oneOf whose branches could hold at once is not supported; anyOf is")
 
 
-def _disjoint(one: Schema, other: Schema) -> bool:
-    if any(schema.keys() & {"anyOf", "oneOf", "$ref", "allOf"} for schema in (one, other)):
-        return False
-    values, other_values = _listed(one), _listed(other)
-    if values is not None and other_values is not None:
-        return not values & other_values
-    types, other_types = _all_types(one), _all_types(other)
-    if not types & other_types:
+class _Branch(NamedTuple):
+    schema: Schema
+    values: set[str] | None
+    types: set[str]
+
+
+def _disjoint(one: _Branch, other: _Branch) -> bool:
+    if one.values is not None and other.values is not None:
+        return not one.values & other.values
+    if not one.types & other.types:
         return True
-    return types == other_types == {"object"} and values is None and other_values is None and _differ(one, other)
+    listed = one.values is not None or other.values is not None
+    return one.types == other.types == {"object"} and not listed and _differ(one.schema, other.schema)
 
 
 def _listed(schema: Schema) -> set[str] | None:

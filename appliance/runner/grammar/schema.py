@@ -48,6 +48,8 @@ MAX_DEPTH: Final = 40
 MAX_NODES: Final = 3000
 """Schemas in the schema, those counted again that are used in two places."""
 MAX_GRAMMAR_CHARACTERS: Final = 120_000
+MAX_WRITTEN_CHARACTERS: Final = 400_000
+"""With what turns out to be in the grammar already: it took time too."""
 _MAX_CHAIN: Final = 32
 _MAX_ALTERNATIVES: Final = 24
 _MAX_KEY: Final = 100
@@ -70,6 +72,8 @@ def to_gbnf(schema_text: str) -> str:
         raise SchemaInvalid(str(error)) from None
     except GrammarInvalid as error:
         raise SchemaInvalid(f"its grammar is refused: {error.detail}") from None
+    except RecursionError:  # kinds of objects that begin alike are walked together, property by property
+        raise SchemaInvalid("its parts go on too long before they differ") from None
     return grammar
 
 
@@ -131,6 +135,8 @@ class _Translation:
         self._nodes = 0
         self._depth = 0
         self._characters = 0
+        self._written = 0
+        self._texts: dict[str, Text] = {}  # by pattern
         self._made = 0
 
     def grammar(self) -> str:
@@ -147,6 +153,9 @@ class _Translation:
 
     def _rule(self, body: str) -> str:
         """The name of a rule with this body."""
+        self._written += len(body)
+        if self._written > MAX_WRITTEN_CHARACTERS:
+            raise SchemaInvalid("its grammar becomes too large")
         name = self._names.get(body)
         if name is None:
             name = self._names[body] = self._new_name()
@@ -506,10 +515,12 @@ class _Translation:
         return self._rule(f'"\\"" {text.gbnf} "\\""')
 
     def _text(self, pattern: str) -> Text:
-        try:
-            return translate(pattern)
-        except PatternInvalid as error:
-            raise SchemaInvalid(f"pattern: {error}") from None
+        if pattern not in self._texts:
+            try:
+                self._texts[pattern] = translate(pattern)
+            except PatternInvalid as error:
+                raise SchemaInvalid(f"pattern: {error}") from None
+        return self._texts[pattern]
 
     def _number(self, kind: str, said: Schema) -> str:
         form = said.get("format")

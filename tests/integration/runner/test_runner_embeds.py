@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from appliance.ipc.messages import Cancel, Ready, Reset
+from appliance.runner.embeddings import MAX_WAITING_OF_ONE
 from tests.support.bert_model import POOLING, VOCABULARY, WIDTH, bert_model
 from tests.support.chain_model import STORY, chain_model
 from tests.support.random_model import random_model
@@ -262,3 +263,14 @@ def test_an_encoder_serves_with_the_whole_sandbox_on() -> None:
         client = VectorClient(runner)
         assert client.embed(*TEXTS * 8, "x" * 500, truncate=True).vectors.shape == (len(TEXTS) * 8 + 1, WIDTH)
         assert client.tokenise("hello").ids
+
+
+def test_nobody_takes_the_places_of_all_others(client: VectorClient) -> None:
+    heavy = [f"places-{number}" for number in range(MAX_WAITING_OF_ONE + 1)]
+    for request_id in heavy:
+        client.send(request_id, *["hello " * 20] * MANY, principal="heavy")
+    client.send("places-light", "hello", principal="light")
+    *_, refused, light = client.wait_for(*heavy, "places-light")
+    assert refused.refused is not None
+    assert (refused.refused.reason, light.refused) == ("overloaded", None)
+    assert light.end is not None and light.end.reason == "stop"

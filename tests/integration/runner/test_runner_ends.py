@@ -1,5 +1,8 @@
 """What ends a runner: each of these must end the process rather than leave a channel that hangs."""
 
+import subprocess
+import sys
+
 import pytest
 
 from appliance.core.values import Sampling
@@ -77,3 +80,12 @@ def test_probe_is_answered() -> None:
     with bare_runner(chain_model()) as runner:
         runner.send(Probe(name="fork"))
         assert runner.receive() == ProbeResult(name="fork", outcome="tried fork")
+
+
+def test_warning_does_not_open_the_source_that_it_would_quote() -> None:
+    """Stage 2 kills for a file that is opened, and numpy, say, warns of a number."""
+    script = "from appliance.runner import main; main._quiet_hooks(); import warnings; warnings.warn('quoted')"
+    told = subprocess.run(
+        [sys.executable, "-I", "-c", script], capture_output=True, timeout=TIMEOUT_SECONDS, check=True
+    )
+    assert told.stderr == b""

@@ -8,6 +8,7 @@ import pytest
 
 from appliance.core.values import GbnfGrammar, JsonObject, JsonSchema, Message, Sampling, Tool, ToolCall
 from appliance.ipc.messages import Conversation, TextPrompt, TokenPrompt
+from appliance.runner.engine.steps import MOST_WAITING_OF_ONE
 from tests.support.chain_model import STORY, chain_model, long_script, prompt_tokens
 from tests.support.random_model import random_model
 from tests.support.runner_client import Answer, RunnerClient, bare_runner
@@ -316,3 +317,34 @@ def test_prefix_is_reported_to_its_own_tenant_alone(chain: RunnerClient) -> None
 
     assert [cached("one"), cached("two"), cached(""), cached("")] == [0, 0, 0, 0]
     assert cached("one") > 100
+
+
+def test_probabilities_of_what_is_held_back_fit_their_frames() -> None:
+    """What may yet be a call is held back for thousands of tokens; its probabilities in one frame would be none."""
+    held = '<tool_call>{"arguments":{"city":"' + long_script(1000)
+    with bare_runner(chain_model(held, template=HERMES)) as runner:
+        asked = Conversation(messages=USER, tools=(LOOK,))
+        answer = runner.ask(asked, sampling=Sampling(temperature=0.0, logprobs=20))
+        assert reason(answer) == "stop"
+        assert answer.text == held
+        assert answer.end is not None and answer.end.completion_tokens == 1000
+        assert sum(len(delta.logprobs) for delta in answer.deltas) == 1000
+        assert sum(delta.tokens for delta in answer.deltas) == 1000
+
+
+@pytest.mark.parametrize("stop", ["\U000f0000", "ab\U000fffff"])
+def test_stop_string_that_could_find_out_a_seal_is_refused(stop: str, chain: RunnerClient) -> None:
+    assert refusal(chain.ask(sampling=Sampling(stop=("x", stop))))[0] == "field-invalid"
+
+
+def test_nobody_takes_the_places_of_all_others_with_what_is_not_prepared_yet() -> None:
+    with bare_runner(chain_model(), slots=1, context_tokens=32768) as runner:
+        at_most = MOST_WAITING_OF_ONE + 1
+        for number in range(at_most + 1):
+            runner.submit(str(number), "long " * 4000, principal="heavy")
+        runner.submit("light", principal="light", max_completion_tokens=1)
+        refused, light = runner.wait_for(str(at_most), "light")
+        assert refusal(refused)[0] == "overloaded"
+        assert refused.refused is not None and "same principal" in refused.refused.detail
+        assert reason(light) == "length"
+        runner.reset()

@@ -88,9 +88,11 @@ async def _ask(one: Pair, request: Asked, kind: type) -> tuple[LinkAnswer, Any]:
         ),
         (
             TOKENISE,
-            Tokenise(request_id="r-1", text="hello", add_special=True, max_prompt_tokens=_paid(TOKENISE)),
+            Tokenise(
+                request_id="r-1", text="hello", add_special=True, max_prompt_tokens=_paid(TOKENISE), principal="alice"
+            ),
         ),
-        (DETOKENISE, Detokenise(request_id="r-1", ids=(0, 0))),
+        (DETOKENISE, Detokenise(request_id="r-1", ids=(0, 0), principal="alice")),
     ],
 )
 def test_a_runner_is_told_what_was_admitted(request_: Asked, message: Any) -> None:

@@ -1,5 +1,6 @@
 """JSON Schema as a grammar: whatever it allows is valid, and what it cannot say exactly is refused."""
 
+import contextlib
 import datetime
 import json
 import random
@@ -15,7 +16,7 @@ import pytest
 from appliance.core.strict_json import JsonInvalid
 from appliance.core.strict_json import check as check_json
 from appliance.runner.grammar.gbnf import check
-from appliance.runner.grammar.schema import SchemaInvalid, json_object_gbnf, to_gbnf
+from appliance.runner.grammar.schema import MAX_BYTES, SchemaInvalid, json_object_gbnf, to_gbnf
 from tests.support.grammar_walk import Walk
 
 CASES = json.loads((Path(__file__).parents[2] / "vectors/json-schema/schemas.json").read_text(encoding="utf-8"))
@@ -200,6 +201,7 @@ REFUSED = [
     ({"properties": {"a": {"$id": "x"}}}, "id inside a schema"),
     (False, "allows nothing"),
     ([], "no object"),
+    ({"oneOf": [{"const": number} for number in range(41)]}, "oneOf of more than 40 branches"),
 ]
 
 
@@ -207,6 +209,63 @@ REFUSED = [
 def test_what_cannot_be_said_exactly_is_refused_by_name(schema: Any, reason: str) -> None:
     with pytest.raises(SchemaInvalid, match=reason):
         to_gbnf(json.dumps(schema))
+
+
+def kinds(*lasts: str) -> dict[str, Any]:
+    """Objects that begin alike for longer than Python would follow them."""
+    same = {f"p{number}": True for number in range(600)}
+    return {"anyOf": [{"properties": same | {last: True}, "required": [*same, last]} for last in lasts]}
+
+
+BOUNDED = {"type": "number", "minimum": -12345678.123456789, "maximum": 98765432.1234567}
+LABELLED = {"additionalProperties": True, "properties": {f"{key}-property-of-no-short-name": {} for key in range(6)}}
+
+
+LONG = {
+    "alike": (kinds("a", "b"), "too long before they differ"),
+    "bounded": ({"properties": {f"p{number}": BOUNDED for number in range(700)}}, "too large"),
+    "labelled": ({"properties": {f"p{number}": LABELLED for number in range(150)}}, "too large"),
+    "branches": ({"oneOf": [{"enum": [f"{one}-{other}" for other in range(8)]} for one in range(600)]}, "oneOf of"),
+}
+
+
+@pytest.mark.parametrize(("schema", "reason"), LONG.values(), ids=LONG)
+def test_schema_for_which_everybody_would_wait_is_refused(schema: dict[str, Any], reason: str) -> None:
+    text = json.dumps(schema)
+    assert len(text) <= MAX_BYTES
+    with pytest.raises(SchemaInvalid, match=reason):
+        to_gbnf(text)
+
+
+ODD: tuple[Any, ...] = (None, True, -1, 2**63, 0.5, 1e300, "", "^a$", "#", [], [[]], ["a", "a"], {}, {"a": []})
+KEYWORDS = [
+    "type", "properties", "required", "additionalProperties", "minProperties", "maxProperties", "items",
+    "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "minLength", "maxLength", "pattern",
+    "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "nullable", "enum", "const",
+    "$ref", "allOf", "anyOf", "oneOf", "$defs", "title", "strict", "$id",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_odd_schema_is_translated_or_refused_and_nothing_else(seed: int) -> None:
+    """What escaped would end the process."""
+    chance = random.Random(seed)
+
+    def odd(depth: int) -> Any:
+        if not depth or chance.random() < 0.2:
+            return chance.choice(ODD)
+        made = {keyword: chance.choice([odd(0), odd(depth - 1)]) for keyword in chance.sample(KEYWORDS, 3)}
+        for keyword in ("allOf", "anyOf", "oneOf", "items", "prefixItems"):
+            if chance.random() < 0.2:
+                made[keyword] = [odd(depth - 1) for _ in range(2)]
+        if chance.random() < 0.5:
+            made["properties"] = {name: odd(depth - 1) for name in "ab"}
+            made["type"] = "object"
+        return made
+
+    for _time in range(400):
+        with contextlib.suppress(SchemaInvalid):
+            to_gbnf(json.dumps(odd(4)))
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"type":"string","type":"integer"}', '{"minimum":NaN}', "[" * 50_000])

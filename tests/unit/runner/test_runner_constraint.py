@@ -19,6 +19,7 @@ from appliance.runner.engine.model import Model
 from appliance.runner.engine.native import llama
 from appliance.runner.engine.sampling import NOTHING_ALLOWED, Sampler
 from appliance.runner.engine.vocabulary import Vocabulary
+from appliance.runner.grammar.gbnf import check
 from tests.support.chain_model import chain_model, long_script
 from tests.support.plain_sampling import Chained
 
@@ -315,6 +316,30 @@ def test_matcher_is_not_left_behind(compiled: Compile, monkeypatch: pytest.Monke
     del closed, dropped
     gc.collect()
     assert len(freed) == 2
+
+
+def test_token_longer_than_a_grammar_was_checked_for_is_never_tried() -> None:
+    """In this grammar the ways through a row of dashes grow tenfold with every nine: llama.cpp would not come back."""
+    text = 'root ::= " " (' + " | ".join(['"---------"'] * 9) + ')* "x"'
+    check(text)
+    path = chain_model("w1 " + "-" * 15 + " " + "-" * 55 + "x \u4e00\u4e00\u4e00\u4e00\u4e00\u4e00\u4e00", dim=16)
+    descriptor = os.open(path, os.O_RDONLY)
+    model = Model.load(descriptor)
+    os.close(descriptor)
+    with contextlib.closing(model):
+        vocabulary = Vocabulary.of(model)
+        long = next(token for token in range(vocabulary.size) if len(model.piece(token)) > 50)
+        assert vocabulary.unseen.tolist() == [0, 1, IM_START, BYTE, long]
+        with contextlib.closing(
+            Sampler(
+                Sampling(temperature=0.0),
+                NO_PROMPT,
+                compile_constraint(model, vocabulary, text),
+                Candidates(vocabulary),
+            )
+        ) as drawing:
+            drawn = drawing.draw(wanting(vocabulary, long, long - 1))
+            assert drawn is not None and drawn.token == long - 1
 
 
 def test_vocabulary_is_seen_as_it_writes(model: Model, vocabulary: Vocabulary) -> None:

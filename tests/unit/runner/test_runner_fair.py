@@ -112,11 +112,6 @@ def test_removed_work_costs_nobody_a_turn() -> None:
     assert len(waiting) == 1
 
 
-def test_place_does_not_depend_on_how_many_a_heavy_one_has_sent() -> None:
-    waiting = queue(*[Piece("heavy") for _ in range(50)], Piece("light"))
-    assert [piece.principal for piece in waiting.waiting()].index("light") <= 1
-
-
 def test_strangers_that_come_and_go_are_forgotten() -> None:
     waiting = queue(Piece("steady"))
     waiting.take()
@@ -164,7 +159,6 @@ def test_nothing_is_lost_or_overtaken_whatever_comes(actions: list[tuple[str, in
             gone = model[name].pop()
             assert waiting.remove(lambda piece, gone=gone: piece is gone) == [gone]  # type: ignore[misc]
         assert len(waiting) == sum(map(len, model.values()))
-        assert len(waiting.waiting()) == len(waiting)
 
 
 # --- shares of a step -------------------------------------------------------------------------------------------------

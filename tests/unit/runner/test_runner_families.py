@@ -225,3 +225,34 @@ def test_plain_answers_have_no_parser() -> None:
     assert family_of("{% for m in messages %}{{ m.content }}{% endfor %}") == PLAIN
     assert PLAIN.parser(TOOLS, call_id="r") is None
     assert family_of("<tool_call>").parser((), call_id="r") is None
+
+
+CUT = {
+    "coder": ("<tool_call><function=f><parameter=s>\nab", "</parameter>"),
+    "harmony": ("<|channel|>commentary to=functions.f<|message|>{", "<|end|>"),
+    "hermes": ('<tool_call>{"name": "f", "arguments": {"s": "ab', "</tool_call>"),
+    "deepseek": ("<｜tool▁call▁begin｜>f<｜tool▁sep｜>{", "<｜tool▁call▁end｜>"),  # noqa: RUF001  its marks
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize("left", [0, 3])
+def test_seal_is_not_shown_where_a_stop_string_cut_its_marker_off(name: str, left: int) -> None:
+    text, marker = CUT[name]
+    for each in family(name).markers:
+        text = text.replace(each, sealed(each))
+    one = parser(name, tokens=frozenset(family(name).markers))
+    shown = json.dumps(read(one, [text, sealed(marker[:left])]), ensure_ascii=False)
+    assert '"call", "f"' in shown
+    assert not any(character in shown for character in sealed(""))
+
+
+def test_seal_is_not_shown_where_a_name_should_be() -> None:
+    markers = family("coder").markers
+    text = "<tool_call><function=f><parameter=s<think>t>\nab</parameter></function></tool_call>"
+    for each in markers:
+        text = text.replace(each, sealed(each))
+    one = parser("coder", tokens=frozenset(markers))
+    shown = json.dumps(read(one, [text]), ensure_ascii=False)
+    assert '"call", "f"' in shown and "s<think" in shown
+    assert not any(character in shown for character in sealed(""))
