@@ -60,6 +60,7 @@ from appliance.warden.loading import PoolSettings
 from appliance.warden.memory import budget_bytes
 from appliance.warden.pool import Pool
 from appliance.warden.ports import Launcher
+from appliance.warden.served import AdapterOf, ServedModels, Serving
 from appliance.warden.starter_client import Starter
 from appliance.warden.validate import SandboxedValidator
 
@@ -212,7 +213,7 @@ async def _file_exists(path: Path) -> None:
 
 
 class TrustingStore:
-    """The model store under the operator's trust and catalogue, read anew each time: what the warden sees."""
+    """The files of the model store under the operator's trust and catalogue, read anew each time."""
 
     def __init__(self, config: Settings, starter: Starter) -> None:
         self._store = store_with(config, SandboxedValidator(starter))
@@ -296,7 +297,7 @@ async def warden(config: Settings, stop: asyncio.Event) -> None:
 async def _warden(config: Settings, starter: Starter, stop: asyncio.Event) -> None:
     notary = _notary_client(config, "warden")
     pool = Pool(
-        TrustingStore(config, starter),
+        ServedModels(TrustingStore(config, starter), _serving(config)),
         _launcher(config, starter),
         notary,
         PoolSettings(
@@ -321,6 +322,18 @@ async def _warden(config: Settings, starter: Starter, stop: asyncio.Event) -> No
         operator_uids=operator_uids,
         stop=stop,
     )
+
+
+def _serving(config: Settings) -> dict[str, Serving]:
+    """The names that are served as something else than the one file of that name."""
+    return {
+        name: Serving(
+            base=named.base or name,
+            adapters=tuple(AdapterOf(name=one.name, scale_thousandths=one.scale_thousandths) for one in named.adapters),
+        )
+        for name, named in config.model.items()
+        if named.base or named.adapters
+    }
 
 
 def _launcher(config: Settings, starter: Starter) -> Launcher:

@@ -10,7 +10,9 @@ Not here: whether the directories exist and are safe (each process checks what i
 """
 
 import os
+import re
 import tomllib
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
@@ -19,7 +21,7 @@ from msgspec import Meta
 
 from appliance.core.codec import canonical_json
 from appliance.core.memory import KvType, LoadOptions
-from appliance.core.values import Digest, SealMode, Value
+from appliance.core.values import MAX_COMPANIONS, Digest, SealMode, Value
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -89,8 +91,34 @@ class ModelSettings(Value, frozen=True, kw_only=True):
     runner_memory_bytes: Annotated[int, Meta(ge=2**28, le=2**46)] | None = None
 
 
+STORED_NAME: Final = r"\A[a-z0-9][a-z0-9._-]{0,63}(:[a-z0-9][a-z0-9._-]{0,31})?\Z"
+StoredName = Annotated[str, Meta(pattern=STORED_NAME)]
+
+
+class AdapterSettings(Value, frozen=True, kw_only=True):
+    """A LoRA adapter by its name in the store. ``scale`` is how strongly it counts, in whole thousandths."""
+
+    name: StoredName
+    scale: Annotated[float, Meta(ge=0.0, le=4.0)] = 1.0
+
+    def __post_init__(self) -> None:
+        if not isfinite(self.scale) or abs(self.scale * 1000 - self.scale_thousandths) > 1e-6:
+            raise ValueError("scale is a number of whole thousandths")
+
+    @property
+    def scale_thousandths(self) -> int:
+        return round(self.scale * 1000)
+
+
+Adapters = Annotated[tuple[AdapterSettings, ...], Meta(max_length=MAX_COMPANIONS)]
+
+
 class NamedModelSettings(Value, frozen=True, kw_only=True):
-    """What one model, by its name in the store, has otherwise than ``[models]`` says."""
+    """What one model, by its name in the store, has otherwise than ``[models]`` says, and which ``adapters`` it is
+    served with. With a ``base`` the name is a new one, for the model that the store has under that."""
+
+    base: StoredName | None = None
+    adapters: Adapters = ()
 
     context_tokens: ContextTokens | None = None
     slots: Slots | None = None
@@ -210,9 +238,10 @@ class Settings(Value, frozen=True, kw_only=True):
     def load_options(self, name: str) -> LoadOptions:
         """How the model of this name is loaded."""
         named = self.model.get(name, NamedModelSettings())
-        chosen = {key: value for key, value in msgspec.structs.asdict(named).items() if value is not None}
-        defaults = {key: getattr(self.models, key) for key in NamedModelSettings.__struct_fields__}
-        return LoadOptions(**(defaults | chosen))
+        chosen = {key: getattr(named, key) for key in LoadOptions.__struct_fields__}
+        return LoadOptions(
+            **{key: getattr(self.models, key) if value is None else value for key, value in chosen.items()}
+        )
 
     def effective(self) -> bytes:
         """The effective values as canonical JSON, without any secret (there is none to mask)."""
@@ -258,6 +287,8 @@ def parse(document: dict[str, Any]) -> Settings:
     problems: list[str] = []
     document = {**_default_directories(), **document}
     values = _fields(Settings, document, "", problems)
+    for name, named in values.get("model", {}).items():
+        problems.extend(f'model."{name}".{problem}' for problem in _conflicts(name, named))
     longest = len(os.fsencode(values.get("runtime_dir", ""))) + len("/notary.sock")
     if longest > SOCKET_PATH_BYTES:
         problems.append(
@@ -290,6 +321,17 @@ def _fields(kind: type[Value], document: dict[str, Any], prefix: str, problems: 
             except msgspec.ValidationError as error:
                 problems.append(f"{prefix}{name}: {error}")
     return values
+
+
+def _conflicts(name: str, named: NamedModelSettings) -> list[str]:
+    problems = []
+    if named.base == name:
+        problems.append("base: is this name itself; leave it out")
+    if named.base is not None and not re.fullmatch(STORED_NAME, name):
+        problems.append("base: its name must be like those of the store, 'support-bot' or 'support-bot:v2'")
+    if len({one.name for one in named.adapters}) < len(named.adapters):
+        problems.append("adapters: one of them is there twice")
+    return problems
 
 
 def _tables(kind: type[Value], given: Any, path: str, problems: list[str]) -> dict[str, Any]:

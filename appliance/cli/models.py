@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cryptography import x509
 
+from appliance.cli import status
 from appliance.core.catalogue import decode_catalogue, encode_catalogue
 from appliance.core.catalogue_root import Root, RootKey
 from appliance.core.gguf import GgufInvalid
@@ -100,7 +101,13 @@ def import_model(config: Settings, source: Path, bundle_paths: Sequence[Path], n
     bundles = [path.read_bytes() for path in bundle_paths] or _trusted_among(all_beside(model_path), trusted)
     with open_store(config) as store, model_path.open("rb") as file:
         model = store.import_model(file.fileno(), name, bundles, trusted)
-    return f"{model.name}  {model.digest}  {_memory(config, model)}  signed by {signer_names(model)}"
+    return f"{model.name}  {model.digest}  {described(config, model)}  signed by {signer_names(model)}"
+
+
+def described(config: Settings, model: VerifiedModel) -> str:
+    """What was imported: an adapter, or a model and what it will take."""
+    facts = model.facts
+    return _memory(config, model) if facts.adapter is None else status.described(facts.architecture, facts.adapter)
 
 
 def _memory(config: Settings, model: VerifiedModel) -> str:
@@ -175,7 +182,9 @@ def listing(config: Settings) -> tuple[list[str], bool]:
         for name in store.entries():
             try:
                 model = store.verify(name, trusted)
-                lines.append(f"{name}  {model.digest}  {model.size_bytes} bytes  signed by {signer_names(model)}")
+                adapter = "  a LoRA adapter" if model.is_adapter else ""
+                size = f"{model.size_bytes} bytes{adapter}"
+                lines.append(f"{name}  {model.digest}  {size}  signed by {signer_names(model)}")
             except (Refused, Fault) as error:
                 lines.append(f"{name}  REFUSED  {error}")
                 good = False

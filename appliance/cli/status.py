@@ -14,7 +14,7 @@ from appliance.cli.ask import ask
 from appliance.core.codec import enc_hook
 from appliance.core.memory import mib, spelt
 from appliance.core.refusals import Fault
-from appliance.core.values import VerifiedModel
+from appliance.core.values import AdapterFacts, Companion, VerifiedModel
 from appliance.ipc.messages import (
     AskStatus,
     FailedModel,
@@ -33,7 +33,9 @@ def show(config: Settings, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(msgspec.to_builtins(status, enc_hook=enc_hook), indent=2))
         return 0
-    print(f"{len(status.models)} verified models, {len(status.loaded)} loaded")
+    adapters = sum(model.is_adapter for model in status.models)
+    beside = f", {adapters} adapters" if adapters else ""
+    print(f"{len(status.models) - adapters} verified models, {len(status.loaded)} loaded{beside}")
     if status.memory is not None:
         print(f"memory    {mib(status.memory.planned_bytes)} planned of {mib(status.memory.budget_bytes)}")
     for loaded in status.loaded:
@@ -42,9 +44,11 @@ def show(config: Settings, *, as_json: bool) -> int:
     planned = {one.name: one for one in status.planned}
     for model in status.models:
         if model.name not in with_a_runner:
-            print(f"\n{model.name}  {model.digest}\n  verified, not loaded")
-            if one := planned.get(model.name):
-                print(f"  memory    {f'cannot be loaded: {one.unfit}' if one.unfit else f'needs {spelt(one.plan)}'}")
+            print(f"\n{model.name}  {model.digest}\n  {_what(model)}")
+            for one in model.companions:
+                print(f"  {_companion(one)}")
+            if plan := planned.get(model.name):
+                print(f"  memory    {f'cannot be loaded: {plan.unfit}' if plan.unfit else f'needs {spelt(plan.plan)}'}")
     for failed in status.failed:
         print(f"\n{failed.name}\n  failed    {failed.reason}: {failed.detail}")
     return 0
@@ -86,6 +90,8 @@ def _print(loaded: LoadedModel) -> None:
     model, runner = loaded.model, loaded.runner
     print(f"\n{model.name}  {model.digest}")
     print(f"  signer    {model.signer.name}  {model.signer.fingerprint}")
+    for one in model.companions:
+        print(f"  {_companion(one)}")
     print(f"  runner    {runner.runner_id}, {runner.slots} slots of {runner.context_tokens} tokens")
     if loaded.options is not None:
         print(f"  cache     {loaded.options.kv_type}, {_stay(loaded)}")
@@ -94,6 +100,21 @@ def _print(loaded: LoadedModel) -> None:
     print(f"  layers    {', '.join(runner.layers)}")
     print(f"  degraded  {', '.join(runner.degraded) or 'none'}")
     print(f"  filters   {runner.filter_digest}")
+
+
+def _what(model: VerifiedModel) -> str:
+    if model.facts.adapter is None:
+        return "verified, not loaded"
+    return f"verified; {described(model.facts.architecture, model.facts.adapter)}"
+
+
+def described(architecture: str, adapter: AdapterFacts) -> str:
+    """An adapter, for an operator."""
+    return f"a LoRA adapter for {architecture} models, {adapter.pairs} matrices, rank {adapter.rank}"
+
+
+def _companion(one: Companion) -> str:
+    return f"{one.kind}   {one.name}  {one.digest}  scale {one.scale_thousandths / 1000:g}  signed by {one.signer.name}"
 
 
 def _memory(loaded: LoadedModel) -> str:

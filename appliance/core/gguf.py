@@ -9,6 +9,9 @@ minutes over others and loads a few (trailing bytes, a NUL in the architecture) 
 something else. Sources: the GGUF specification in ggml; CVE-2024-23496, CVE-2025-53630, CVE-2026-7482, CVE-2026-27940
 and their families.
 
+A file whose ``general.type`` is ``adapter`` is judged as a LoRA adapter instead (``core.gguf_adapter``): it has no
+vocabulary and no layers of its own, and llama.cpp reads it by other code.
+
 The bound: work and memory are linear in the header. A string in an array costs 0.04 us, a token 0.25 us more: its bytes
 become an object that is hashed, because two equal tokens abort the engine. So a verdict takes under 100 ms of CPU on a
 core of a 2020s server up to 260,000 tokens, or 200,000 with 450,000 merges; the largest known header (262,144 tokens,
@@ -22,9 +25,12 @@ from functools import cache
 from math import isfinite, prod
 from struct import Struct, unpack_from
 from struct import error as StructError  # noqa: N812 - a class under a lower-case name
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from appliance.core.gguf_adapter import ADAPTER, GgufInvalid, Tensor, adapter_facts, check_adapter_keys
 from appliance.core.values import CacheShape, Digest, GgufFacts
+
+__all__ = ["GgufInvalid", "NeedMore", "parse_header", "tensor_shapes"]
 
 MAX_HEADER_BYTES: Final = 24 * 1024 * 1024
 MAX_KEYS: Final = 4096
@@ -124,15 +130,6 @@ _ORDINARY_TOP_BYTES = bytes(byte for byte in range(256) if byte & 0x7F != 0x7F)
 _ONE_LINE_KEYS: Final = {"general.architecture", "general.name", "tokenizer.ggml.model", "tokenizer.ggml.pre"}
 
 
-class GgufInvalid(Exception):
-    """The file is not a GGUF that Paddock loads. ``reason`` is a kebab-case code that starts with ``gguf-``."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-
 class NeedMore(Exception):
     """The header goes on beyond the bytes given. Call again with at least the first ``n_bytes`` of the file."""
 
@@ -147,26 +144,14 @@ def parse_header(data: bytes, file_bytes: int) -> GgufFacts:
     Raises ``GgufInvalid``, or ``NeedMore`` while the header goes on, the file has more and the cap allows it. A caller
     who at least doubles what it gives at each ``NeedMore`` parses at most twice the header.
     """
-    cursor = _Cursor(data, file_bytes)
-    magic, version, tensor_count, key_count = _FIXED.unpack(cursor.take(_FIXED.size))
-    _require(magic == b"GGUF", "gguf-magic", "the file does not start with 'GGUF'")
-    _require(version in {2, 3}, "gguf-version", f"version {version} is not 2 or 3")
-    _require(key_count <= MAX_KEYS, "gguf-too-many-keys", f"{key_count} keys")
-    _require(0 < tensor_count <= MAX_TENSORS, "gguf-tensor-count", f"{tensor_count} tensors")
-
-    metadata = _Metadata(data)
-    for _ in range(key_count):
-        metadata.add(cursor)
-    alignment = _alignment(metadata)
-    shapes = _read_tensors(cursor, tensor_count, alignment)
-    header_bytes = _skip_padding(cursor, alignment)
-    _require(header_bytes <= MAX_HEADER_BYTES, "gguf-header-too-large", f"{header_bytes} bytes")
-    _check_size(header_bytes, shapes.data_bytes, shapes.last_padding_bytes, file_bytes)
-
+    header = _read(data, file_bytes)
+    metadata, shapes = header.metadata, header.shapes
     _check_split(metadata)
     _check_floats(metadata)
     architecture = metadata.text("general.architecture") or ""
     _require(_ARCHITECTURE.fullmatch(architecture) is not None, "gguf-architecture", "missing or not a plain name")
+    if metadata.text("general.type") == ADAPTER:
+        return _adapter_facts(header, architecture, file_bytes)
     vocabulary = _check_vocabulary(metadata, architecture)
     _check_experts(metadata, architecture)
     template = metadata.text("tokenizer.chat_template", MAX_TEMPLATE_BYTES)
@@ -182,9 +167,9 @@ def parse_header(data: bytes, file_bytes: int) -> GgufFacts:
         block_count=blocks,
         embedding_length=embedding,
         parameter_count=shapes.parameter_count,
-        tensor_count=tensor_count,
+        tensor_count=len(shapes.tensors),
         has_chat_template=template is not None,
-        header_bytes=header_bytes,
+        header_bytes=header.n_bytes,
         file_bytes=file_bytes,
         chat_template_digest=None if template is None else Digest.of(template.encode()),
         feed_forward_length=_feed_forward_length(metadata, architecture, blocks),
@@ -192,6 +177,57 @@ def parse_header(data: bytes, file_bytes: int) -> GgufFacts:
         tensor_bytes=shapes.bytes_by_type,
         pools=bool(metadata.u32(f"{architecture}.pooling_type")),
         vector_length=metadata.length(f"{architecture}.embedding_length_out", MAX_EMBEDDING_LENGTH) or 0,
+    )
+
+
+def tensor_shapes(data: bytes, file_bytes: int) -> dict[str, tuple[int, ...]]:
+    """The dimensions of each tensor, by its name. Raises as ``parse_header``, which is to have judged the file before;
+    this looks at its form only."""
+    return {tensor.name: tensor.dimensions for tensor in _read(data, file_bytes).shapes.tensors}
+
+
+def _read(data: bytes, file_bytes: int) -> "_Header":
+    """What is true of every GGUF, whatever it holds."""
+    cursor = _Cursor(data, file_bytes)
+    magic, version, tensor_count, key_count = _FIXED.unpack(cursor.take(_FIXED.size))
+    _require(magic == b"GGUF", "gguf-magic", "the file does not start with 'GGUF'")
+    _require(version in {2, 3}, "gguf-version", f"version {version} is not 2 or 3")
+    _require(key_count <= MAX_KEYS, "gguf-too-many-keys", f"{key_count} keys")
+    _require(0 < tensor_count <= MAX_TENSORS, "gguf-tensor-count", f"{tensor_count} tensors")
+
+    metadata = _Metadata(data)
+    for _ in range(key_count):
+        metadata.add(cursor)
+    alignment = _alignment(metadata)
+    shapes = _read_tensors(cursor, tensor_count, alignment)
+    header_bytes = _skip_padding(cursor, alignment)
+    _require(header_bytes <= MAX_HEADER_BYTES, "gguf-header-too-large", f"{header_bytes} bytes")
+    _check_size(header_bytes, shapes.data_bytes, shapes.last_padding_bytes, file_bytes)
+    return _Header(metadata, shapes, header_bytes)
+
+
+def _adapter_facts(header: "_Header", architecture: str, file_bytes: int) -> GgufFacts:
+    """Of a LoRA adapter, which changes some tensors of a model of this architecture and is nothing without it."""
+    metadata, shapes = header.metadata, header.shapes
+    check_adapter_keys(
+        kind=metadata.text("adapter.type"),
+        alpha=metadata.f32("adapter.lora.alpha"),
+        is_activated="adapter.alora.invocation_tokens" in metadata,
+    )
+    return GgufFacts(
+        architecture=architecture,
+        name=metadata.text("general.name", MAX_MODEL_NAME_BYTES) or "",
+        context_tokens=0,
+        vocabulary_tokens=0,
+        block_count=0,
+        embedding_length=0,
+        parameter_count=shapes.parameter_count,
+        tensor_count=len(shapes.tensors),
+        has_chat_template=False,
+        header_bytes=header.n_bytes,
+        file_bytes=file_bytes,
+        tensor_bytes=shapes.bytes_by_type,
+        adapter=adapter_facts(shapes.tensors),
     )
 
 
@@ -366,18 +402,26 @@ class _Metadata:
 
     def u32(self, key: str) -> int | None:
         """The value of an optional u32 key; another type is refused, as the engine would."""
-        return self._scalar(key, _UINT32, _U32)
+        value: int | None = self._scalar(key, _UINT32, _U32)
+        return value
 
     def u16(self, key: str) -> int | None:
-        return self._scalar(key, _UINT16, _U16)
+        value: int | None = self._scalar(key, _UINT16, _U16)
+        return value
 
-    def _scalar(self, key: str, kind: int, layout: Struct) -> int | None:
+    def f32(self, key: str) -> float | None:
+        value: float | None = self._scalar(key, _FLOAT32, _F32)
+        return value
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._fields
+
+    def _scalar(self, key: str, kind: int, layout: Struct) -> Any:
         field = self._fields.get(key)
         if field is None:
             return None
         _require(field.kind == kind, "gguf-key-type", f"{key} has type {field.kind}")
-        value: int = layout.unpack_from(self._data, field.start)[0]
-        return value
+        return layout.unpack_from(self._data, field.start)[0]
 
     def count(self, key: str, at_most: int) -> int:
         """The value of a required u32 key, from 1 to ``at_most``."""
@@ -451,28 +495,38 @@ class _Shapes(NamedTuple):
     last_padding_bytes: int
     parameter_count: int
     bytes_by_type: tuple[tuple[int, int], ...]
+    tensors: tuple[Tensor, ...]
+
+
+class _Header(NamedTuple):
+    metadata: _Metadata
+    shapes: _Shapes
+    n_bytes: int
 
 
 def _read_tensors(cursor: _Cursor, tensor_count: int, alignment: int) -> _Shapes:
     """Tensors must follow one another exactly, each padded to the alignment: no gap to hide in, no overlap."""
-    names: set[str] = set()
+    tensors: dict[str, Tensor] = {}
     by_type: dict[int, int] = {}
     expected_offset = data_end = parameters = 0
     for _ in range(tensor_count):
         name = cursor.name(MAX_TENSOR_NAME_BYTES)
-        _require(name not in names, "gguf-duplicate-tensor", "a tensor name occurs twice")
-        names.add(name)
-        kind, elements, n_bytes, offset = _read_shape(cursor)
+        _require(name not in tensors, "gguf-duplicate-tensor", "a tensor name occurs twice")
+        kind, dimensions, elements, n_bytes, offset = _read_shape(cursor)
+        tensors[name] = Tensor(name, dimensions, kind)
         _require(offset == expected_offset, "gguf-tensor-offset", f"offset {offset} is not {expected_offset}")
         data_end = offset + n_bytes
         expected_offset = data_end + -data_end % alignment
         parameters += elements
         by_type[kind] = by_type.get(kind, 0) + n_bytes
-    return _Shapes(data_end, expected_offset - data_end, parameters, tuple(sorted(by_type.items())))
+    return _Shapes(
+        data_end, expected_offset - data_end, parameters, tuple(sorted(by_type.items())), tuple(tensors.values())
+    )
 
 
-def _read_shape(cursor: _Cursor) -> tuple[int, int, int, int]:
-    """What follows a tensor's name -> its type, elements, bytes and offset. Nothing overflows; the cap is 2^48."""
+def _read_shape(cursor: _Cursor) -> tuple[int, tuple[int, ...], int, int, int]:
+    """What follows a tensor's name -> its type, dimensions, elements, bytes and offset. Nothing overflows; at most 2^48
+    elements."""
     n_dimensions = cursor.u32()
     _require(1 <= n_dimensions <= 4, "gguf-tensor-shape", f"{n_dimensions} dimensions")
     layout = _SHAPES[n_dimensions]
@@ -482,7 +536,7 @@ def _read_shape(cursor: _Cursor) -> tuple[int, int, int, int]:
     _require(kind in TENSOR_TYPES, "gguf-tensor-type", f"tensor type {kind}")
     block_elements, block_bytes = TENSOR_TYPES[kind]
     _require(dimensions[0] % block_elements == 0, "gguf-tensor-shape", "a row is not a whole number of blocks")
-    return kind, elements, elements // block_elements * block_bytes, offset
+    return kind, tuple(dimensions), elements, elements // block_elements * block_bytes, offset
 
 
 def _skip_padding(cursor: _Cursor, alignment: int) -> int:

@@ -21,7 +21,8 @@ from msgspec import Meta, field
 
 from appliance.core import strict_json
 from appliance.core.codec import canonical_json
-from appliance.core.values import Digest, GgufFacts, Signer, Value, VerifiedModel
+from appliance.core.refusals import Reason, Refused
+from appliance.core.values import Companion, Digest, GgufFacts, Signer, Value, VerifiedModel
 
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
@@ -145,6 +146,47 @@ def verified_model(
         bundle_digest=signed[0].bundle_digest,
         facts=facts,
         cosigners=signers[1:],
+    )
+
+
+def as_companion(adapter: VerifiedModel, scale_thousandths: int) -> Companion:
+    """A verified file in its part beside a model. Raises ``Refused(MODEL_NOT_VERIFIED)`` unless it is an adapter."""
+    if not adapter.is_adapter:
+        raise Refused(Reason.MODEL_NOT_VERIFIED, f"companion-kind: {adapter.name} is a model, not an adapter")
+    return Companion(
+        kind="adapter",
+        scale_thousandths=scale_thousandths,
+        name=adapter.name,
+        digest=adapter.digest,
+        signer=adapter.signer,
+        bundle_digest=adapter.bundle_digest,
+        facts=adapter.facts,
+    )
+
+
+def accompanied(base: VerifiedModel, name: str, companions: tuple[Companion, ...]) -> VerifiedModel:
+    """A verified model as it is served under ``name``: with these, and only with these.
+
+    Raises ``Refused(MODEL_NOT_VERIFIED)``, whose detail begins with a code, for what cannot belong together. Whether
+    each matrix fits, the runner looks, which has both files.
+    """
+    if base.is_adapter:
+        raise Refused(Reason.MODEL_NOT_VERIFIED, f"companion-kind: {base.name} is an adapter, not a model")
+    for one in companions:
+        if one.facts.architecture != base.facts.architecture:
+            kinds = f"{one.name} is for {one.facts.architecture}, {base.name} is {base.facts.architecture}"
+            raise Refused(Reason.MODEL_NOT_VERIFIED, f"companion-misfit: {kinds}")
+        if base.facts.pools:
+            raise Refused(Reason.MODEL_NOT_VERIFIED, f"companion-misfit: {base.name} is not for text")
+    return VerifiedModel(
+        name=name,
+        digest=base.digest,
+        size_bytes=base.size_bytes,
+        signer=base.signer,
+        bundle_digest=base.bundle_digest,
+        facts=base.facts,
+        cosigners=base.cosigners,
+        companions=companions,
     )
 
 

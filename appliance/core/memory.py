@@ -42,6 +42,8 @@ _MOST_KNOWN_HEADS: Final = 128
 _FEED_FORWARD_COPIES, _EMBEDDING_COPIES, _QUERY_COPIES = 4, 8, 4
 """Vectors of a token that are alive at once in the widest part of a layer: gate, up and their product, quantised once
 more; the residual stream, norms, and what attention reads and writes."""
+_ADAPTER_COPIES: Final = 3
+"""More of the widest vector of a token, where adapters change it: what they add, that scaled, and the sum."""
 _MASK_BYTES: Final = 2
 """Of one cached token and one of a step: who may look at whom."""
 _ROW_COPIES: Final = 4
@@ -64,8 +66,8 @@ Bytes = Annotated[int, Meta(ge=0, le=MOST_BYTES)]
 
 
 class MemoryPlan(Value, frozen=True, kw_only=True):
-    """In bytes: the mapped ``weights``, the ``copies`` of some that are arranged for the processor, the ``cache`` of
-    keys and values, what a step ``compute``s in, and the ``process`` itself.
+    """In bytes: the mapped ``weights``, the ``copies`` of some that are arranged for the processor and of adapters, the
+    ``cache`` of keys and values, what a step ``compute``s in, and the ``process`` itself.
 
     ``weights`` count in each seal mode. A sealed copy is memory that only its runner's end frees; a stored file is page
     cache, which the kernel may take back and every token then reads from the disk again.
@@ -95,8 +97,12 @@ def plan(
     threads: int,
     kv_type: KvType,
     copied_types: Collection[int] = COPIED_TYPES,
+    adapters: Sequence[GgufFacts] = (),
 ) -> MemoryPlan:
-    """``context_tokens`` is for each of the ``slots``; more than the model was made for is not loaded."""
+    """``context_tokens`` is for each of the ``slots``; more than the model was made for is not loaded.
+
+    The files of ``adapters`` count twice: llama.cpp copies them, and the sealed ones end only after that.
+    """
     context = min(context_tokens, facts.context_tokens)
     step = max(context, _MICRO_BATCH_TOKENS) if facts.pools else _MICRO_BATCH_TOKENS
     tokens = _rounded(step) if facts.pools else slots * _rounded(context)
@@ -107,8 +113,13 @@ def plan(
         + _QUERY_COPIES * shape.row_values
     )
     rows = 2 * step if facts.pools else slots * _ROW_COPIES  # where they are computed, and where they are put
+    if adapters:
+        widest = max(facts.feed_forward_length or 4 * facts.embedding_length, shape.row_values)
+        activations += _FLOAT_BYTES * (_ADAPTER_COPIES * widest + max(_rank(one) for one in adapters))
+        rows += slots * _ADAPTER_COPIES
+    adapter_bytes = sum(one.file_bytes for one in adapters)
     logits = rows * facts.vocabulary_tokens * _FLOAT_BYTES
-    copies = _copied_bytes(facts, copied_types)
+    copies = _copied_bytes(facts, copied_types) + adapter_bytes
     cache = _cache_bytes(shape.values_per_token, tokens, "f16" if facts.pools else kv_type)
     cache += slots * shape.state_bytes
     compute = step * (activations + tokens * _MASK_BYTES) + logits
@@ -116,12 +127,16 @@ def plan(
     if facts.pools:
         compute += _scores_bytes(shape.heads, step, copies + cache + compute + process)
     return MemoryPlan(
-        weights=min(facts.file_bytes, MOST_BYTES),
+        weights=min(facts.file_bytes + adapter_bytes, MOST_BYTES),
         copies=min(copies, MOST_BYTES),
         cache=min(cache, MOST_BYTES),
         compute=min(compute, MOST_BYTES),
         process=process,
     )
+
+
+def _rank(adapter: GgufFacts) -> int:
+    return 0 if adapter.adapter is None else adapter.adapter.rank
 
 
 def _scores_bytes(heads: int, step: int, rest_bytes: int) -> int:

@@ -7,16 +7,19 @@ An answered request has exactly two records with one ``request_id``: ``Opened``,
 answer, and ``Closed``, written whatever happens.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from appliance.core.codec import canonical_json, json_decoder
 from appliance.core.values import (
+    MAX_COMPANIONS,
+    CompanionKind,
     Decision,
     Digest,
     Peer,
     RunnerFacts,
+    ScaleThousandths,
     Signer,
     Value,
     VerifiedModel,
@@ -35,17 +38,47 @@ class Actor(Value, frozen=True, kw_only=True):
     token_sha256: Digest
 
 
-class ModelRef(Value, frozen=True, kw_only=True):
-    """Which model, by digest, and why it was trusted."""
+class CompanionRef(Value, frozen=True, kw_only=True):
+    """Which file was loaded with a model, as what, and why it was trusted. 1000 ``scale_thousandths`` of an adapter are
+    as it was trained."""
 
+    kind: CompanionKind
+    scale_thousandths: ScaleThousandths
     name: str
     digest: Digest
     signer: Signer
     bundle_digest: Digest
 
 
+class ModelRef(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """Which model, by digest, and why it was trusted; and all that was loaded with it and has a part in its answers, in
+    that order. ``companions`` are left out of the JSON where there are none."""
+
+    name: str
+    digest: Digest
+    signer: Signer
+    bundle_digest: Digest
+    companions: Annotated[tuple[CompanionRef, ...], Meta(max_length=MAX_COMPANIONS)] = ()
+
+
 def reference(model: VerifiedModel) -> ModelRef:
-    return ModelRef(name=model.name, digest=model.digest, signer=model.signer, bundle_digest=model.bundle_digest)
+    return ModelRef(
+        name=model.name,
+        digest=model.digest,
+        signer=model.signer,
+        bundle_digest=model.bundle_digest,
+        companions=tuple(
+            CompanionRef(
+                kind=one.kind,
+                scale_thousandths=one.scale_thousandths,
+                name=one.name,
+                digest=one.digest,
+                signer=one.signer,
+                bundle_digest=one.bundle_digest,
+            )
+            for one in model.companions
+        ),
+    )
 
 
 class Opened(Value, frozen=True, kw_only=True, tag="opened", tag_field="event"):

@@ -298,6 +298,10 @@ SealMode = Literal["sealed-memfd", "verity", "ro-store"]
 _SEAL_STRENGTH: Final[dict[SealMode, int]] = {"ro-store": 0, "verity": 1, "sealed-memfd": 2}
 
 
+def weakest_seal(*seals: SealMode) -> SealMode:
+    return min(seals, key=_SEAL_STRENGTH.__getitem__)
+
+
 def seals_at_least(seal: SealMode, minimum: SealMode) -> bool:
     """Whether what was verified is kept as well as ``minimum`` keeps it.
 
@@ -320,11 +324,19 @@ class CacheShape(Value, frozen=True, kw_only=True):
     quantisable: bool
 
 
+class AdapterFacts(Value, frozen=True, kw_only=True):
+    """Of a LoRA adapter: how many matrices it changes, and the largest of the ranks."""
+
+    pairs: int
+    rank: int
+
+
 class GgufFacts(Value, frozen=True, kw_only=True):
     """What the validator read from a GGUF header, each within its cap. ``tensor_bytes`` pairs ggml's type numbers with
     the bytes of all tensors of that type; ``pools`` is for a model that gives a vector or a score for a whole input,
     and ``vector_length`` is that of such a vector, 0 where it is the embedding's. Without ``cache`` or
-    ``tensor_bytes``, who reckons with them takes the worst.
+    ``tensor_bytes``, who reckons with them takes the worst. With ``adapter`` the file is no model: its numbers of
+    layers, lengths and tokens are 0.
     """
 
     architecture: str
@@ -344,6 +356,7 @@ class GgufFacts(Value, frozen=True, kw_only=True):
     tensor_bytes: tuple[tuple[int, int], ...] = ()
     pools: bool = False
     vector_length: int = 0
+    adapter: AdapterFacts | None = None
 
 
 class Signer(Value, frozen=True, kw_only=True):
@@ -353,9 +366,30 @@ class Signer(Value, frozen=True, kw_only=True):
     fingerprint: Digest
 
 
+CompanionKind = Literal["adapter"]
+MAX_COMPANIONS: Final = 8
+ScaleThousandths = Annotated[int, Meta(ge=0, le=4000)]
+"""How strongly an adapter counts, as an integer because records have no other numbers; 1000 is as it was trained."""
+
+
+class Companion(Value, frozen=True, kw_only=True):
+    """A file that was verified as models are, and is loaded with one."""
+
+    kind: CompanionKind
+    scale_thousandths: ScaleThousandths
+    name: str
+    digest: Digest
+    signer: Signer
+    bundle_digest: Digest
+    facts: GgufFacts
+
+
 class VerifiedModel(Value, frozen=True, kw_only=True):
     """A model whose bytes were hashed against trusted OpenSSF Model Signing signatures: at least one, and as many as
-    the operator requires. ``bundle_digest`` is that of ``signer``'s bundle; ``cosigners`` are the others."""
+    the operator requires. ``bundle_digest`` is that of ``signer``'s bundle; ``cosigners`` are the others.
+
+    A LoRA adapter is one too, as a file of the store; ``companions`` are those that a model is served with.
+    """
 
     name: str
     digest: Digest
@@ -364,6 +398,12 @@ class VerifiedModel(Value, frozen=True, kw_only=True):
     bundle_digest: Digest
     facts: GgufFacts
     cosigners: tuple[Signer, ...] = ()
+    companions: Annotated[tuple[Companion, ...], Meta(max_length=MAX_COMPANIONS)] = ()
+
+    @property
+    def is_adapter(self) -> bool:
+        """Then nobody can ask it anything."""
+        return self.facts.adapter is not None
 
 
 # --- what is decided ------------------------------------------------------------------------------------------------

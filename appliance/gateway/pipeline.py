@@ -30,7 +30,7 @@ from appliance.core import decide
 from appliance.core.admit import AdmitLimits, admit, constrain, find_model, may_name
 from appliance.core.meter import Meter
 from appliance.core.ports import AuditLog, Lease, Models, PolicyEngine, RunnerAnswer, TokenBudget
-from appliance.core.records import Actor, Closed, ModelRef, Opened, Outcome, RefusedRequest
+from appliance.core.records import Actor, Closed, Opened, Outcome, RefusedRequest, reference
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import (
     Admission,
@@ -342,7 +342,6 @@ def actor_of(principal: Principal) -> Actor:
 
 
 def _opened(exchange: Exchange, admission: Admission, lease: Lease, reservation: Reservation) -> Opened:
-    model = admission.model
     if exchange.decision is None or exchange.policy_input is None:
         raise RuntimeError("stage 6 before stage 4")
     return Opened(
@@ -351,7 +350,7 @@ def _opened(exchange: Exchange, admission: Admission, lease: Lease, reservation:
         peer=exchange.peer,
         method=exchange.method,
         route=exchange.route,
-        model=ModelRef(name=model.name, digest=model.digest, signer=model.signer, bundle_digest=model.bundle_digest),
+        model=reference(admission.model),
         runner=lease.facts,
         decision=exchange.decision,
         policy_input=exchange.policy_input,

@@ -16,6 +16,8 @@ from appliance.core import memory, values
 from appliance.core.memory import LoadOptions, MemoryPlan
 from appliance.core.records import ModelRef, Record
 from appliance.core.values import (
+    MAX_COMPANIONS,
+    CompanionKind,
     Constraint,
     Digest,
     EngineFigures,
@@ -23,6 +25,7 @@ from appliance.core.values import (
     RunnerFacts,
     SampledToken,
     Sampling,
+    ScaleThousandths,
     TokenId,
     ToolCallDelta,
     Value,
@@ -281,10 +284,17 @@ class Fenced(Value, frozen=True, kw_only=True, tag=True):
     filter_digest: Digest
 
 
+class LoadedWith(Value, frozen=True, kw_only=True):
+    """What one more descriptor of a ``Load`` is. 1000 ``scale_thousandths`` of an adapter are as it was trained."""
+
+    kind: CompanionKind
+    scale_thousandths: ScaleThousandths
+
+
 class Load(Value, frozen=True, kw_only=True, tag=True):
-    """Carries one descriptor: the model, which starts where the descriptor stands. The runner installs stage 1 before
-    it reads a byte of it. ``memory_bytes`` is all that it may ever have for itself, the model's mapping not counted; it
-    limits itself before that byte too."""
+    """Carries a descriptor for the model and one for each of its ``companions``, in that order; each file starts where
+    its descriptor stands. The runner installs stage 1 before it reads a byte of them. ``memory_bytes`` is all that it
+    may ever have for itself, the model's mapping not counted; it limits itself before that byte too."""
 
     runner_id: RunnerId
     context_tokens: ContextTokens
@@ -293,6 +303,7 @@ class Load(Value, frozen=True, kw_only=True, tag=True):
     batch_tokens: Annotated[int, Meta(ge=32, le=8192)] = 512
     memory_bytes: MemoryBytes = DEFAULT_MEMORY_BYTES
     kv_type: KvType = "f16"
+    companions: Annotated[tuple[LoadedWith, ...], Meta(max_length=MAX_COMPANIONS)] = ()
 
 
 class Ready(Value, frozen=True, kw_only=True, tag=True):

@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Final, Never
 
 from appliance.core.text import printable
+from appliance.core.values import MAX_COMPANIONS
 from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder, FrameError, encode
 from appliance.ipc.messages import Fenced, Load, LoadFailed, Ready, ToRunner
 from appliance.sandbox import given, layers, probe, seccomp
@@ -37,7 +38,7 @@ EXIT_USAGE: Final = 64
 EXIT_LAYER_MISSING: Final = 70
 """The host lacks a layer that nobody agreed to do without. ``LoadFailed`` named it."""
 EXIT_CHANNEL_INVALID: Final = 71
-"""The first message was not one Load with one regular file."""
+"""The first message was not one Load with as many regular files as it names."""
 EXIT_LOAD_FAILED: Final = 72
 """The engine refused the model. ``LoadFailed`` said why."""
 EXIT_INTERNAL: Final = 73
@@ -124,10 +125,10 @@ def _run(arguments: list[str]) -> int:
     except (PolicyError, layers.LayerMissing) as error:
         return _refuse(channel, "layer-missing", str(error), EXIT_LAYER_MISSING)
 
-    # 9. Say what is on, while this process can still be believed. Then one message with one descriptor: the model.
+    # 9. Say what is on, while this process can still be believed. Then one message: the model, and what goes with it.
     try:
         channel.send(encode(Fenced(layers=stack.on, degraded=stack.degraded, filter_digest=filters.digest)))
-        load, model = _receive(channel)
+        load, files = _receive(channel)
     except BrokenPipeError:
         return EXIT_CHANNEL_CLOSED
     except (FrameError, OSError) as error:
@@ -138,13 +139,13 @@ def _run(arguments: list[str]) -> int:
 
     # 10. Memory is bounded, and stage 1 is on, before the first byte of the model is read. A failure is an exception:
     # the process ends.
-    layers.memory_limits(private_bytes=load.memory_bytes, shared_bytes=os.fstat(model).st_size)
+    layers.memory_limits(private_bytes=load.memory_bytes, shared_bytes=sum(os.fstat(file).st_size for file in files))
     seccomp.install(filters.stage1)
 
     # 11. Parse the model, start every thread, touch every path.
     try:
-        engine = load_engine(model, load)
-        os.close(model)
+        engine = load_engine(files, load)
+        _close(files)
         engine.warm_up()
     except LoadError as error:
         return _refuse(channel, error.reason, error.detail, EXIT_LOAD_FAILED)
@@ -255,17 +256,25 @@ def _end_as(child: int) -> Never:
 _DECODER: Final = FrameDecoder[ToRunner](ToRunner)
 
 
-def _receive(channel: socket.socket) -> tuple[Load | None, int]:
-    """The one Load and its one descriptor; None when the channel was closed first. Raises ``FrameError``."""
-    data, descriptors, flags, _ = socket.recv_fds(channel, MAX_FRAME_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+def _receive(channel: socket.socket) -> tuple[Load | None, list[int]]:
+    """The one Load and its descriptors: the model's, and those of its companions; None when the channel was closed
+    first. Raises ``FrameError``."""
+    data, descriptors, flags, _ = socket.recv_fds(channel, MAX_FRAME_BYTES, 2 + MAX_COMPANIONS, socket.MSG_CMSG_CLOEXEC)
     if not data:
-        return None, -1
+        return None, []
     message = _DECODER.decode(data)
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) != 1 or not isinstance(message, Load):
-        raise FrameError(f"expected one Load with one descriptor, got {type(message).__name__} with {len(descriptors)}")
-    if not stat.S_ISREG(os.fstat(descriptors[0]).st_mode):
-        raise FrameError("the descriptor is not a regular file")
-    return message, descriptors[0]
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or not isinstance(message, Load):
+        raise FrameError(f"expected one Load, got {type(message).__name__}")
+    if len(descriptors) != 1 + len(message.companions):
+        raise FrameError(f"a Load of {1 + len(message.companions)} files with {len(descriptors)} descriptors")
+    if not all(stat.S_ISREG(os.fstat(one).st_mode) for one in descriptors):
+        raise FrameError("a descriptor is not a regular file")
+    return message, descriptors
+
+
+def _close(files: list[int]) -> None:
+    for file in files:
+        os.close(file)
 
 
 # --- endings --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ Not here: starting and ending the process (``pool``).
 import asyncio
 import socket
 import struct
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from typing import Any, Final, TypeVar
 
@@ -27,9 +28,10 @@ AnswerT = TypeVar("AnswerT")
 
 
 async def handshake(
-    channel: socket.socket, load: Load, model_file: int, allow_degraded: frozenset[str]
+    channel: socket.socket, load: Load, files: Sequence[int], allow_degraded: frozenset[str]
 ) -> tuple[Fenced, Ready]:
-    """Hands the model over once the runner is fenced in, and returns when it is ready. The socket stays open.
+    """Hands the model over, and what is loaded with it, once the runner is fenced in, and returns when it is ready. The
+    socket stays open.
 
     Raises ``Refused(RUNNER_UNAVAILABLE)`` when the runner refuses the model, dies or says anything else, ``Fault`` when
     the kernel does not show its fence; the socket is then closed.
@@ -57,7 +59,7 @@ async def handshake(
         with closing(fence.Witness(sender)) if sender else nullcontext() as witness:
             if witness:
                 await asyncio.to_thread(witness.require_alone)  # whatever the machine's size, others are not held up
-            connection.send(load, [model_file])
+            connection.send(load, files)
             ready = _require(Ready, await heard.get())
             fence.require_as_asked(ready, load)
             if witness:

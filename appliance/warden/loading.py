@@ -13,7 +13,7 @@ import msgspec
 
 from appliance.core.memory import LoadOptions, MemoryPlan, plan, why_unfit
 from appliance.core.values import Value, VerifiedModel
-from appliance.ipc.messages import Load, PlannedModel
+from appliance.ipc.messages import Load, LoadedWith, PlannedModel
 from appliance.warden import memory
 
 MAX_DEFAULT_THREADS: Final = 8
@@ -49,6 +49,7 @@ class Loading:
             threads=self._threads,
             kv_type=options.kv_type,
             copied_types=self._copied_types,
+            adapters=[one.facts for one in model.companions],
         )
         budget_bytes = self._settings.memory_bytes
         unfit = why_unfit(model.facts, planned, kv_type=options.kv_type, budget_bytes=budget_bytes)
@@ -65,4 +66,7 @@ class Loading:
             threads=self._threads,
             kv_type=options.kv_type,
             memory_bytes=self._settings.runner_memory_bytes or limit_bytes,
+            companions=tuple(
+                LoadedWith(kind=one.kind, scale_thousandths=one.scale_thousandths) for one in model.companions
+            ),
         )

@@ -144,7 +144,7 @@ class _Peer:
         pool = self._pool
         match question:
             case ListModels():
-                self._reply(pages.model_list(question, pool.models(), pool.pending()))
+                self._reply(pages.model_list(question, pool.servable(), pool.pending()))
             case AskLease():
                 runner, options, channel = await pool.lease(question.model, idle=question.idle, holder=self)
                 if self.connection.closed:  # while the model was loaded

@@ -135,8 +135,12 @@ class Pool:
                 log.warning("the settings name a model that is not in the store: %s", printable(name))
 
     def models(self) -> tuple[VerifiedModel, ...]:
-        """The models that verify, as far as is known now."""
+        """The models that verify, as far as is known now; adapters too."""
         return self._catalogue.models()
+
+    def servable(self) -> tuple[VerifiedModel, ...]:
+        """Those of them that somebody may be given a runner for."""
+        return tuple(model for model in self._catalogue.models() if not model.is_adapter)
 
     def pending(self) -> tuple[str, ...]:
         """Those that are still being hashed."""
@@ -160,7 +164,7 @@ class Pool:
     def planned(self) -> tuple[PlannedModel, ...]:
         """What the models would take that verify and are not loaded."""
         loaded = {runner.model.name for runner in self._runners.values()}
-        return tuple(self._loading.planned(model) for model in self._catalogue.models() if model.name not in loaded)
+        return tuple(self._loading.planned(model) for model in self.servable() if model.name not in loaded)
 
     def memory(self) -> MemoryBudget:
         return MemoryBudget(budget_bytes=self._places.budget_bytes, planned_bytes=self._places.planned_bytes)
@@ -261,8 +265,8 @@ class Pool:
         return runner
 
     async def _require_fit(self, wanted: ModelRef, stamp: Hashable) -> MemoryPlan:
-        """Raises ``Refused(RUNNER_UNAVAILABLE)`` for a model that can never be loaded here; as ``verify`` for one that
-        nobody has looked into yet."""
+        """Raises ``Refused(RUNNER_UNAVAILABLE)`` for a model that can never be loaded here, ``MODEL_NOT_VERIFIED`` for
+        an adapter, which is none; as ``verify`` for one that nobody has looked into yet."""
         model = self._catalogue.known(wanted)
         if model is None:
             try:
@@ -272,6 +276,8 @@ class Pool:
                 raise Refused(Reason.MODEL_NOT_VERIFIED, error.detail) from error
             if reference(model) != wanted:
                 raise replaced(wanted)
+        if model.is_adapter:
+            raise Refused(Reason.MODEL_NOT_VERIFIED, f"{wanted.name} is an adapter, and served with models only")
         planned = self._loading.planned(model)
         if planned.unfit:
             refused = Refused(Reason.RUNNER_UNAVAILABLE, planned.unfit)
@@ -344,7 +350,8 @@ class Pool:
                 raise Refused(Reason.MODEL_NOT_VERIFIED, "its header was read as something else before")
             return await self._load(opened, stamp, place, planned)
         finally:
-            os.close(opened.file)
+            for file in (opened.file, *opened.companions):
+                os.close(file)
 
     async def _load(self, opened: OpenedModel, stamp: Hashable, place: Place, planned: MemoryPlan) -> Runner:
         """Starts a process, hands it the model, and waits until it is ready. Leaves nothing behind on failure."""
@@ -354,10 +361,12 @@ class Pool:
             launched = await self._launcher.launch(runner_id, load.memory_bytes)
         except Fault as fault:  # the host's, and yet each attempt costs a hash of the whole model
             raise self._not_started(opened, stamp, fault) from fault
-        os.lseek(opened.file, 0, os.SEEK_SET)  # verifying read it; the runner maps from where the descriptor stands
+        files = (opened.file, *opened.companions)
+        for file in files:
+            os.lseek(file, 0, os.SEEK_SET)  # verifying read it; the runner maps from where the descriptor stands
         try:
             async with asyncio.timeout(self._settings.load_timeout_seconds):
-                fenced, ready = await handshake(launched.channel, load, opened.file, self._launcher.allow_degraded)
+                fenced, ready = await handshake(launched.channel, load, files, self._launcher.allow_degraded)
                 await launched.inspect(frozenset(fenced.layers))
         except (Refused, Fault, TimeoutError) as error:
             status = await self._bury(launched, place)
@@ -474,7 +483,7 @@ class Pool:
         )
 
 
-_CHANGED: Final = "its model was removed, replaced or is trusted no more"
+_CHANGED: Final = "its model was removed, replaced or is trusted no more, or what it is served with"
 _MADE_ROOM: Final = "released to make room"
 _IDLE: Final = "idle for longer than it is kept"
 

@@ -15,7 +15,24 @@ from appliance.ipc.messages import TakenMemory
 
 
 class OpenedModel(Protocol):
-    """A model whose open descriptor holds exactly the bytes that were verified. The receiver closes ``file``."""
+    """A model whose open descriptors hold exactly the bytes that were verified. The receiver closes ``file``, and the
+    ``companions``: one for each of the model's, in their order. ``seal_mode`` is how the weakest of them is kept."""
+
+    @property
+    def model(self) -> VerifiedModel: ...
+
+    @property
+    def file(self) -> int: ...
+
+    @property
+    def companions(self) -> tuple[int, ...]: ...
+
+    @property
+    def seal_mode(self) -> SealMode: ...
+
+
+class OpenedFile(Protocol):
+    """As ``OpenedModel``, of one file of the store."""
 
     @property
     def model(self) -> VerifiedModel: ...
@@ -25,6 +42,21 @@ class OpenedModel(Protocol):
 
     @property
     def seal_mode(self) -> SealMode: ...
+
+
+class VerifiedFiles(Protocol):
+    """The files of the store under the operator's trust: as ``VerifiedStore``, one name for each file, models and
+    adapters alike."""
+
+    def names(self) -> list[str]: ...
+
+    def stamp(self, name: str) -> Hashable: ...
+
+    def reference(self, name: str) -> ModelRef: ...
+
+    def verify(self, name: str) -> VerifiedModel: ...
+
+    def open_verified(self, name: str) -> OpenedFile: ...
 
 
 class VerifiedStore(Protocol):

@@ -17,6 +17,7 @@ class FakeOpened:
     model: VerifiedModel
     file: int
     seal_mode: SealMode = "sealed-memfd"
+    companions: tuple[int, ...] = ()
 
 
 class FakeStore:

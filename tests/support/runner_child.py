@@ -1,6 +1,6 @@
 """A runner without its sandbox, for tests of the engine: loads a model and serves a channel.
 
-python -m tests.support.runner_child CHANNEL_FD MODEL LOAD_AS_JSON [fail-after-steps N]
+python -m tests.support.runner_child CHANNEL_FD MODEL LOAD_AS_JSON [companion:PATH ...] [fail-after-steps N]
 """
 
 import os
@@ -31,12 +31,13 @@ def main() -> None:
     load = msgspec.json.decode(sys.argv[3].encode(), type=Load)
     if "fail-after-steps" in sys.argv:
         _fail_after(int(sys.argv[-1]))
-    model = os.open(sys.argv[2], os.O_RDONLY)
+    companions = [word.removeprefix("companion:") for word in sys.argv if word.startswith("companion:")]
+    files = [os.open(path, os.O_RDONLY) for path in (sys.argv[2], *companions)]
     try:
-        engine = bindings.load_engine(model, load)
+        engine = bindings.load_engine(files, load)
         engine.warm_up()
     except bindings.LoadError as error:
-        sys.stderr.write(f"{error.reason}\n")
+        sys.stderr.write(f"{error}\n")
         os._exit(72)
     channel.serve(connection, engine, lambda name: f"tried {name}")
     os._exit(0)

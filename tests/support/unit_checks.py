@@ -183,7 +183,7 @@ async def load_as_root() -> str:
     load = Load(runner_id="root", context_tokens=64, slots=1, threads=1)
     with (PACKAGES / "appliance/data/paddock-demo.gguf").open("rb") as model, channel:
         async with asyncio.timeout(20):
-            _fenced, ready = await handshake(channel, load, model.fileno(), given.NOT_GIVEN)
+            _fenced, ready = await handshake(channel, load, [model.fileno()], given.NOT_GIVEN)
     return type(ready).__name__
 
 

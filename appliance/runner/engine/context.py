@@ -55,6 +55,7 @@ class Context:
         self._pointer = llama.llama_init_from_model(model.pointer, wanted)
         if not self._pointer:
             raise LoadError("context-failed", f"no context with {load.kv_type} keys and values: {recent_log()}")
+        model.adapt(self._pointer)
         self.stream_cells: Final = int(llama.llama_n_ctx_seq(self._pointer))
         """The cells of one sequence: ``context_tokens``, rounded up by llama.cpp."""
         self._memory = llama.llama_get_memory(self._pointer)

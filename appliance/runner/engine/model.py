@@ -45,7 +45,8 @@ class LoadError(Exception):
     """The model cannot be served. ``reason`` is one kebab-case word of a closed list:
 
     ``model-invalid`` (llama.cpp refuses the file), ``model-unsupported`` (no decoder, no vocabulary, no way to pool),
-    ``template-invalid``, ``context-failed`` (memory), ``logits-not-finite``, ``decode-failed``.
+    ``adapter-invalid``, ``adapter-unsupported`` (a model that is not for text), ``template-invalid``,
+    ``context-failed`` (memory), ``logits-not-finite``, ``decode-failed``.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -81,11 +82,12 @@ class Model:
         if kind == _VOCABULARY_SPM:
             self._newline = self._tokenise(b"\n", special=False)
         self._pieces: dict[int, bytes] = {}
+        self._adapters: list[tuple[Any, float]] = []
 
     @classmethod
     def load(cls, descriptor: int) -> "Model":
         """Maps the GGUF that starts at the descriptor's present offset. Raises ``LoadError``."""
-        rank_outputs = _rank_outputs(_first_bytes(descriptor))
+        rank_outputs = _rank_outputs(first_bytes(descriptor))
         stream = open_stream(descriptor)
         try:
             pointer = llama.llama_model_load_from_file_ptr(stream, llama.llama_model_default_params())
@@ -95,7 +97,30 @@ class Model:
             raise LoadError("model-invalid", recent_log())
         return cls(pointer, rank_outputs=rank_outputs)
 
+    def add_adapter(self, descriptor: int, scale: float) -> None:
+        """Copies the LoRA adapter that starts at the descriptor's present offset; contexts made later have it. It must
+        fit (``engine.adapters``). Raises ``LoadError``, or ``OSError``."""
+        stream = open_stream(descriptor)
+        try:
+            adapter = llama.llama_adapter_lora_init_from_file_ptr(self.pointer, stream)
+        finally:
+            libc.fclose(stream)
+        if not adapter:
+            raise LoadError("adapter-invalid", recent_log())
+        self._adapters.append((adapter, scale))
+
+    def adapt(self, context: Any) -> None:
+        """Puts the adapters on a context of this model, before it decodes anything. Raises ``LoadError``."""
+        if not self._adapters:
+            return
+        pointers, scales = zip(*self._adapters, strict=True)
+        kind = llama.llama_adapter_lora_p_ctypes * len(pointers)
+        numbers = (ctypes.c_float * len(scales))(*scales)
+        if llama.llama_set_adapters_lora(context, kind(*pointers), len(pointers), numbers) != 0:
+            raise LoadError("adapter-invalid", recent_log())
+
     def close(self) -> None:
+        """Frees the adapters too: llama.cpp counts them as the model's."""
         llama.llama_model_free(self.pointer)
 
     def _offers(self, rank_outputs: int) -> Offer:
@@ -282,7 +307,7 @@ def _rank_outputs(header: bytearray) -> int:
     return found.get(b"cls.output", found.get(b"cls", 0))
 
 
-def _first_bytes(descriptor: int) -> bytearray:
+def first_bytes(descriptor: int) -> bytearray:
     """As much of the file as a header may take. The descriptor's offset is left as it was."""
     start = os.lseek(descriptor, 0, os.SEEK_CUR)
     found = bytearray()

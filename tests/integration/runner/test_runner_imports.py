@@ -47,7 +47,7 @@ from appliance.runner import bindings, channel
 
 before = set(sys.modules)
 load = Load(runner_id="r", context_tokens=256, slots=4, threads=1)
-engine = bindings.load_engine(os.open(sys.argv[1], os.O_RDONLY), load)
+engine = bindings.load_engine([os.open(path, os.O_RDONLY) for path in sys.argv[1:]], load)
 engine.warm_up()
 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 text = TextPrompt(text="hello [SEP] \u00e9")

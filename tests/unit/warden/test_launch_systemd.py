@@ -149,7 +149,7 @@ async def test_runner_of_the_wardens_own_user_gets_no_model(listening: socket.so
     theirs.send(encode(FENCED))
     with pytest.raises(Fault, match="not one of its own"):
         async with asyncio.timeout(5):
-            await handshake.handshake(runner.channel, LOAD, 0, frozenset())
+            await handshake.handshake(runner.channel, LOAD, [0], frozenset())
     theirs.setblocking(False)
     with pytest.raises(BlockingIOError):
         theirs.recv(100)
@@ -178,7 +178,7 @@ async def test_looking_for_company_does_not_hold_up_the_warden(
     runner = await launcher(listening).launch("r")
     theirs, _ = listening.accept()
     theirs.send(encode(FENCED))
-    shaking = asyncio.create_task(handshake.handshake(runner.channel, LOAD, 0, frozenset()))
+    shaking = asyncio.create_task(handshake.handshake(runner.channel, LOAD, [0], frozenset()))
     asyncio.get_running_loop().call_later(0.05, released.set)  # on the loop, which is free to call it
     with pytest.raises(Fault, match="it has company"):
         await shaking
@@ -197,7 +197,7 @@ async def test_runner_that_refuses_is_heard_before_it_is_looked_at(listening: so
     theirs.close()
     with pytest.raises(Refused, match="there is eth0") as refusal:
         async with asyncio.timeout(5):
-            await handshake.handshake(runner.channel, LOAD, 0, frozenset())
+            await handshake.handshake(runner.channel, LOAD, [0], frozenset())
     assert refusal.value.reason is Reason.RUNNER_UNAVAILABLE
     await ended(runner)
 
@@ -208,7 +208,7 @@ async def test_runner_that_ends_without_a_word_is_refused(listening: socket.sock
     listening.accept()[0].close()
     with pytest.raises(Refused, match="before it said anything") as refusal:
         async with asyncio.timeout(5):
-            await handshake.handshake(runner.channel, LOAD, 0, frozenset())
+            await handshake.handshake(runner.channel, LOAD, [0], frozenset())
     assert refusal.value.reason is Reason.RUNNER_UNAVAILABLE
     assert runner.channel.fileno() == -1
     await ended(runner)
@@ -220,7 +220,7 @@ async def test_waiting_for_a_word_can_be_given_up(listening: socket.socket) -> N
     theirs, _ = listening.accept()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await handshake.handshake(runner.channel, LOAD, 0, frozenset())
+            await handshake.handshake(runner.channel, LOAD, [0], frozenset())
     assert runner.channel.fileno() == -1
     theirs.close()
     await ended(runner)
