@@ -58,13 +58,14 @@ class FakeRunner:
             self.peer.leave()
 
     async def load(self) -> tuple[Load, bytes]:
-        """What it was told to load, and the bytes that a runner would map from where the descriptor stands."""
+        """What it was told to load, and the bytes that a runner would map from where each descriptor stands."""
         load: Load = await self.peer.hear(Load)
-        [fd] = self.peer.fds
+        assert len(self.peer.fds) == 1 + len(load.companions)
         try:
-            return load, os.read(fd, 100)
+            return load, b" ".join(os.read(fd, 100) for fd in self.peer.fds)
         finally:
-            os.close(fd)
+            for fd in self.peer.fds:
+                os.close(fd)
             self.peer.fds.clear()
 
     async def become_ready(self) -> Load:

@@ -52,8 +52,8 @@ class LlamaServer:
 
 
 @contextmanager
-def llama_server(model: Path, load: Load, directory: Path) -> Iterator[LlamaServer]:
-    """Ready to answer; ended afterwards. ``directory`` is for its socket and its log.
+def llama_server(model: Path, load: Load, directory: Path, *more: str) -> Iterator[LlamaServer]:
+    """Ready to answer; ended afterwards. ``directory`` is for its socket and its log; ``more`` are more arguments.
 
     Threads, batch, slots and context are those of the runner's ``Load``, and so is the environment. Nothing is kept
     from one request to the next, nothing is logged per request, and every slot has a cache of its own.
@@ -65,6 +65,7 @@ def llama_server(model: Path, load: Load, directory: Path) -> Iterator[LlamaServ
     command += ["--ctx-size", str(load.context_tokens * load.slots), "--parallel", str(load.slots), "--no-kv-unified"]
     command += ["--batch-size", batch, "--ubatch-size", micro, "--threads", str(load.threads), "--cache-ram", "0"]
     command += ["--no-cache-prompt", "--cache-type-k", load.kv_type, "--cache-type-v", load.kv_type]
+    command += more
     with log.open("wb") as errors:
         process = subprocess.Popen(command, stdout=errors, stderr=errors, env={**ENVIRONMENT, "HOME": str(directory)})
     try:

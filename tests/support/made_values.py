@@ -7,6 +7,7 @@ import msgspec
 from appliance.core.admit import AdmitLimits, admit
 from appliance.core.claims import principal
 from appliance.core.values import (
+    AdapterFacts,
     Admission,
     Conversation,
     Digest,
@@ -62,6 +63,25 @@ def model(
             pools=pools,
         ),
     )
+
+
+def adapter(name: str = "style", *, architecture: str = "llama", file_bytes: int = 1) -> VerifiedModel:
+    """A LoRA adapter, as a file of the store."""
+    facts = GgufFacts(
+        architecture=architecture,
+        name=name,
+        context_tokens=0,
+        vocabulary_tokens=0,
+        block_count=0,
+        embedding_length=0,
+        parameter_count=1,
+        tensor_count=2,
+        has_chat_template=False,
+        header_bytes=1,
+        file_bytes=file_bytes,
+        adapter=AdapterFacts(pairs=1, rank=8),
+    )
+    return msgspec.structs.replace(model(name), facts=facts)
 
 
 def runner_facts(of: VerifiedModel, runner_id: str = "runner-1", seal_mode: SealMode = "sealed-memfd") -> RunnerFacts:

@@ -3,8 +3,8 @@
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,7 @@ from appliance.ipc.messages import (
     Fenced,
     FromRunner,
     Load,
+    LoadedWith,
     LoadFailed,
     Ready,
     Reset,
@@ -187,9 +188,19 @@ def bare_runner(
     threads: int = 1,
     batch_tokens: int = 512,
     send_buffer_bytes: int = 1024 * 1024,
+    adapters: Sequence[tuple[Path, int]] = (),
 ) -> Iterator[RunnerClient]:
-    """A runner process without a sandbox. It is killed at the end if it has not ended by itself."""
-    load = Load(runner_id="r", context_tokens=context_tokens, slots=slots, threads=threads, batch_tokens=batch_tokens)
+    """A runner process without a sandbox. It is killed at the end if it has not ended by itself. ``adapters`` have
+    their scales in thousandths."""
+    load = Load(
+        runner_id="r",
+        context_tokens=context_tokens,
+        slots=slots,
+        threads=threads,
+        batch_tokens=batch_tokens,
+        companions=_companions(adapters),
+    )
+    extra = (*(f"companion:{path}" for path, _scale in adapters), *extra)
     command = [sys.executable, "-m", "tests.support.runner_child", "{fd}"]
     command += [str(model), msgspec.json.encode(load).decode(), *extra]
     with _process(command, send_buffer_bytes) as runner:
@@ -198,24 +209,42 @@ def bare_runner(
 
 @contextmanager
 def sandboxed_runner(
-    model: Path, *, context_tokens: int = 2048, slots: int = 4, threads: int = 2, expect: type = Ready
+    model: Path,
+    *,
+    context_tokens: int = 2048,
+    slots: int = 4,
+    threads: int = 2,
+    expect: type = Ready,
+    adapters: Sequence[tuple[Path, int]] = (),
 ) -> Iterator[RunnerClient]:
     """The real runner, every layer on. Yields after its first message, which must be of the kind that is expected.
 
     Skips the test where the host lacks a layer.
     """
     command = [sys.executable, "-I", "-B", "-m", "appliance.runner", "--channel-fd", "{fd}"]
-    load = Load(runner_id="r", context_tokens=context_tokens, slots=slots, threads=threads)
-    with _process(command, 1024 * 1024) as runner, model.open("rb") as file:
+    load = Load(
+        runner_id="r",
+        context_tokens=context_tokens,
+        slots=slots,
+        threads=threads,
+        companions=_companions(adapters),
+    )
+    with _process(command, 1024 * 1024) as runner, ExitStack() as opened:
+        paths = (model, *(path for path, _scale in adapters))
+        files = [opened.enter_context(path.open("rb")).fileno() for path in paths]
         fenced = runner.receive()
         if isinstance(fenced, LoadFailed) and fenced.reason == "layer-missing":
             pytest.skip(fenced.detail)
         assert isinstance(fenced, Fenced), fenced
-        socket.send_fds(runner.channel, [frames.encode(load)], [file.fileno()])
+        socket.send_fds(runner.channel, [frames.encode(load)], files)
         first = runner.receive()
         assert isinstance(first, expect), first
         runner.first = first
         yield runner
+
+
+def _companions(adapters: Sequence[tuple[Path, int]]) -> tuple[LoadedWith, ...]:
+    return tuple(LoadedWith(kind="adapter", scale_thousandths=scale) for _path, scale in adapters)
 
 
 @contextmanager

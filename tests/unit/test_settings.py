@@ -311,3 +311,46 @@ def test_mistakes_in_the_tables_of_models_are_told_at_once() -> None:
     ]
     assert problems({"model": []}) == ["model: must be a table of tables"]
     assert problems({"model": {"": {"slots": 1}}}) == ['model."": must have a name']
+
+
+def test_adapters_and_served_names_are_settings_of_a_name() -> None:
+    found = parse(
+        {
+            "model": {
+                "bot": {"base": "qwen3:0.6b", "adapters": [{"name": "style:latest", "scale": 0.5}], "slots": 2},
+                "qwen3:0.6b": {"adapters": [{"name": "tone"}]},
+            }
+        }
+    )
+    assert found.model["bot"].base == "qwen3:0.6b"
+    assert [(one.name, one.scale_thousandths) for one in found.model["bot"].adapters] == [("style:latest", 500)]
+    assert [one.scale_thousandths for one in found.model["qwen3:0.6b"].adapters] == [1000]
+    assert found.load_options("bot").slots == 2
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ({"adapters": [{"name": "x", "scale": float("nan")}]}, "adapters"),
+        ({"adapters": [{"name": "x", "scale": float("inf")}]}, "adapters"),
+        ({"adapters": [{"name": "x", "scale": -0.5}]}, "adapters"),
+        ({"adapters": [{"name": "x", "scale": 4.001}]}, "adapters"),
+        ({"adapters": [{"name": "x", "scale": 0.0005}]}, "adapters"),
+        ({"adapters": [{"name": "../x"}]}, "adapters"),
+        ({"adapters": [{"scale": 1.0}]}, "adapters"),
+        ({"adapters": [{"name": "x", "path": "/x"}]}, "adapters"),
+        ({"adapters": [{"name": f"x{number}"} for number in range(9)]}, "adapters"),
+        ({"adapters": [{"name": "x"}, {"name": "x", "scale": 0.5}]}, "adapters"),
+        ({"base": "../x"}, "base"),
+        ({"base": "bot"}, "base"),
+        ({"draft": "small"}, "draft"),
+    ],
+)
+def test_no_companion_is_set_wrongly(table: dict[str, object], problem: str) -> None:
+    [said] = problems({"model": {"bot": table}})
+    assert said.startswith(f'model."bot".{problem}: ')
+
+
+def test_no_name_is_served_that_no_store_could_have() -> None:
+    [said] = problems({"model": {"The Bot": {"base": "qwen3"}}})
+    assert said.startswith('model."The Bot".base: ')
