@@ -34,7 +34,7 @@ def show(config: Settings, *, as_json: bool) -> int:
         print(json.dumps(msgspec.to_builtins(status, enc_hook=enc_hook), indent=2))
         return 0
     adapters = sum(model.is_adapter for model in status.models)
-    beside = f", {adapters} adapters" if adapters else ""
+    beside = f"; LoRA adapters: {adapters}" if adapters else ""
     print(f"{len(status.models) - adapters} verified models, {len(status.loaded)} loaded{beside}")
     if status.memory is not None:
         print(f"memory    {mib(status.memory.planned_bytes)} planned of {mib(status.memory.budget_bytes)}")

@@ -31,9 +31,17 @@ def small_adapter(
 
 
 def drawn_adapter(
-    path: Path, model: Path, *, strength: float = 0.05, seed: int = 1, kind: type = np.float32, rank: int = RANK
+    path: Path,
+    model: Path,
+    *,
+    strength: float = 0.05,
+    seed: int = 1,
+    kind: type = np.float32,
+    rank: int = RANK,
+    output: bool = False,
 ) -> Path:
-    """Changes every matrix of each layer of a real model, so much that another token is the likeliest."""
+    """Changes every matrix of each layer of a real model, and with ``output`` the one behind them, so much that another
+    token is the likeliest."""
     chance = np.random.default_rng(seed)
     base = gguf.GGUFReader(model)
     writer = gguf.GGUFWriter(path, base.fields["general.architecture"].contents())
@@ -41,7 +49,7 @@ def drawn_adapter(
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", 2.0 * rank)
     for tensor in base.tensors:
-        if tensor.name.startswith("blk.") and len(tensor.shape) == 2:
+        if tensor.name.startswith(("blk.", "output.")[: 1 + output]) and len(tensor.shape) == 2:
             n_in, n_out = (int(size) for size in tensor.shape)
             writer.add_tensor(f"{tensor.name}.lora_a", chance.normal(0, strength, (rank, n_in)).astype(kind))
             writer.add_tensor(f"{tensor.name}.lora_b", chance.normal(0, strength, (n_out, rank)).astype(kind))

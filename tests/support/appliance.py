@@ -51,7 +51,9 @@ class TestAppliance:
 
     __test__ = False
 
-    def __init__(self, directory: Path, models: dict[str, Path], extra_config: str = "") -> None:
+    def __init__(
+        self, directory: Path, models: dict[str, Path], extra_config: str = "", listed: int | None = None
+    ) -> None:
         self.directory = directory
         self.config_file = directory / "paddock.toml"
         self.config_file.write_text(_config(directory, extra_config))
@@ -62,7 +64,7 @@ class TestAppliance:
         (self.config.trust_dir / "tester.pem").write_bytes(public_pem(self._key.public_key()))
         for name, path in models.items():
             self.import_model(name, path)
-        self._models = len(models)
+        self._models = len(models) if listed is None else listed
         self._looks = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -228,9 +230,12 @@ listen_port = {port}
 
 
 @contextmanager
-def appliance(directory: Path, models: dict[str, Path], extra_config: str = "") -> Iterator[TestAppliance]:
-    """A started appliance; stopped, and its log verified, at the end."""
-    one = TestAppliance(directory, models, extra_config)
+def appliance(
+    directory: Path, models: dict[str, Path], extra_config: str = "", listed: int | None = None
+) -> Iterator[TestAppliance]:
+    """A started appliance; stopped, and its log verified, at the end. It is ready when it lists as many models as
+    it was given, or ``listed``."""
+    one = TestAppliance(directory, models, extra_config, listed)
     one.start()
     try:
         yield one

@@ -1,4 +1,5 @@
-"""``python -m tests.support.engine_allocations MODEL CONTEXT SLOTS KV_TYPE KIND``: what llama.cpp says it allocates.
+"""``python -m tests.support.engine_allocations MODEL CONTEXT SLOTS KV_TYPE KIND [ADAPTER]``: what llama.cpp says it
+allocates.
 
 Loads the model as the runner does, makes a context (``unified``, in ``streams``, or ``pooled``: one batch with a row
 for each token and whole attention scores), decodes one full step, and prints a JSON object of MiB: the sums of
@@ -15,7 +16,7 @@ from typing import Any
 from appliance.runner.engine.native import llama
 
 _TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}
-_SIZE = re.compile(r"(REPACK model|KV|RS|compute|output) buffer size = +([0-9.]+) MiB")
+_SIZE = re.compile(r"(REPACK model|KV|RS|compute|output|LoRA) buffer size = +([0-9.]+) MiB")
 _STEP_TOKENS = 512
 _lines: list[str] = []
 
@@ -25,10 +26,12 @@ def _keep(_level: int, text: bytes | None, _user_data: int | None) -> None:
     _lines.append((text or b"").decode("utf-8", "replace"))
 
 
-def main(path: str, context_tokens: int, slots: int, kv_type: str, kind: str) -> dict[str, float]:
+def main(path: str, context_tokens: int, slots: int, kv_type: str, kind: str, adapter: str = "") -> dict[str, float]:
     llama.llama_log_set(_keep, None)
     model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
     assert model, _lines[-5:]
+    lora = llama.llama_adapter_lora_init(model, adapter.encode()) if adapter else None
+    assert bool(lora) == bool(adapter), _lines[-5:]
     wanted = llama.llama_context_default_params()
     step = context_tokens if kind == "pooled" else _STEP_TOKENS
     wanted.n_ctx = context_tokens if kind == "pooled" else context_tokens * slots
@@ -44,9 +47,15 @@ def main(path: str, context_tokens: int, slots: int, kv_type: str, kind: str) ->
     wanted.type_k = wanted.type_v = _TYPES[kv_type]
     context = llama.llama_init_from_model(model, wanted)
     assert context, _lines[-5:]
+    if lora:
+        pointers, scales = (llama.llama_adapter_lora_p_ctypes * 1)(lora), (ctypes.c_float * 1)(1.0)
+        assert llama.llama_set_adapters_lora(context, pointers, 1, scales) == 0
+    made = len(_lines)
     tokens: Any = (ctypes.c_int32 * step)(*[5] * step)
     assert llama.llama_decode(context, llama.llama_batch_get_one(tokens, step)) == 0
-    found = dict.fromkeys(("REPACK model", "KV", "RS", "compute", "output"), 0.0)
+    if lora:  # it reserves again what a step computes in
+        _lines[:made] = [line for line in _lines[:made] if "compute buffer" not in line]
+    found = dict.fromkeys(("REPACK model", "KV", "RS", "compute", "output", "LoRA"), 0.0)
     for line in _lines:
         if match := _SIZE.search(line):
             found[match[1]] += float(match[2])
@@ -56,5 +65,5 @@ def main(path: str, context_tokens: int, slots: int, kv_type: str, kind: str) ->
 
 
 if __name__ == "__main__":
-    path, context_tokens, slots, kv_type, kind = sys.argv[1:]
-    print(json.dumps(main(path, int(context_tokens), int(slots), kv_type, kind)))
+    path, context_tokens, slots, kv_type, kind, *adapter = sys.argv[1:]
+    print(json.dumps(main(path, int(context_tokens), int(slots), kv_type, kind, *adapter)))

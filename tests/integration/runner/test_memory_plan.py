@@ -10,6 +10,8 @@ import pytest
 from appliance.core import memory
 from appliance.core.gguf import parse_header
 from appliance.core.memory import KvType, MemoryPlan
+from appliance.core.values import GgufFacts
+from tests.support.adapter_files import drawn_adapter
 from tests.support.chain_model import chain_model
 from tests.support.runner_client import sandboxed_runner
 from tests.support.shaped_model import Shape, write_shaped_model
@@ -30,15 +32,25 @@ SHAPES: dict[str, tuple[Shape, int, int, KvType]] = {
 }
 
 
-def plan_of(path: Path, context_tokens: int, slots: int, kv_type: KvType) -> MemoryPlan:
+def facts_of(path: Path) -> GgufFacts:
     data = path.read_bytes()
-    facts = parse_header(data, len(data))
-    return memory.plan(facts, context_tokens=context_tokens, slots=slots, threads=1, kv_type=kv_type)
+    return parse_header(data, len(data))
 
 
-def allocated(path: Path, context_tokens: int, slots: int, kv_type: str, kind: str) -> dict[str, float]:
+def plan_of(path: Path, context_tokens: int, slots: int, kv_type: KvType, *adapters: Path) -> MemoryPlan:
+    return memory.plan(
+        facts_of(path),
+        context_tokens=context_tokens,
+        slots=slots,
+        threads=1,
+        kv_type=kv_type,
+        adapters=[facts_of(adapter) for adapter in adapters],
+    )
+
+
+def allocated(path: Path, context_tokens: int, slots: int, kv_type: str, kind: str, *adapter: str) -> dict[str, float]:
     command = [sys.executable, "-m", "tests.support.engine_allocations", str(path)]
-    command += [str(context_tokens), str(slots), kv_type, kind]
+    command += [str(context_tokens), str(slots), kv_type, kind, *adapter]
     root = Path(__file__).parents[3]
     done = subprocess.run(command, check=True, capture_output=True, timeout=120, cwd=root, text=True)
     return json.loads(done.stdout)  # type: ignore[no-any-return]
@@ -73,6 +85,19 @@ def test_nothing_is_allocated_for_a_batch_that_is_pooled_and_was_not_planned(
     assert took["KV"] <= plan.cache / MIB
     assert took["compute"] + took["output"] <= plan.compute / MIB
     assert took["own"] <= plan.private / MIB <= 2 * took["own"]
+
+
+@pytest.mark.parametrize(("name", "rank"), [("small", 256), ("copied", 4), ("many words", 64)])
+def test_nothing_is_allocated_for_an_adapter_that_was_not_planned(name: str, rank: int, tmp_path: Path) -> None:
+    shape, context_tokens, slots, kv_type = SHAPES[name]
+    path = write_shaped_model(tmp_path / "model.gguf", shape)
+    adapter = drawn_adapter(tmp_path / "adapter.gguf", path, rank=rank, output=True)
+    took = allocated(path, context_tokens, slots, kv_type, "streams", str(adapter))
+    plan = plan_of(path, context_tokens, slots, kv_type, adapter)
+    compute = took["compute"] + took["output"]
+    assert took["REPACK model"] + took["LoRA"] <= plan.copies / MIB
+    assert 0 < compute <= plan.compute / MIB, (compute, plan.compute / MIB)
+    assert took["own"] <= plan.private / MIB
 
 
 def test_real_runner_stays_within_its_plan() -> None:

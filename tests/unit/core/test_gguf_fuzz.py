@@ -1,10 +1,12 @@
 """The structure-aware fuzzer of ``tools/fuzz_gguf.py``, for as long as a check may take; and that it is one."""
 
 import json
+from pathlib import Path
 from struct import pack
 
 import pytest
 
+from tests.support.adapter_files import drawn_adapter
 from tests.support.gguf_fuzzer import fuzzer, tiny_model
 
 SEED = 20_000
@@ -20,6 +22,16 @@ def test_no_mutant_takes_long_or_much_or_raises_anything_else() -> None:
     assert figures["mutants"] > 2000
     assert 0.02 < figures["accepted"] / figures["mutants"] < 0.6, "a fuzzer that never or always passes finds nothing"
     assert len(figures["verdicts"]) > 20
+
+
+@pytest.mark.timeout(120)
+def test_no_mutant_of_an_adapter_does_either(tmp_path: Path) -> None:
+    adapter = fuzzer().read_model(drawn_adapter(tmp_path / "adapter.gguf", tiny_model()))
+    figures = fuzzer().fuzz([adapter], seed=SEED, count=3000, seconds=15)
+    print(json.dumps(figures))
+    assert fuzzer().sound(figures), figures
+    assert 0.02 < figures["accepted"] / figures["mutants"] < 0.6
+    assert sum(name.startswith("gguf-adapter") for name in figures["verdicts"]) >= 3
 
 
 def test_header_at_all_caps_takes_less_than_64_mib() -> None:
