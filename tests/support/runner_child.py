@@ -37,7 +37,7 @@ def main() -> None:
         engine = bindings.load_engine(files, load)
         engine.warm_up()
     except bindings.LoadError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{error.reason}\n")
         os._exit(72)
     channel.serve(connection, engine, lambda name: f"tried {name}")
     os._exit(0)

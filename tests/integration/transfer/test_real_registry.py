@@ -11,6 +11,7 @@ from appliance.core.refusals import Fault, Refused
 from appliance.core.values import Digest
 from appliance.models.transfer import media
 from appliance.models.transfer.jobs import Access
+from tests.support.adapter_files import small_adapter
 from tests.support.gguf_files import small_model_bytes
 from tests.support.oci_registry import PASSWORD, USER, OciRegistry
 from tests.support.signed_models import OTHER_KEY, signed
@@ -35,6 +36,14 @@ def test_pushed_model_is_pulled_and_verified(tmp_path: Path, registry: OciRegist
     assert list((config.models_dir / "incoming").iterdir()) == []
     pinned = said.split()[0]
     assert transfer.pull(config, pinned, "pinned", OPEN).startswith("pinned  ")
+
+
+def test_adapter_is_pushed_and_pulled_as_a_model_is(tmp_path: Path, registry: OciRegistry) -> None:
+    data = small_adapter().build()
+    push_from(tmp_path / "from", registry, "adapters/style", data=data)
+    config = settings_in(tmp_path / "to")
+    line = transfer.pull(config, f"{registry.host}/adapters/style:v1", "style", OPEN)
+    assert line == f"style  {Digest.of(data)}  signed by acme"
 
 
 def test_signature_is_found_by_the_referrers_tag(tmp_path: Path, registry: OciRegistry) -> None:

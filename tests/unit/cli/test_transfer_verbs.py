@@ -15,11 +15,13 @@ from appliance.core.refusals import Fault, Refused
 from appliance.core.values import Digest
 from appliance.models.keys import TrustedKeys, public_pem
 from appliance.models.trust import Trust
+from tests.support.adapter_files import small_adapter
 from tests.support.gguf_files import small_model_bytes
 from tests.support.signed_models import KEY, OTHER_KEY, signed
 from tests.support.transfer import also_trusts_board, names_in, put_model, settings_in
 
 MODEL = small_model_bytes("demo")
+ADAPTER = small_adapter().build()
 
 
 def exported(tmp_path: Path, name: str = "demo") -> Path:
@@ -46,6 +48,21 @@ def test_import_says_what_the_model_will_take(tmp_path: Path) -> None:
     line = models.import_model(msgspec.structs.replace(config, models=little), folder, [], "another")
     assert "cannot be loaded here: it needs " in line
     assert names_in(config) == ("another", "copy")
+
+
+def test_adapter_goes_the_way_of_a_model_and_is_called_what_it_is(tmp_path: Path) -> None:
+    config = settings_in(tmp_path / "from")
+    put_model(config, ADAPTER, "style:latest")
+    assert models.listing(config) == (
+        [f"style:latest  {Digest.of(ADAPTER)}  {len(ADAPTER)} bytes  a LoRA adapter  signed by acme"],
+        True,
+    )
+    transfer.export(config, "style:latest", tmp_path / "out")
+    other = settings_in(tmp_path / "to")
+    line = models.import_model(other, tmp_path / "out", [], "copy")
+    assert "  a LoRA adapter for llama models, 1 matrices, rank 4  signed by acme" in line
+    models.remove(other, "copy")
+    assert names_in(other) == ()
 
 
 def test_model_of_two_signers_is_exported_and_imported_with_both(tmp_path: Path) -> None:

@@ -61,6 +61,9 @@ class FakePool:
             raise self.ends
         await asyncio.Event().wait()
 
+    def servable(self) -> tuple[Any, ...]:
+        return self.models()
+
     def models(self) -> tuple[Any, ...]:
         return (DEMO,)
 
