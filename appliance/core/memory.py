@@ -20,6 +20,13 @@ KvType = Literal["f16", "q8_0", "q4_0"]
 """How keys and values of a context are stored, in ggml's names."""
 
 
+Speculating = Literal["off", "lookup", "draft"]
+"""Where guesses of an answer's next tokens come from: nowhere, from the text itself, from a second model."""
+SPECULATED_ROWS: Final = 32
+"""Proposed tokens in one step at most, over all answers: each needs a row of logits. With 152,000 words in a vocabulary
+a row is 0.6 MB, four times over; and by then few processors have anything to do in vain."""
+
+
 class LoadOptions(Value, frozen=True, kw_only=True):
     """How one model is loaded, and for how long: the operator's choice, and nothing that a caller can change. -1
     ``keep_alive_seconds`` is for ever."""
@@ -28,6 +35,7 @@ class LoadOptions(Value, frozen=True, kw_only=True):
     slots: int
     kv_type: KvType = "f16"
     keep_alive_seconds: int = 300
+    speculation: Speculating = "off"
 
 
 _BLOCK_VALUES: Final = 32
@@ -96,12 +104,15 @@ def plan(
     slots: int,
     threads: int,
     kv_type: KvType,
+    speculation: Speculating = "off",
     copied_types: Collection[int] = COPIED_TYPES,
     adapters: Sequence[GgufFacts] = (),
 ) -> MemoryPlan:
     """``context_tokens`` is for each of the ``slots``; more than the model was made for is not loaded.
 
     The files of ``adapters`` count twice: llama.cpp copies them, and the sealed ones end only after that.
+
+    A draft model's is a plan of its own, with ``speculation`` off and without its ``process``.
     """
     context = min(context_tokens, facts.context_tokens)
     step = max(context, _MICRO_BATCH_TOKENS) if facts.pools else _MICRO_BATCH_TOKENS
@@ -112,11 +123,12 @@ def plan(
         + _EMBEDDING_COPIES * facts.embedding_length
         + _QUERY_COPIES * shape.row_values
     )
-    rows = 2 * step if facts.pools else slots * _ROW_COPIES  # where they are computed, and where they are put
+    outputs = slots if speculation == "off" else slots + SPECULATED_ROWS
+    rows = 2 * step if facts.pools else outputs * _ROW_COPIES  # where they are computed, and where they are put
     if adapters:
         widest = max(facts.feed_forward_length or 4 * facts.embedding_length, shape.row_values)
         activations += _FLOAT_BYTES * (_ADAPTER_COPIES * widest + max(_rank(one) for one in adapters))
-        rows += slots * _ADAPTER_COPIES
+        rows += outputs * _ADAPTER_COPIES
     adapter_bytes = sum(one.file_bytes for one in adapters)
     logits = rows * facts.vocabulary_tokens * _FLOAT_BYTES
     copies = _copied_bytes(facts, copied_types) + adapter_bytes

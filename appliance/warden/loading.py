@@ -48,6 +48,7 @@ class Loading:
             slots=options.slots,
             threads=self._threads,
             kv_type=options.kv_type,
+            speculation=options.speculation,
             copied_types=self._copied_types,
             adapters=[one.facts for one in model.companions],
         )
@@ -65,6 +66,7 @@ class Loading:
             slots=options.slots,
             threads=self._threads,
             kv_type=options.kv_type,
+            speculation=options.speculation,
             memory_bytes=self._settings.runner_memory_bytes or limit_bytes,
             companions=tuple(
                 LoadedWith(kind=one.kind, scale_thousandths=one.scale_thousandths) for one in model.companions
