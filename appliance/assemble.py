@@ -60,7 +60,7 @@ from appliance.warden.loading import PoolSettings
 from appliance.warden.memory import budget_bytes
 from appliance.warden.pool import Pool
 from appliance.warden.ports import Launcher
-from appliance.warden.served import AdapterOf, ServedModels, Serving
+from appliance.warden.served import Beside, ServedModels, Serving
 from appliance.warden.starter_client import Starter
 from appliance.warden.validate import SandboxedValidator
 
@@ -329,10 +329,16 @@ def _serving(config: Settings) -> dict[str, Serving]:
     return {
         name: Serving(
             base=named.base or name,
-            adapters=tuple(AdapterOf(name=one.name, scale_thousandths=one.scale_thousandths) for one in named.adapters),
+            beside=(
+                *(
+                    Beside(name=one.name, kind="adapter", scale_thousandths=one.scale_thousandths)
+                    for one in named.adapters
+                ),
+                *([Beside(name=named.draft, kind="draft")] if named.draft else []),
+            ),
         )
         for name, named in config.model.items()
-        if named.base or named.adapters
+        if named.base or named.adapters or named.draft
     }
 
 

@@ -21,7 +21,7 @@ from msgspec import Meta
 
 from appliance.core.codec import canonical_json
 from appliance.core.memory import KvType, LoadOptions, Speculating
-from appliance.core.values import MAX_COMPANIONS, Digest, SealMode, Value
+from appliance.core.values import MAX_ADAPTERS, Digest, SealMode, Value
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -114,15 +114,17 @@ class AdapterSettings(Value, frozen=True, kw_only=True):
         return round(self.scale * 1000)
 
 
-Adapters = Annotated[tuple[AdapterSettings, ...], Meta(max_length=MAX_COMPANIONS)]
+Adapters = Annotated[tuple[AdapterSettings, ...], Meta(max_length=MAX_ADAPTERS)]
 
 
 class NamedModelSettings(Value, frozen=True, kw_only=True):
     """What one model, by its name in the store, has otherwise than ``[models]`` says, and which ``adapters`` it is
-    served with. With a ``base`` the name is a new one, for the model that the store has under that."""
+    served with; ``draft`` is the model that guesses for it where its ``speculation`` is that. With a ``base`` the name
+    is a new one, for the model that the store has under that."""
 
     base: StoredName | None = None
     adapters: Adapters = ()
+    draft: StoredName | None = None
 
     context_tokens: ContextTokens | None = None
     slots: Slots | None = None
@@ -293,7 +295,10 @@ def parse(document: dict[str, Any]) -> Settings:
     document = {**_default_directories(), **document}
     values = _fields(Settings, document, "", problems)
     for name, named in values.get("model", {}).items():
-        problems.extend(f'model."{name}".{problem}' for problem in _conflicts(name, named))
+        speculation = named.speculation or values.get("models", ModelSettings()).speculation
+        problems.extend(f'model."{name}".{problem}' for problem in _conflicts(name, named, speculation))
+    if values.get("models", ModelSettings()).speculation == "draft":
+        problems.append('models.speculation: "draft" is for single models, each with its model.NAME.draft')
     longest = len(os.fsencode(values.get("runtime_dir", ""))) + len("/notary.sock")
     if longest > SOCKET_PATH_BYTES:
         problems.append(
@@ -328,7 +333,7 @@ def _fields(kind: type[Value], document: dict[str, Any], prefix: str, problems: 
     return values
 
 
-def _conflicts(name: str, named: NamedModelSettings) -> list[str]:
+def _conflicts(name: str, named: NamedModelSettings, speculation: Speculating) -> list[str]:
     problems = []
     if named.base == name:
         problems.append("base: is this name itself; leave it out")
@@ -336,6 +341,8 @@ def _conflicts(name: str, named: NamedModelSettings) -> list[str]:
         problems.append("base: its name must be like those of the store, 'support-bot' or 'support-bot:v2'")
     if len({one.name for one in named.adapters}) < len(named.adapters):
         problems.append("adapters: one of them is there twice")
+    if (named.draft is not None) != (speculation == "draft"):
+        problems.append('draft: goes with speculation = "draft", and that with a draft')
     return problems
 
 

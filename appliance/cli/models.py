@@ -120,6 +120,7 @@ def _memory(config: Settings, model: VerifiedModel) -> str:
         slots=options.slots,
         threads=config.models.threads or 1,
         kv_type=options.kv_type,
+        speculation=options.speculation,
         copied_types=copied_types(),
     )
     budget_bytes = config.models.memory_bytes or host_bytes()

@@ -114,7 +114,8 @@ def described(architecture: str, adapter: AdapterFacts) -> str:
 
 
 def _companion(one: Companion) -> str:
-    return f"{one.kind}   {one.name}  {one.digest}  scale {one.scale_thousandths / 1000:g}  signed by {one.signer.name}"
+    scale = "" if one.scale_thousandths is None else f"  scale {one.scale_thousandths / 1000:g}"
+    return f"{one.kind:9} {one.name}  {one.digest}{scale}  signed by {one.signer.name}"
 
 
 def _memory(loaded: LoadedModel) -> str:

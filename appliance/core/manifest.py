@@ -22,7 +22,7 @@ from msgspec import Meta, field
 from appliance.core import strict_json
 from appliance.core.codec import canonical_json
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import Companion, Digest, GgufFacts, Signer, Value, VerifiedModel
+from appliance.core.values import Companion, CompanionKind, Digest, GgufFacts, Signer, Value, VerifiedModel
 
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
@@ -149,18 +149,19 @@ def verified_model(
     )
 
 
-def as_companion(adapter: VerifiedModel, scale_thousandths: int) -> Companion:
-    """A verified file in its part beside a model. Raises ``Refused(MODEL_NOT_VERIFIED)`` unless it is an adapter."""
-    if not adapter.is_adapter:
-        raise Refused(Reason.MODEL_NOT_VERIFIED, f"companion-kind: {adapter.name} is a model, not an adapter")
+def as_companion(file: VerifiedModel, kind: CompanionKind, scale_thousandths: int | None) -> Companion:
+    """A verified file in its part beside a model. Raises ``Refused(MODEL_NOT_VERIFIED)`` unless it can play it."""
+    if file.is_adapter != (kind == "adapter"):
+        what = "an adapter, not a model" if file.is_adapter else "a model, not an adapter"
+        raise Refused(Reason.MODEL_NOT_VERIFIED, f"companion-kind: {file.name} is {what}")
     return Companion(
-        kind="adapter",
+        kind=kind,
         scale_thousandths=scale_thousandths,
-        name=adapter.name,
-        digest=adapter.digest,
-        signer=adapter.signer,
-        bundle_digest=adapter.bundle_digest,
-        facts=adapter.facts,
+        name=file.name,
+        digest=file.digest,
+        signer=file.signer,
+        bundle_digest=file.bundle_digest,
+        facts=file.facts,
     )
 
 
@@ -168,16 +169,13 @@ def accompanied(base: VerifiedModel, name: str, companions: tuple[Companion, ...
     """A verified model as it is served under ``name``: with these, and only with these.
 
     Raises ``Refused(MODEL_NOT_VERIFIED)``, whose detail begins with a code, for what cannot belong together. Whether
-    each matrix fits, the runner looks, which has both files.
+    each matrix and each token fits, the runner looks, which has all files.
     """
     if base.is_adapter:
         raise Refused(Reason.MODEL_NOT_VERIFIED, f"companion-kind: {base.name} is an adapter, not a model")
     for one in companions:
-        if one.facts.architecture != base.facts.architecture:
-            kinds = f"{one.name} is for {one.facts.architecture}, {base.name} is {base.facts.architecture}"
-            raise Refused(Reason.MODEL_NOT_VERIFIED, f"companion-misfit: {kinds}")
-        if base.facts.pools:
-            raise Refused(Reason.MODEL_NOT_VERIFIED, f"companion-misfit: {base.name} is not for text")
+        if why := _misfit(base, one):
+            raise Refused(Reason.MODEL_NOT_VERIFIED, f"companion-misfit: {why}")
     return VerifiedModel(
         name=name,
         digest=base.digest,
@@ -188,6 +186,18 @@ def accompanied(base: VerifiedModel, name: str, companions: tuple[Companion, ...
         cosigners=base.cosigners,
         companions=companions,
     )
+
+
+def _misfit(base: VerifiedModel, one: Companion) -> str:
+    """Why not, or empty."""
+    ours, theirs = base.facts, one.facts
+    if ours.pools or theirs.pools:
+        return f"{base.name if ours.pools else one.name} is not for text"
+    if one.kind == "adapter" and theirs.architecture != ours.architecture:
+        return f"{one.name} is for {theirs.architecture}, {base.name} is {ours.architecture}"
+    if one.kind == "draft" and theirs.vocabulary_tokens != ours.vocabulary_tokens:
+        return f"{one.name} has {theirs.vocabulary_tokens} tokens, {base.name} has {ours.vocabulary_tokens}"
+    return ""
 
 
 def _lists(statement: Statement, observed: Observed) -> bool:

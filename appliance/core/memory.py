@@ -112,7 +112,7 @@ def plan(
 
     The files of ``adapters`` count twice: llama.cpp copies them, and the sealed ones end only after that.
 
-    A draft model's is a plan of its own, with ``speculation`` off and without its ``process``.
+    A draft model's is a plan of its own, with ``speculation`` off (``with_draft``).
     """
     context = min(context_tokens, facts.context_tokens)
     step = max(context, _MICRO_BATCH_TOKENS) if facts.pools else _MICRO_BATCH_TOKENS
@@ -144,6 +144,17 @@ def plan(
         cache=min(cache, MOST_BYTES),
         compute=min(compute, MOST_BYTES),
         process=process,
+    )
+
+
+def with_draft(planned: MemoryPlan, draft: MemoryPlan) -> MemoryPlan:
+    """Both in one process."""
+    return MemoryPlan(
+        weights=min(planned.weights + draft.weights, MOST_BYTES),
+        copies=min(planned.copies + draft.copies, MOST_BYTES),
+        cache=min(planned.cache + draft.cache, MOST_BYTES),
+        compute=min(planned.compute + draft.compute, MOST_BYTES),
+        process=planned.process,
     )
 
 

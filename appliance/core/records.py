@@ -38,12 +38,12 @@ class Actor(Value, frozen=True, kw_only=True):
     token_sha256: Digest
 
 
-class CompanionRef(Value, frozen=True, kw_only=True):
+class CompanionRef(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Which file was loaded with a model, as what, and why it was trusted. 1000 ``scale_thousandths`` of an adapter are
-    as it was trained."""
+    as it was trained; a draft model has none."""
 
     kind: CompanionKind
-    scale_thousandths: ScaleThousandths
+    scale_thousandths: ScaleThousandths | None = None
     name: str
     digest: Digest
     signer: Signer

@@ -366,17 +366,19 @@ class Signer(Value, frozen=True, kw_only=True):
     fingerprint: Digest
 
 
-CompanionKind = Literal["adapter"]
-MAX_COMPANIONS: Final = 8
+CompanionKind = Literal["adapter", "draft"]
+MAX_ADAPTERS: Final = 8
+MAX_COMPANIONS: Final = MAX_ADAPTERS + 1
 ScaleThousandths = Annotated[int, Meta(ge=0, le=4000)]
 """How strongly an adapter counts, as an integer because records have no other numbers; 1000 is as it was trained."""
 
 
 class Companion(Value, frozen=True, kw_only=True):
-    """A file that was verified as models are, and is loaded with one."""
+    """A file that was verified as models are, and is loaded with one: a LoRA adapter, or the smaller model that guesses
+    for it, which has no scale."""
 
     kind: CompanionKind
-    scale_thousandths: ScaleThousandths
+    scale_thousandths: ScaleThousandths | None = None
     name: str
     digest: Digest
     signer: Signer
@@ -388,7 +390,8 @@ class VerifiedModel(Value, frozen=True, kw_only=True):
     """A model whose bytes were hashed against trusted OpenSSF Model Signing signatures: at least one, and as many as
     the operator requires. ``bundle_digest`` is that of ``signer``'s bundle; ``cosigners`` are the others.
 
-    A LoRA adapter is one too, as a file of the store; ``companions`` are those that a model is served with.
+    A LoRA adapter is one too, as a file of the store; ``companions`` are what a model is served with: adapters, then at
+    most one draft model.
     """
 
     name: str
@@ -399,6 +402,14 @@ class VerifiedModel(Value, frozen=True, kw_only=True):
     facts: GgufFacts
     cosigners: tuple[Signer, ...] = ()
     companions: Annotated[tuple[Companion, ...], Meta(max_length=MAX_COMPANIONS)] = ()
+
+    @property
+    def adapters(self) -> tuple[Companion, ...]:
+        return tuple(one for one in self.companions if one.kind == "adapter")
+
+    @property
+    def draft(self) -> Companion | None:
+        return next((one for one in self.companions if one.kind == "draft"), None)
 
     @property
     def is_adapter(self) -> bool:

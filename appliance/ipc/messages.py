@@ -286,10 +286,11 @@ class Fenced(Value, frozen=True, kw_only=True, tag=True):
 
 
 class LoadedWith(Value, frozen=True, kw_only=True):
-    """What one more descriptor of a ``Load`` is. 1000 ``scale_thousandths`` of an adapter are as it was trained."""
+    """What one more descriptor of a ``Load`` is. 1000 ``scale_thousandths`` of an adapter are as it was trained; a
+    draft model has none."""
 
     kind: CompanionKind
-    scale_thousandths: ScaleThousandths
+    scale_thousandths: ScaleThousandths | None = None
 
 
 class Load(Value, frozen=True, kw_only=True, tag=True):

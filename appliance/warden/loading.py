@@ -7,12 +7,13 @@ Not here: what is free now (``places``); the arithmetic (``core.memory``).
 """
 
 import os
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
-from appliance.core.memory import LoadOptions, MemoryPlan, plan, why_unfit
-from appliance.core.values import Value, VerifiedModel
+from appliance.core.memory import LoadOptions, MemoryPlan, Speculating, plan, why_unfit, with_draft
+from appliance.core.values import GgufFacts, Value, VerifiedModel
 from appliance.ipc.messages import Load, LoadedWith, PlannedModel
 from appliance.warden import memory
 
@@ -42,19 +43,28 @@ class Loading:
 
     def planned(self, model: VerifiedModel) -> PlannedModel:
         options = self.options(model.name)
-        planned = plan(
-            model.facts,
+        budget_bytes = self._settings.memory_bytes
+        adapters = [one.facts for one in model.adapters]
+        planned = self._plan(model.facts, options, options.speculation, adapters)
+        unfit = why_unfit(model.facts, planned, kv_type=options.kv_type, budget_bytes=budget_bytes)
+        if model.draft is not None:
+            planned = with_draft(planned, self._plan(model.draft.facts, options, "off"))
+            unfit = unfit or why_unfit(model.draft.facts, planned, kv_type=options.kv_type, budget_bytes=budget_bytes)
+        return PlannedModel(name=model.name, plan=planned, unfit=unfit)
+
+    def _plan(
+        self, facts: GgufFacts, options: LoadOptions, speculation: Speculating, adapters: Sequence[GgufFacts] = ()
+    ) -> MemoryPlan:
+        return plan(
+            facts,
             context_tokens=options.context_tokens,
             slots=options.slots,
             threads=self._threads,
             kv_type=options.kv_type,
-            speculation=options.speculation,
+            speculation=speculation,
             copied_types=self._copied_types,
-            adapters=[one.facts for one in model.companions],
+            adapters=adapters,
         )
-        budget_bytes = self._settings.memory_bytes
-        unfit = why_unfit(model.facts, planned, kv_type=options.kv_type, budget_bytes=budget_bytes)
-        return PlannedModel(name=model.name, plan=planned, unfit=unfit)
 
     def order(self, runner_id: str, model: VerifiedModel, planned: MemoryPlan) -> Load:
         """What the runner is told."""

@@ -1,14 +1,15 @@
-"""Models as they are served: some with LoRA adapters, some under a name of their own.
+"""Models as they are served: some with LoRA adapters or a draft model, some under a name of their own.
 
-The settings say which: ``[model."support-bot"]`` with a ``base`` and ``adapters`` is one more name, whose model is that
-of the base; with ``adapters`` alone, what has this name is served with them. Whatever is asked about such a name is
+The settings say which: ``[model."support-bot"]`` with a ``base`` is one more name, for the model of the base; with
+``adapters`` or a ``draft`` alone, what has this name is served with them. Whatever is asked about such a name is
 asked about each of its files, so that it stands and falls with all of them: its stamp changes with any, it means
 something only while each is trusted, and it is opened whole or not at all.
 
 Trusts: the settings for what belongs together; the store below to verify each file.
 Promises: what a served name means names the digest of every file that is loaded for it; none is ever left out, or put
     in by anybody who asks.
-Not here: verifying a file (``models.store``); whether an adapter's matrices are those of its base (the runner).
+Not here: verifying a file (``models.store``); whether an adapter's matrices, or a draft's tokens, are the model's (the
+    runner).
 """
 
 import os
@@ -19,22 +20,31 @@ from typing import Final
 from appliance.core.manifest import accompanied, as_companion
 from appliance.core.records import CompanionRef, ModelRef
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import Companion, ScaleThousandths, SealMode, Value, VerifiedModel, weakest_seal
+from appliance.core.values import (
+    Companion,
+    CompanionKind,
+    ScaleThousandths,
+    SealMode,
+    Value,
+    VerifiedModel,
+    weakest_seal,
+)
 from appliance.warden.ports import VerifiedFiles
 
 
-class AdapterOf(Value, frozen=True, kw_only=True):
-    """A file of the store, and how strongly it counts."""
+class Beside(Value, frozen=True, kw_only=True):
+    """A file of the store, its part beside a model, and how strongly it counts if it is an adapter."""
 
     name: str
-    scale_thousandths: ScaleThousandths
+    kind: CompanionKind
+    scale_thousandths: ScaleThousandths | None = None
 
 
 class Serving(Value, frozen=True, kw_only=True):
-    """What one name is served as: the file ``base`` with these."""
+    """What one name is served as: the file ``base`` with these, in this order."""
 
     base: str
-    adapters: tuple[AdapterOf, ...] = ()
+    beside: tuple[Beside, ...] = ()
 
 
 class Opened:
@@ -60,7 +70,7 @@ class ServedModels:
 
     def stamp(self, name: str) -> Hashable:
         serving = self._of(name)
-        wanted = {name, serving.base, *(one.name for one in serving.adapters)}
+        wanted = {name, serving.base, *(one.name for one in serving.beside)}
         return tuple((one, self._files.stamp(one)) for one in sorted(wanted))
 
     def reference(self, name: str) -> ModelRef:
@@ -68,9 +78,9 @@ class ServedModels:
         self._require_own_name(name, serving)
         base = self._files.reference(serving.base)
         companions = []
-        for one in serving.adapters:
+        for one in serving.beside:
             with _said_of(one.name):
-                companions.append(_companion_ref(self._files.reference(one.name), one.scale_thousandths))
+                companions.append(_companion_ref(self._files.reference(one.name), one))
         return ModelRef(
             name=name,
             digest=base.digest,
@@ -84,9 +94,9 @@ class ServedModels:
         self._require_own_name(name, serving)
         base = self._files.verify(serving.base)
         companions: list[Companion] = []
-        for one in serving.adapters:
+        for one in serving.beside:
             with _said_of(one.name):
-                companions.append(as_companion(self._files.verify(one.name), one.scale_thousandths))
+                companions.append(as_companion(self._files.verify(one.name), one.kind, one.scale_thousandths))
         return _joined(base, name, tuple(companions))
 
     def open_verified(self, name: str) -> Opened:
@@ -96,11 +106,11 @@ class ServedModels:
             base = self._files.open_verified(serving.base)
             opened.callback(os.close, base.file)
             companions, files, seals = [], [], [base.seal_mode]
-            for one in serving.adapters:
+            for one in serving.beside:
                 with _said_of(one.name):
                     file = self._files.open_verified(one.name)
                     opened.callback(os.close, file.file)
-                    companions.append(as_companion(file.model, one.scale_thousandths))
+                    companions.append(as_companion(file.model, one.kind, one.scale_thousandths))
                 files.append(file.file)
                 seals.append(file.seal_mode)
             whole = Opened(_joined(base.model, name, tuple(companions)), base.file, tuple(files), weakest_seal(*seals))
@@ -123,14 +133,14 @@ def _joined(base: VerifiedModel, name: str, companions: tuple[Companion, ...]) -
     return accompanied(base, name, companions) if companions or name != base.name else base
 
 
-def _companion_ref(adapter: ModelRef, scale_thousandths: int) -> CompanionRef:
+def _companion_ref(file: ModelRef, beside: Beside) -> CompanionRef:
     return CompanionRef(
-        kind="adapter",
-        scale_thousandths=scale_thousandths,
-        name=adapter.name,
-        digest=adapter.digest,
-        signer=adapter.signer,
-        bundle_digest=adapter.bundle_digest,
+        kind=beside.kind,
+        scale_thousandths=beside.scale_thousandths,
+        name=file.name,
+        digest=file.digest,
+        signer=file.signer,
+        bundle_digest=file.bundle_digest,
     )
 
 

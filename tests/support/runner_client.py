@@ -216,6 +216,7 @@ def sandboxed_runner(
     threads: int = 2,
     expect: type = Ready,
     adapters: Sequence[tuple[Path, int]] = (),
+    draft: Path | None = None,
 ) -> Iterator[RunnerClient]:
     """The real runner, every layer on. Yields after its first message, which must be of the kind that is expected.
 
@@ -227,10 +228,11 @@ def sandboxed_runner(
         context_tokens=context_tokens,
         slots=slots,
         threads=threads,
-        companions=_companions(adapters),
+        speculation="off" if draft is None else "draft",
+        companions=(*_companions(adapters), *([] if draft is None else [LoadedWith(kind="draft")])),
     )
     with _process(command, 1024 * 1024) as runner, ExitStack() as opened:
-        paths = (model, *(path for path, _scale in adapters))
+        paths = (model, *(path for path, _scale in adapters), *([] if draft is None else [draft]))
         files = [opened.enter_context(path.open("rb")).fileno() for path in paths]
         fenced = runner.receive()
         if isinstance(fenced, LoadFailed) and fenced.reason == "layer-missing":

@@ -344,6 +344,9 @@ def test_adapters_and_served_names_are_settings_of_a_name() -> None:
         ({"base": "../x"}, "base"),
         ({"base": "bot"}, "base"),
         ({"draft": "small"}, "draft"),
+        ({"draft": "small", "speculation": "lookup"}, "draft"),
+        ({"draft": "../small"}, "draft"),
+        ({"speculation": "draft"}, "draft"),
     ],
 )
 def test_no_companion_is_set_wrongly(table: dict[str, object], problem: str) -> None:
@@ -354,3 +357,10 @@ def test_no_companion_is_set_wrongly(table: dict[str, object], problem: str) -> 
 def test_no_name_is_served_that_no_store_could_have() -> None:
     [said] = problems({"model": {"The Bot": {"base": "qwen3"}}})
     assert said.startswith('model."The Bot".base: ')
+
+
+def test_draft_model_is_set_where_it_is_asked_for() -> None:
+    found = parse({"model": {"bot": {"draft": "small", "speculation": "draft"}}})
+    assert (found.model["bot"].draft, found.load_options("bot").speculation) == ("small", "draft")
+    [said] = problems({"models": {"speculation": "draft"}})
+    assert said.startswith("models.speculation: ")

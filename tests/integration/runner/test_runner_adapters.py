@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from appliance.ipc.messages import Load, LoadFailed, TokenPrompt
+from appliance.ipc.messages import AskFigures, Figures, Load, LoadFailed, TokenPrompt
 from tests.support.adapter_files import RANK, drawn_adapter, small_adapter
 from tests.support.bert_model import bert_model
+from tests.support.chain_model import chain_model
 from tests.support.drawn_model import FIRST_WORD, TINY, write_drawn_model
 from tests.support.gguf_files import F32, STRING, Gguf
 from tests.support.llama_server import llama_server
@@ -150,4 +151,30 @@ def test_small_adapter_that_fits_is_served(model: Path, tmp_path: Path) -> None:
 
 def test_no_model_for_vectors_has_an_adapter(adapter: Path) -> None:
     with sandboxed_runner(bert_model(), expect=LoadFailed, adapters=[(adapter, 1000)]) as runner:
-        assert runner.first.reason == "adapter-unsupported"
+        assert runner.first.reason == "model-unsupported"
+
+
+# --- the other companion --------------------------------------------------------------------------------------------
+
+
+def test_draft_model_is_loaded_behind_the_filters_and_guesses(model: Path, adapter: Path) -> None:
+    """The model itself, without the adapter, guesses for the model with it."""
+    with sandboxed_runner(
+        model, slots=1, threads=1, context_tokens=512, adapters=[(adapter, 100)], draft=model
+    ) as runner:
+        inside = said(runner)
+        runner.send(AskFigures(call=1))
+        told = runner.receive()
+    assert isinstance(told, Figures)
+    assert told.figures.proposed_tokens > 0
+    assert inside == said_with(model, (adapter, 100))
+
+
+def test_no_runner_serves_with_a_draft_model_of_another_vocabulary(model: Path) -> None:
+    with sandboxed_runner(model, slots=1, threads=1, expect=LoadFailed, draft=chain_model()) as runner:
+        assert runner.first.reason == "draft-unfit"
+
+
+def test_no_adapter_is_a_draft_model(model: Path, adapter: Path) -> None:
+    with sandboxed_runner(model, slots=1, threads=1, expect=LoadFailed, draft=adapter) as runner:
+        assert runner.first.reason in {"model-invalid", "draft-unfit"}

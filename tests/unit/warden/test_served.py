@@ -18,7 +18,7 @@ from appliance.ipc import connection
 from appliance.ipc.messages import LoadedWith, Ready
 from appliance.warden.loading import PoolSettings
 from appliance.warden.pool import Pool
-from appliance.warden.served import AdapterOf, ServedModels, Serving
+from appliance.warden.served import Beside, ServedModels, Serving
 from tests.fakes.audit import FakeAuditLog
 from tests.fakes.launcher import FakeLauncher
 from tests.fakes.steps import Steps
@@ -28,15 +28,19 @@ from tests.support.scenario import run, until
 
 BASE, STYLE, TONE, FOREIGN = model("base"), adapter("style"), adapter("tone"), adapter("foreign", architecture="qwen3")
 ENCODER = model("encoder", pools=True)
+LARGE, SMALL = model("large"), model("small")
 
 
-def serving(base: str, /, **scales: int) -> Serving:
-    return Serving(
-        base=base, adapters=tuple(AdapterOf(name=name, scale_thousandths=scale) for name, scale in scales.items())
-    )
+def serving(base: str, /, draft: str = "", **scales: int) -> Serving:
+    adapters = [Beside(name=name, kind="adapter", scale_thousandths=scale) for name, scale in scales.items()]
+    return Serving(base=base, beside=(*adapters, *([Beside(name=draft, kind="draft")] if draft else [])))
 
 
-SERVING = {"bot": serving("base", style=1000, tone=500), "base": serving("base", tone=250)}
+SERVING = {
+    "bot": serving("base", style=1000, tone=500),
+    "base": serving("base", tone=250),
+    "quick": serving("large", draft="small"),
+}
 
 
 def served(store: FakeStore, **more: Serving) -> ServedModels:
@@ -45,11 +49,13 @@ def served(store: FakeStore, **more: Serving) -> ServedModels:
 
 @pytest.fixture
 def store() -> FakeStore:
-    return FakeStore(BASE, STYLE, TONE, FOREIGN, ENCODER)
+    return FakeStore(BASE, STYLE, TONE, FOREIGN, ENCODER, LARGE, SMALL)
 
 
 def test_names_are_those_of_the_store_and_of_the_settings(store: FakeStore) -> None:
-    assert served(store).names() == ["base", "bot", "encoder", "foreign", "style", "tone"]
+    assert served(store).names() == [
+        "base", "bot", "encoder", "foreign", "large", "quick", "small", "style", "tone",
+    ]  # fmt: skip
 
 
 def test_name_means_all_of_its_files_and_each_by_digest(store: FakeStore) -> None:
@@ -64,6 +70,10 @@ def test_name_means_all_of_its_files_and_each_by_digest(store: FakeStore) -> Non
         assert models.reference(name) == reference(models.verify(name))
     assert models.verify("style") == STYLE
     assert [one.scale_thousandths for one in models.verify("base").companions] == [250]
+    quick = models.verify("quick")
+    assert models.reference("quick") == reference(quick)
+    assert quick.draft is not None and quick.adapters == ()
+    assert (quick.draft.digest, quick.draft.scale_thousandths) == (SMALL.digest, None)
 
 
 def test_name_is_opened_whole_in_order_and_as_the_weakest_is_kept(
@@ -99,6 +109,11 @@ def _remove(name: str) -> Callable[[FakeStore], None]:
     return remove
 
 
+def _more_words(store: FakeStore) -> None:
+    facts = msgspec.structs.replace(SMALL.facts, vocabulary_tokens=2)
+    store.models["small"] = msgspec.structs.replace(SMALL, facts=facts)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "code"),
     [
@@ -111,6 +126,10 @@ def _remove(name: str) -> Callable[[FakeStore], None]:
         ("adapter-as-model", None, "companion-kind"),
         ("adapter-under-a-name", None, "companion-kind"),
         ("encoder", None, "name-taken"),
+        ("quick", _remove("small"), "companion-refused: small"),
+        ("adapter-as-draft", None, "companion-refused: style: companion-kind"),
+        ("encoder-as-draft", None, "companion-misfit"),
+        ("other-words", _more_words, "companion-misfit"),
     ],
 )
 def test_nothing_is_served_in_part_or_as_something_else(
@@ -123,6 +142,9 @@ def test_nothing_is_served_in_part_or_as_something_else(
         "adapter-as-model": serving("style", tone=1000),
         "adapter-under-a-name": serving("style"),
         "encoder": serving("base"),
+        "adapter-as-draft": serving("large", draft="style"),
+        "encoder-as-draft": serving("large", draft="encoder"),
+        "other-words": serving("large", draft="small"),
     }
     if change is not None:
         change(store)
@@ -241,12 +263,28 @@ def test_runner_does_not_outlive_the_trust_in_its_adapter(store: FakeStore, chan
     run(scenario)
 
 
+def test_draft_model_is_reckoned_with_and_handed_over(store: FakeStore) -> None:
+    async def scenario() -> None:
+        async with warden(store) as one:
+            plans = {each.name: each.plan for each in one.pool.planned()}
+            assert plans["quick"].total > plans["large"].total + plans["small"].cache
+            assert plans["quick"].process == plans["large"].process
+            leasing = asyncio.create_task(one.pool.lease(served(store).reference("quick")))
+            runner = await one.launcher.launched.get()
+            load, data = await runner.load()
+            assert (load.companions, data) == ((LoadedWith(kind="draft"),), b"large small")
+            runner.peer.say(Ready(context_tokens=128, slots=load.slots))
+            await leasing
+
+    run(scenario)
+
+
 def test_adapter_is_nobodys_model(store: FakeStore) -> None:
     async def scenario() -> None:
         async with warden(store) as one:
-            assert [each.name for each in one.pool.servable()] == ["base", "bot", "encoder"]
+            assert [each.name for each in one.pool.servable()] == ["base", "bot", "encoder", "large", "quick", "small"]
             assert {each.name for each in one.pool.models()} >= {"style", "tone", "foreign"}
-            assert {each.name for each in one.pool.planned()} == {"base", "bot", "encoder"}
+            assert {each.name for each in one.pool.planned()} == {"base", "bot", "encoder", "large", "quick", "small"}
             with pytest.raises(Refused, match="is an adapter"):
                 await one.pool.lease(reference(STYLE))
             assert one.launcher.count == 0
