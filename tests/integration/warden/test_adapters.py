@@ -16,13 +16,17 @@ CONFIG = """
 [models]
 context_tokens = 256
 slots = 1
-max_loaded = 3
+max_loaded = 4
 [model."support-bot"]
 base = "base"
 adapters = [{ name = "style:latest" }]
 [model."faint-bot"]
 base = "base"
 adapters = [{ name = "style:latest", scale = 0 }]
+[model."quick-bot"]
+base = "base"
+speculation = "draft"
+draft = "small"
 """
 STYLE = "style:latest"
 
@@ -31,12 +35,12 @@ STYLE = "style:latest"
 def files(tmp_path: Path) -> dict[str, Path]:
     base = tmp_path / "base.gguf"
     write_drawn_model(base, TINY)
-    return {"base": base, STYLE: drawn_adapter(tmp_path / "style.gguf", base)}
+    return {"base": base, "small": base, STYLE: drawn_adapter(tmp_path / "style.gguf", base)}
 
 
 @pytest.fixture
 def server(tmp_path: Path, files: dict[str, Path]) -> Iterator[TestAppliance]:
-    with appliance(tmp_path, files, CONFIG, listed=3) as one:
+    with appliance(tmp_path, files, CONFIG, listed=5) as one:
         yield one
 
 
@@ -61,11 +65,11 @@ def test_adapter_is_served_with_its_base_recorded_and_ends_with_its_trust(
 ) -> None:
     plain = text(server, "base")
     assert text(server, "support-bot") != plain
-    assert text(server, "faint-bot") == plain
+    assert text(server, "faint-bot") == text(server, "quick-bot") == plain
 
     # Nobody is offered the adapter, and asking for it is asking for nothing.
     listed = server.request("GET", "/v1/models", token=server.token()).json()["data"]
-    assert {model["id"] for model in listed} == {"base", "support-bot", "faint-bot"}
+    assert {model["id"] for model in listed} == {"base", "small", "support-bot", "faint-bot", "quick-bot"}
     unknown = server.request("POST", "/v1/completions", token=server.token(), body={"model": "none", "prompt": "x"})
     asked = server.request("POST", "/v1/completions", token=server.token(), body={"model": STYLE, "prompt": "x"})
     assert (asked.status, asked.json()["error"]["code"]) == (404, unknown.json()["error"]["code"])
@@ -81,14 +85,17 @@ def test_adapter_is_served_with_its_base_recorded_and_ends_with_its_trust(
     )  # fmt: skip
     assert companion.signer.name == "tester"
     assert told["faint-bot"].companions[0].scale_thousandths == 0
+    [draft] = told["quick-bot"].companions
+    assert (draft.kind, draft.name, draft.digest, draft.scale_thousandths) == ("draft", "small", base, None)
     assert {record.model.name: record.model for record in server.records(ModelLoaded)} == told
 
     # An operator sees it.
     capsys.readouterr()
     assert paddock(server, "status") == 0
     shown = capsys.readouterr().out
+    assert f"draft     small  {base}  signed by tester" in shown
     assert f"adapter   {STYLE}  {style}  scale 1  signed by tester" in shown
-    assert "3 verified models, 3 loaded; LoRA adapters: 1" in shown
+    assert "5 verified models, 4 loaded; LoRA adapters: 1" in shown
     assert "a LoRA adapter for llama models, 14 matrices, rank 4" in shown
     assert paddock(server, "models", "list") == 0
     assert f"{STYLE}  {style}  {files[STYLE].stat().st_size} bytes  a LoRA adapter" in capsys.readouterr().out
