@@ -58,10 +58,9 @@ CASES: Final = {"repeats": 1.0, "half": 0.5, "hostile": 0.0}
 class Course:
     shape: Shape
     answer_tokens: int
-    repetitions: int
 
 
-COURSES: Final = {"mini": Course(MINI, 400, 8), "half-billion": Course(HALF_BILLION, 64, 4)}
+COURSES: Final = {"mini": Course(MINI, 400), "half-billion": Course(HALF_BILLION, 64)}
 
 
 class Guesses(Lookup):
@@ -188,12 +187,11 @@ def compared(
     }
 
 
-def measure(names: Sequence[str], callers: Sequence[int], *, quick: bool) -> dict[str, Any]:
+def measure(names: Sequence[str], callers: Sequence[int], repetitions: int) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for name in names:
         course = COURSES[name]
         path = cached_drawn_model(course.shape, setup.cache_directory() / "drawn-models")
-        repetitions = 1 if quick else course.repetitions
         with closing(opened(path)) as model:
             for count in callers:
                 for case, chance in CASES.items():
@@ -223,9 +221,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--models", nargs="+", choices=COURSES, default=None)
     parser.add_argument("--callers", nargs="+", type=int, default=[1, 4])
+    parser.add_argument("--repetitions", type=int, default=8)
     options = parser.parse_args()
     names = options.models or (["mini"] if options.quick else list(COURSES))
-    figures = measure(names, options.callers, quick=options.quick)
+    figures = measure(names, options.callers, 1 if options.quick else options.repetitions)
     rows = []
     for place, found in figures.items():
         ratios = [

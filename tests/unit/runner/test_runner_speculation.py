@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -105,11 +105,13 @@ class Machine:
 
         self.context.decode = counted  # type: ignore[method-assign]
 
-    def step(self, seconds: float = 0.0) -> None:
+    def step(self, seconds_of: Callable[[int], float] = lambda _: 0.0) -> None:
+        """``seconds_of`` so many tokens."""
+        before = self.computed
         for event in self.stepper.step(0.0):
             if not event.begun:
                 self.events.setdefault((event.job.request_id, event.job.choice), []).append(event)
-        self.stepper.timed(0.0, seconds)
+        self.stepper.timed(0.0, seconds_of(self.computed - before))
 
     def run(self, *jobs: Job) -> dict[Key, list[int]]:
         for job in jobs:
@@ -583,9 +585,7 @@ def test_slow_guesses_stop(model: Model) -> None:
     machine = Machine(model, Guesses({60: plain.texts["a", 0]}))
     machine.stepper.add(0.0, job("a", GREEDY, max_tokens=300))
     while machine.stepper.busy:
-        before = machine.computed
-        machine.step(0.0)
-        machine.stepper.timed(0.0, float(machine.computed - before) ** 2)
+        machine.step(lambda tokens: float(tokens) ** 2)
     assert told(machine) == told(plain)
     assert machine.figures.proposed_tokens < 160
     machine.close()
