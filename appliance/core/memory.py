@@ -24,7 +24,7 @@ Speculating = Literal["off", "lookup", "draft"]
 """Where guesses of an answer's next tokens come from: nowhere, from the text itself, from a second model."""
 SPECULATED_ROWS: Final = 32
 """Proposed tokens in one step at most, over all answers: each needs a row of logits. With 152,000 words in a vocabulary
-a row is 0.6 MB, four times over; and by then few processors have anything to do in vain."""
+a row is 0.6 MB, twice over; and by then few processors have anything to do in vain."""
 
 
 class LoadOptions(Value, frozen=True, kw_only=True):
@@ -123,12 +123,12 @@ def plan(
         + _EMBEDDING_COPIES * facts.embedding_length
         + _QUERY_COPIES * shape.row_values
     )
-    outputs = slots if speculation == "off" else slots + SPECULATED_ROWS
-    rows = 2 * step if facts.pools else outputs * _ROW_COPIES  # where they are computed, and where they are put
+    ahead = 0 if speculation == "off" else 2 * SPECULATED_ROWS
+    rows = 2 * step if facts.pools else slots * _ROW_COPIES + ahead  # where they are computed, and where they are put
     if adapters:
         widest = max(facts.feed_forward_length or 4 * facts.embedding_length, shape.row_values)
         activations += _FLOAT_BYTES * (_ADAPTER_COPIES * widest + max(_rank(one) for one in adapters))
-        rows += outputs * _ADAPTER_COPIES
+        rows += (slots + ahead) * _ADAPTER_COPIES
     adapter_bytes = sum(one.file_bytes for one in adapters)
     logits = rows * facts.vocabulary_tokens * _FLOAT_BYTES
     copies = _copied_bytes(facts, copied_types) + adapter_bytes

@@ -29,6 +29,7 @@ from appliance.ipc.messages import (
     RunnerEnd,
     RunnerRefused,
     RunnerStarted,
+    Speculating,
     Submit,
     TextPrompt,
     TokenPrompt,
@@ -214,6 +215,7 @@ def sandboxed_runner(
     context_tokens: int = 2048,
     slots: int = 4,
     threads: int = 2,
+    speculation: Speculating = "off",
     expect: type = Ready,
     adapters: Sequence[tuple[Path, int]] = (),
     draft: Path | None = None,
@@ -228,7 +230,7 @@ def sandboxed_runner(
         context_tokens=context_tokens,
         slots=slots,
         threads=threads,
-        speculation="off" if draft is None else "draft",
+        speculation=speculation if draft is None else "draft",
         companions=(*_companions(adapters), *([] if draft is None else [LoadedWith(kind="draft")])),
     )
     with _process(command, 1024 * 1024) as runner, ExitStack() as opened:

@@ -142,9 +142,10 @@ class Speculation:
         course.pace.learn(accepted, proposed, len(course.text.answer) + accepted + 1)
 
     def timed(self, seconds: float) -> None:
-        """The step for which ``propose`` was last called took so long."""
-        if self._shape is not None:
-            self._costs.learn(*self._shape, seconds)
+        """The last step took so long. One for which ``propose`` was not called says nothing."""
+        shape, self._shape = self._shape, None
+        if shape is not None:
+            self._costs.learn(*shape, seconds)
 
     def most(self, count: int) -> int:
         """How many tokens can be proposed at most for each of so many."""

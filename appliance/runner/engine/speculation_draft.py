@@ -73,12 +73,11 @@ class DraftModel:
         for text in texts:
             known = self._cached[text.slot].known
             self._batch.add(text.slot, _tokens(text, known), known, output=True)
-        slots = [text.slot for text in texts]
         for place in range(length):
             if place:
                 self._batch.clear()
-                last = [proposal[-1] for proposal in proposals]
-                self._batch.add_last(slots, last, [_written(text) + place - 1 for text in texts])
+                for text, proposal in zip(texts, proposals, strict=True):
+                    self._batch.add_ahead(text.slot, proposal[-1:], _written(text) + place - 1)
             self._decode()
             best = self._context.logits(len(texts)).argmax(axis=1).tolist()
             for proposal, token in zip(proposals, best, strict=True):

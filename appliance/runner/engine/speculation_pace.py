@@ -21,8 +21,10 @@ FIRST_LENGTH: Final = 2
 FIRST_PAUSE: Final = 8
 LONGEST_PAUSE: Final = 128
 ASSUMED_COST: Final = 0.1
-STALE_STEPS: Final = 256
+STALE_STEPS: Final = 1024
 _REMEMBERED_TIMES: Final = 4
+_ENOUGH_TIMES: Final = 3
+"""Before a time is believed, since a machine that does other things too makes single ones much too long."""
 _MEMORY: Final = 0.8
 """The weight of what was seen before, at each new proposal."""
 _HOPE: Final = (0.8, 1.0)
@@ -73,7 +75,7 @@ class Pace:
 class Costs:
     """What steps take, by how many answer and how many tokens are proposed for each.
 
-    The least of the latest times is believed: whatever else a machine does only makes a step longer.
+    The least of the latest few times is believed: whatever else a machine does only makes a step longer.
     """
 
     def __init__(self) -> None:
@@ -113,7 +115,8 @@ class Costs:
         if self._steps - self._seen_at[shape] > STALE_STEPS:
             del self._times[shape], self._seen_at[shape]
             return None
-        return min(self._times[shape])
+        times = self._times[shape]
+        return min(times) if len(times) >= _ENOUGH_TIMES else None
 
 
 def _expected(chance: float, length: int) -> float:

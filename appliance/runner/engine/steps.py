@@ -387,9 +387,7 @@ class Stepper:
         """A step of answers only, each with as many tokens that may follow."""
         self._batch.clear()
         for sequence, proposal in zip(self._active, proposals, strict=True):
-            tokens = [sequence.answer[-1], *proposal]
-            positions = list(range(sequence.position, sequence.position + len(tokens)))
-            self._batch.add_last([sequence.slot] * len(tokens), tokens, positions)
+            self._batch.add_ahead(sequence.slot, [sequence.answer[-1], *proposal], sequence.position)
         if not self._decode(events, now):
             return
         self._count([])
@@ -529,10 +527,10 @@ class Stepper:
         """Decodes as many proposed tokens as a step may have, in one slot and over several, and takes them off."""
         speculation.try_out()
         for count in {1, min(self._context.slots, SPECULATED_ROWS)}:
-            length = speculation.most(count)
+            tokens = [0] * (1 + speculation.most(count))
             self._batch.clear()
             for slot in range(count):
-                self._batch.add_last([slot] * (1 + length), [0] * (1 + length), list(range(1 + length)))
+                self._batch.add_ahead(slot, tokens, 0)
             self._try_batch(self._batch.size)
             for slot in range(count):
                 self._context.forget(slot, 1)

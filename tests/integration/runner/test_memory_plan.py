@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from appliance.core import memory
 from appliance.core.gguf import parse_header
-from appliance.core.memory import KvType, MemoryPlan
+from appliance.core.memory import KvType, MemoryPlan, Speculating
 from appliance.core.values import GgufFacts
 from tests.support.adapter_files import drawn_adapter
 from tests.support.chain_model import chain_model
@@ -37,13 +38,21 @@ def facts_of(path: Path) -> GgufFacts:
     return parse_header(data, len(data))
 
 
-def plan_of(path: Path, context_tokens: int, slots: int, kv_type: KvType, *adapters: Path) -> MemoryPlan:
+def plan_of(
+    path: Path,
+    context_tokens: int,
+    slots: int,
+    kv_type: KvType,
+    speculation: Speculating = "off",
+    adapters: Sequence[Path] = (),
+) -> MemoryPlan:
     return memory.plan(
         facts_of(path),
         context_tokens=context_tokens,
         slots=slots,
         threads=1,
         kv_type=kv_type,
+        speculation=speculation,
         adapters=[facts_of(adapter) for adapter in adapters],
     )
 
@@ -74,6 +83,18 @@ def test_nothing_is_allocated_that_was_not_planned(name: str, cache: str, tmp_pa
     assert took["own"] <= plan.private / MIB
 
 
+def test_nothing_is_allocated_for_proposed_tokens_that_was_not_planned(tmp_path: Path) -> None:
+    shape, context_tokens, slots, kv_type = SHAPES["many words"]
+    path = write_shaped_model(tmp_path / "model.gguf", shape)
+    plain, took = (allocated(path, context_tokens, slots, kv_type, kind) for kind in ("streams", "ahead"))
+    planned = plan_of(path, context_tokens, slots, kv_type, "lookup")
+    more = planned.compute - plan_of(path, context_tokens, slots, kv_type).compute
+    grown = took["compute"] + took["output"] - plain["compute"] - plain["output"]
+    assert 0 < grown <= more / MIB
+    assert took["compute"] + took["output"] <= planned.compute / MIB
+    assert took["own"] <= planned.private / MIB
+
+
 @pytest.mark.parametrize("context_tokens", [512, 1024])
 def test_nothing_is_allocated_for_a_batch_that_is_pooled_and_was_not_planned(
     context_tokens: int, tmp_path: Path
@@ -93,7 +114,7 @@ def test_nothing_is_allocated_for_an_adapter_that_was_not_planned(name: str, ran
     path = write_shaped_model(tmp_path / "model.gguf", shape)
     adapter = drawn_adapter(tmp_path / "adapter.gguf", path, rank=rank, output=True)
     took = allocated(path, context_tokens, slots, kv_type, "streams", str(adapter))
-    plan = plan_of(path, context_tokens, slots, kv_type, adapter)
+    plan = plan_of(path, context_tokens, slots, kv_type, adapters=[adapter])
     compute = took["compute"] + took["output"]
     assert took["REPACK model"] + took["LoRA"] <= plan.copies / MIB
     assert 0 < compute <= plan.compute / MIB, (compute, plan.compute / MIB)
