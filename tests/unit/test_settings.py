@@ -290,7 +290,7 @@ def test_model_of_a_name_has_what_its_table_says_and_the_rest_as_all() -> None:
 
 
 def test_speculation_is_off_unless_it_is_asked_for() -> None:
-    tables = {"a": {"speculation": "draft"}, "b": {"speculation": "off"}}
+    tables = {"a": {"speculation": "draft", "draft": "small"}, "b": {"speculation": "off"}}
     assert parse({}).load_options("a").speculation == "off"
     found = parse({"models": {"speculation": "lookup"}, "model": tables})
     assert [found.load_options(name).speculation for name in ("a", "b", "c")] == ["draft", "off", "lookup"]
