@@ -445,12 +445,15 @@ class Detokenised(Value, frozen=True, kw_only=True, tag=True):
     text: str
 
 
+RefusalCode = Literal["prompt-too-long", "overloaded", "field-invalid", "not-offered"]
+
+
 class RunnerRefused(Value, frozen=True, kw_only=True, tag=True):
     """The request was not started. ``reason`` is a code of ``core.refusals``, or ``not-offered`` when the model is for
     something else. ``retry_after_seconds`` is the runner's guess for ``overloaded``, 0 when it has none."""
 
     request_id: RequestId
-    reason: Literal["prompt-too-long", "overloaded", "field-invalid", "not-offered"]
+    reason: RefusalCode
     retry_after_seconds: Annotated[int, Meta(ge=0, le=3600)] = 0
     detail: Line
 

@@ -13,7 +13,7 @@ Not here: the socket (``channel``), the batches (``engine.embedding``).
 """
 
 from collections.abc import Generator, Iterator
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
@@ -24,7 +24,6 @@ from appliance.ipc.messages import (
     Embed,
     Embedded,
     RunnerEnd,
-    RunnerRefused,
     RunnerStarted,
     TextPrompt,
     Tokenise,
@@ -46,7 +45,6 @@ MAX_WAITING_OF_ONE: Final = 16
 """Of one principal, so that nobody fills the place for the others."""
 _FRAME_BYTES: Final = 64 * 1024
 _IDS_PER_STEP: Final = 4096
-_MAX_DETAIL: Final = 500
 _NOTHING: Final[TokenIds] = np.zeros(0, np.int32)
 
 
@@ -82,13 +80,13 @@ class Desk:
     def accept(self, asked: Asked) -> None:
         """A request whose id is not in use."""
         if len(self._works) + len(self._jobs) >= MAX_WAITING:
-            return self._refuse(asked.request_id, "overloaded", f"{MAX_WAITING} requests are already here")
+            return self._outbox.refuse(asked.request_id, "overloaded", f"{MAX_WAITING} requests are already here")
         mine = sum(job.principal == asked.principal for job in self._jobs.values())
         if self._works.of(asked.principal) + mine >= MAX_WAITING_OF_ONE:
             detail = f"{MAX_WAITING_OF_ONE} requests of the same principal are already here"
-            return self._refuse(asked.request_id, "overloaded", detail)
+            return self._outbox.refuse(asked.request_id, "overloaded", detail)
         if isinstance(asked, Embed) and asked.kind != self._model.offers:
-            return self._refuse(asked.request_id, "not-offered", f"the model is not for {asked.kind}")
+            return self._outbox.refuse(asked.request_id, "not-offered", f"the model is not for {asked.kind}")
         work = _Work(asked.request_id)
         self._works.put(asked.request_id, asked.principal, work)
         match asked:
@@ -108,9 +106,9 @@ class Desk:
         except StopIteration:
             return
         except PromptTooLong as error:
-            self._refuse(request_id, "prompt-too-long", str(error))
+            self._outbox.refuse(request_id, "prompt-too-long", str(error))
         except (PromptError, ValueError) as error:
-            self._refuse(request_id, "field-invalid", str(error))
+            self._outbox.refuse(request_id, "field-invalid", str(error))
         else:
             self._works.put(request_id, principal, work)
 
@@ -228,14 +226,6 @@ class Desk:
         return _cut(np.array(given.ids, np.int32), at_most, truncate=truncate)
 
     # --- what is said -----------------------------------------------------------------------------------------------
-
-    def _refuse(
-        self,
-        request_id: str,
-        reason: Literal["prompt-too-long", "overloaded", "field-invalid", "not-offered"],
-        detail: str,
-    ) -> None:
-        self._outbox.put(RunnerRefused(request_id=request_id, reason=reason, detail=detail[:_MAX_DETAIL]))
 
     def _start(self, work: _Work) -> None:
         self._outbox.put(RunnerStarted(request_id=work.request_id, prompt_tokens=max(1, work.known_tokens)))

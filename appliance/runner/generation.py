@@ -16,10 +16,10 @@ Promises: every ``Submit`` gets ``RunnerRefused``, or ``RunnerStarted`` and exac
 Not here: the socket (``channel``), whose turn it is for a slot (``engine.fair``), one choice's text (``answer``).
 """
 
-from typing import Final, Literal
+from typing import Final
 
 from appliance.core.values import Constraint, GbnfGrammar, JsonObject, JsonSchema, SampledToken
-from appliance.ipc.messages import Conversation, RunnerDelta, RunnerRefused, RunnerStarted, Submit, TextPrompt
+from appliance.ipc.messages import Conversation, RunnerDelta, RunnerStarted, Submit, TextPrompt
 from appliance.runner.answer import Answer, Choice
 from appliance.runner.chat.answer import may_be_seal
 from appliance.runner.chat.prompt import Prompt, PromptError, PromptTooLong
@@ -32,7 +32,6 @@ from appliance.runner.grammar.schema import SchemaInvalid, json_object_gbnf, to_
 from appliance.runner.outbox import Outbox
 from appliance.runner.rounds import Rounds
 
-_MAX_DETAIL: Final = 500
 _MAX_LOGPROB_PIECE_BYTES: Final = 256
 """With 20 alternatives a token's probabilities must fit a frame."""
 _ECHO_CHARACTERS: Final = 16 * 1024
@@ -74,11 +73,11 @@ class GenerationDesk:
     def accept(self, submit: Submit) -> None:
         """A request whose id is not in use."""
         if problem := self._too_many(submit.principal):
-            return self._refuse(submit.request_id, "overloaded", problem)
+            return self._outbox.refuse(submit.request_id, "overloaded", problem)
         try:
             constraint = self._checked(submit)
         except (_NotOurs, GrammarInvalid, SchemaInvalid, ConstraintInvalid) as error:
-            return self._refuse(submit.request_id, "field-invalid", str(error))
+            return self._outbox.refuse(submit.request_id, "field-invalid", str(error))
         at_most_tokens = min(submit.max_prompt_tokens, self._engine.context_tokens - 1)
         prompt = self._engine.prompt(submit.prompt, at_most_tokens, constrained=constraint is not None)
         self._preparing.put(submit.request_id, submit.principal, _Preparing(submit, prompt, constraint))
@@ -104,9 +103,9 @@ class GenerationDesk:
             else:
                 self._preparing.put(request_id, principal, preparing)
         except PromptTooLong as error:
-            self._refuse(request_id, "prompt-too-long", str(error))
+            self._outbox.refuse(request_id, "prompt-too-long", str(error))
         except (PromptError, _NotOurs, GrammarInvalid, SchemaInvalid, ConstraintInvalid) as error:
-            self._refuse(request_id, "field-invalid", str(error))
+            self._outbox.refuse(request_id, "field-invalid", str(error))
 
     def cancel(self, request_id: str) -> None:
         """No effect on a request that has just ended, or is another's."""
@@ -221,7 +220,7 @@ class GenerationDesk:
             return
         answer.cancel()
         del self._answers[answer.request_id]
-        self._refuse(answer.request_id, "overloaded", event.detail, event.retry_after_seconds)
+        self._outbox.refuse(answer.request_id, "overloaded", event.detail, event.retry_after_seconds)
 
     def _piece(self, choice: Choice, token: int) -> bytes:
         return self._engine.marked_piece(token) if choice.has_parser else self._engine.model.piece(token)
@@ -251,22 +250,6 @@ class GenerationDesk:
     def _end(self, answer: Answer) -> None:
         if self._answers.pop(answer.request_id, None) is answer:
             self._outbox.put(answer.end())
-
-    def _refuse(
-        self,
-        request_id: str,
-        reason: Literal["prompt-too-long", "overloaded", "field-invalid"],
-        detail: str,
-        retry_after_seconds: int = 0,
-    ) -> None:
-        self._outbox.put(
-            RunnerRefused(
-                request_id=request_id,
-                reason=reason,
-                retry_after_seconds=retry_after_seconds,
-                detail=detail[:_MAX_DETAIL],
-            )
-        )
 
 
 def _gbnf(constraint: Constraint) -> str:

@@ -12,14 +12,16 @@ import socket
 from collections import deque
 from typing import Final
 
+from appliance.core.text import printable
 from appliance.core.values import ToolCallDelta
 from appliance.ipc import frames
-from appliance.ipc.messages import FromRunner, RunnerDelta
+from appliance.ipc.messages import FromRunner, RefusalCode, RunnerDelta, RunnerRefused
 
 _MAX_DELTA_CHARACTERS: Final = 16 * 1024  # at most 64 KiB of UTF-8: a datagram that every socket buffer takes
 _ENTRY_CHARACTERS: Final = 16
 """What a number, a length and a name take, reckoned as text."""
 _MAX_CALLS: Final = 128
+_MAX_DETAIL: Final = 500
 
 
 class _Growing:
@@ -105,6 +107,17 @@ class Outbox:
 
     def put(self, message: FromRunner) -> None:
         self._queue.append(message)
+
+    def refuse(self, request_id: str, reason: RefusalCode, detail: str, retry_after_seconds: int = 0) -> None:
+        """Says that a request is not started, and why; ``detail`` is for the operator."""
+        self.put(
+            RunnerRefused(
+                request_id=request_id,
+                reason=reason,
+                retry_after_seconds=retry_after_seconds,
+                detail=printable(detail[:_MAX_DETAIL]),
+            )
+        )
 
     def put_delta(self, delta: RunnerDelta) -> None:
         place = delta.request_id, delta.choice
