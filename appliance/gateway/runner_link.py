@@ -22,22 +22,18 @@ from appliance.core.refusals import Reason, Refused
 from appliance.core.values import (
     Admission,
     AnswerEvent,
-    Delta,
     Detokenisation,
     End,
     EngineFigures,
     Generation,
-    Ids,
-    Rows,
     RunnerFacts,
-    Started,
     Tokenisation,
     Vectors,
-    Written,
 )
 from appliance.ipc.connection import Connection
 from appliance.ipc.frames import FrameDecoder, FrameError
 from appliance.ipc.messages import (
+    AnswerMessage,
     AskFigures,
     Cancel,
     Detokenise,
@@ -209,19 +205,8 @@ class RunnerLink:
                 self._reset_done.set_result(None)
             return None  # what was under way for a former gateway
         match message:
-            case RunnerDelta():
-                self._deliver(message.request_id, _delta(message))
-            case RunnerStarted():
-                self._deliver(message.request_id, Started(prompt_tokens=message.prompt_tokens))
-            case Embedded():
-                self._deliver(message.request_id, Rows(width=message.width, data=message.rows))
-            case Tokens():
-                self._deliver(message.request_id, Ids(data=message.ids))
-            case Detokenised():
-                self._deliver(message.request_id, Written(text=message.text))
-            case RunnerEnd():
-                self._deliver(message.request_id, _end(message))
-                self._answers.pop(message.request_id, None)
+            case RunnerDelta() | RunnerStarted() | RunnerEnd() | Embedded() | Tokens() | Detokenised():
+                self._deliver(message)
             case RunnerRefused():
                 answer = self._answers.get(message.request_id)
                 if answer is None or answer.started:
@@ -241,12 +226,14 @@ class RunnerLink:
             self._figures = None
             asked.set_result(message.figures)
 
-    def _deliver(self, request_id: str, event: AnswerEvent) -> None:
-        answer = self._answers.get(request_id)
+    def _deliver(self, event: AnswerMessage) -> None:
+        answer = self._answers.get(event.request_id)
         if answer is None:
             self.give_up("spoke of a request that it was not given")
         elif wrong := answer.put(event):
             self.give_up(wrong)
+        elif isinstance(event, RunnerEnd):
+            del self._answers[event.request_id]
 
 
 def _check(admission: Admission) -> AnswerCheck | InputCheck:
@@ -299,28 +286,6 @@ def _generation(
         cache_partition=principal_key,
         principal=principal_key,
         queue_ms=queue_ms,
-    )
-
-
-def _delta(message: RunnerDelta) -> Delta:
-    return Delta(
-        text=message.text,
-        reasoning=message.reasoning,
-        tool_calls=message.tool_calls,
-        logprobs=message.logprobs,
-        choice=message.choice,
-        tokens=message.tokens,
-    )
-
-
-def _end(message: RunnerEnd) -> End:
-    return End(
-        reason=message.reason,
-        prompt_tokens=message.prompt_tokens,
-        completion_tokens=message.completion_tokens,
-        cached_tokens=message.cached_tokens,
-        choice_reasons=message.choice_reasons,
-        detail=message.detail,
     )
 
 

@@ -185,7 +185,7 @@ class Desk:
         self._start(work)
         ids = tokens.astype("<i4").tobytes()
         for start in range(0, len(ids), _FRAME_BYTES):
-            self._outbox.put(Tokens(request_id=asked.request_id, ids=ids[start : start + _FRAME_BYTES]))
+            self._outbox.put(Tokens(request_id=asked.request_id, data=ids[start : start + _FRAME_BYTES]))
         self._end(asked.request_id, work.known_tokens, "stop")
 
     def _detokenise(self, work: _Work, asked: Detokenise) -> Iterator[None]:
@@ -236,7 +236,7 @@ class Desk:
         at_once = max(1, _FRAME_BYTES // len(rows[0]))
         for start in range(0, len(rows), at_once):
             some = rows[start : start + at_once]
-            self._outbox.put(Embedded(request_id=request_id, width=len(some[0]) // 4, rows=b"".join(some)))
+            self._outbox.put(Embedded(request_id=request_id, width=len(some[0]) // 4, data=b"".join(some)))
 
     def _end(self, request_id: str, tokens: int, reason: FinishReason, detail: str = "") -> None:
         self._outbox.put(

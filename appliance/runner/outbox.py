@@ -13,14 +13,13 @@ from collections import deque
 from typing import Final
 
 from appliance.core.text import printable
-from appliance.core.values import ToolCallDelta
+from appliance.core.values import MAX_TOOL_CALLS, ToolCallDelta
 from appliance.ipc import frames
 from appliance.ipc.messages import FromRunner, RefusalCode, RunnerDelta, RunnerRefused
 
 _MAX_DELTA_CHARACTERS: Final = 16 * 1024  # at most 64 KiB of UTF-8: a datagram that every socket buffer takes
 _ENTRY_CHARACTERS: Final = 16
 """What a number, a length and a name take, reckoned as text."""
-_MAX_CALLS: Final = 128
 _MAX_DETAIL: Final = 500
 
 
@@ -38,7 +37,7 @@ class _Growing:
         """Whether ``delta`` has become part of this one."""
         self._size += _size(delta)
         self._calls += len(delta.tool_calls)
-        grown = self._size <= _MAX_DELTA_CHARACTERS and self._calls <= _MAX_CALLS
+        grown = self._size <= _MAX_DELTA_CHARACTERS and self._calls <= MAX_TOOL_CALLS
         if not grown or _kind(delta) != _kind(self._parts[0]):
             return False
         self._parts.append(delta)

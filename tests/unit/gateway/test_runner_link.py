@@ -193,7 +193,7 @@ def test_end_may_come_without_a_start() -> None:
         async with pair() as one:
             answer = await one.answer()
             one.runner.say(end(reason="error", detail="x", completion_tokens=0))
-            assert [type(event) for event in await all_events(answer)] == [End]
+            assert [type(event) for event in await all_events(answer)] == [RunnerEnd]
 
     run(scenario)
 
@@ -231,25 +231,14 @@ def test_events_come_through_with_all_their_parts() -> None:
             answer = one.link.answer("r-1", admission(request=asked, max_completion_tokens=20), "key")
             call = ToolCallDelta(index=0, id="c-1", name="f", arguments="{}")
             token = SampledToken(chosen=TokenLogprob(piece=b"\xc3", logprob=-1.0))
-            parts: dict[str, Any] = {
-                "text": "t",
-                "reasoning": "r",
-                "tool_calls": (call,),
-                "logprobs": (token,),
-                "choice": 1,
-                "tokens": 2,
-            }
-            ended: dict[str, Any] = {
-                "reason": "stop",
-                "prompt_tokens": 5,
-                "completion_tokens": 2,
-                "cached_tokens": 4,
-                "choice_reasons": ("stop", "tool-calls"),
-            }
-            one.runner.say(started())
-            one.runner.say(RunnerDelta(request_id="r-1", **parts))
-            one.runner.say(RunnerEnd(request_id="r-1", **ended))
-            assert await all_events(answer) == [Started(prompt_tokens=5), Delta(**parts), End(**ended)]
+            said = [
+                started(),
+                delta(text="t", reasoning="r", tool_calls=(call,), logprobs=(token,), choice=1, tokens=2),
+                end(completion_tokens=2, cached_tokens=4, choice_reasons=("stop", "tool-calls")),
+            ]
+            for message in said:
+                one.runner.say(message)
+            assert await all_events(answer) == said
 
     run(scenario)
 
@@ -590,7 +579,7 @@ def test_events_before_the_break_are_given_out_first() -> None:
             one.runner.say(delta(text="last"))
             one.runner.leave()
             await until(lambda: bool(one.broken))
-            assert [type(event) for event in await answer.events()] == [Started, Delta]
+            assert [type(event) for event in await answer.events()] == [RunnerStarted, RunnerDelta]
             assert (await loss(answer)).reason is Reason.RUNNER_LOST
             assert (await loss(answer)).reason is Reason.RUNNER_LOST  # and every time it is asked
 
@@ -740,7 +729,7 @@ def test_what_was_said_to_a_former_gateway_reaches_nobody() -> None:
             answer = await one.answer("r-1")
             one.runner.say(started())
             one.runner.say(end(completion_tokens=0))
-            assert [type(event) for event in await all_events(answer)] == [Started, End]
+            assert [type(event) for event in await all_events(answer)] == [RunnerStarted, RunnerEnd]
             assert one.broken == []
 
     run(scenario)
