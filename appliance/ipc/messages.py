@@ -291,13 +291,11 @@ class Load(Value, frozen=True, kw_only=True, tag=True):
 
 
 class Ready(Value, frozen=True, kw_only=True, tag=True):
-    """The model is loaded and warm, stage 2 is on. ``context_tokens`` is per request, or per input of an ``Embed``;
-    ``offers`` is what the model is for: ``generate``, ``embed`` or ``rerank``. A word of somebody who has parsed a
-    stranger's file: the warden looks for itself where it can."""
+    """The model is loaded and warm, stage 2 is on. ``context_tokens`` is per request, or per input of an ``Embed``. A
+    word of somebody who has parsed a stranger's file: the warden looks for itself where it can."""
 
     context_tokens: Annotated[int, Meta(ge=1, le=2**22)]
     slots: Slots
-    offers: Words = ("generate",)
 
 
 class LoadFailed(Value, frozen=True, kw_only=True, tag=True):
