@@ -75,15 +75,23 @@ class PaddockError(Exception):
 
 
 class Refused(PaddockError):
-    """An expected no. ``retry_after_seconds`` is set where waiting helps. ``param`` names the field at fault."""
+    """An expected no. ``retry_after_seconds`` is set where waiting helps, ``ahead`` where others are before the caller:
+    how many. ``param`` names the field at fault."""
 
     def __init__(
-        self, reason: Reason, detail: str = "", *, retry_after_seconds: int | None = None, param: str | None = None
+        self,
+        reason: Reason,
+        detail: str = "",
+        *,
+        retry_after_seconds: int | None = None,
+        ahead: int | None = None,
+        param: str | None = None,
     ) -> None:
         super().__init__(f"{reason.code}: {detail}" if detail else reason.code)
         self.reason = reason
         self.detail = detail
         self.retry_after_seconds = retry_after_seconds
+        self.ahead = ahead
         self.param = param
 
 

@@ -479,9 +479,15 @@ class SampledToken(Value, frozen=True, kw_only=True):
 
 
 class Started(Value, frozen=True, kw_only=True):
-    """The runner has rendered and tokenised the prompt."""
+    """The runner has rendered and tokenised the prompt, and what generates has a slot.
+
+    ``queue_position`` is where the request stood for a slot when it came, 0 with one free for it and 1 as the next;
+    ``queued_ms`` is how long it then waited. Both are 0 for what generates nothing.
+    """
 
     prompt_tokens: Count
+    queue_position: Count = 0
+    queued_ms: Count = 0
 
 
 class Delta(Value, frozen=True, kw_only=True):

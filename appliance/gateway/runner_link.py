@@ -290,9 +290,15 @@ def _generation(
 
 
 def _refusal(message: RunnerRefused) -> Refused:
-    retry = message.retry_after_seconds if message.reason == "overloaded" else 0
-    param = "model" if message.reason == "not-offered" else None
-    return Refused(_REASONS[message.reason], message.detail, retry_after_seconds=retry or None, param=param)
+    reason, detail = _REASONS[message.reason], message.detail
+    match message.reason:
+        case "overloaded":
+            retry = message.retry_after_seconds or None
+            return Refused(reason, detail, retry_after_seconds=retry, ahead=message.ahead)
+        case "not-offered":
+            return Refused(reason, detail, param="model")
+        case _:
+            return Refused(reason, detail)
 
 
 class LinkAnswer:

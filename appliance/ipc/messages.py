@@ -388,7 +388,7 @@ class Cancel(Value, frozen=True, kw_only=True, tag=True):
 # The events of an answer, each with the request's id.
 
 
-class RunnerStarted(values.Started, frozen=True, kw_only=True, tag=True):
+class RunnerStarted(values.Started, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     request_id: RequestId
 
 
@@ -423,13 +423,16 @@ AnswerMessage = RunnerStarted | RunnerDelta | Embedded | Tokens | Detokenised | 
 RefusalCode = Literal["prompt-too-long", "overloaded", "field-invalid", "not-offered"]
 
 
-class RunnerRefused(Value, frozen=True, kw_only=True, tag=True):
+class RunnerRefused(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     """The request was not started. ``reason`` is a code of ``core.refusals``, or ``not-offered`` when the model is for
-    something else. ``retry_after_seconds`` is the runner's guess for ``overloaded``, 0 when it has none."""
+    something else. For ``overloaded`` ``retry_after_seconds`` is the runner's guess, 0 when it has none, and ``ahead``
+    is how many stand before the request: those that would still get a slot before it when it has waited for too long,
+    and when it finds no place all that take it up, its principal's where that is its principal's share."""
 
     request_id: RequestId
     reason: RefusalCode
     retry_after_seconds: Annotated[int, Meta(ge=0, le=3600)] = 0
+    ahead: Count | None = None
     detail: Line
 
 

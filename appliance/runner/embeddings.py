@@ -80,11 +80,12 @@ class Desk:
     def accept(self, asked: Asked) -> None:
         """A request whose id is not in use."""
         if len(self._works) + len(self._jobs) >= MAX_WAITING:
-            return self._outbox.refuse(asked.request_id, "overloaded", f"{MAX_WAITING} requests are already here")
+            detail = f"{MAX_WAITING} requests are already here"
+            return self._outbox.refuse(asked.request_id, "overloaded", detail, ahead=MAX_WAITING)
         mine = sum(job.principal == asked.principal for job in self._jobs.values())
         if self._works.of(asked.principal) + mine >= MAX_WAITING_OF_ONE:
             detail = f"{MAX_WAITING_OF_ONE} requests of the same principal are already here"
-            return self._outbox.refuse(asked.request_id, "overloaded", detail)
+            return self._outbox.refuse(asked.request_id, "overloaded", detail, ahead=MAX_WAITING_OF_ONE)
         if isinstance(asked, Embed) and asked.kind != self._model.offers:
             return self._outbox.refuse(asked.request_id, "not-offered", f"the model is not for {asked.kind}")
         work = _Work(asked.request_id)

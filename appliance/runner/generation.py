@@ -72,8 +72,8 @@ class GenerationDesk:
 
     def accept(self, submit: Submit) -> None:
         """A request whose id is not in use."""
-        if problem := self._too_many(submit.principal):
-            return self._outbox.refuse(submit.request_id, "overloaded", problem)
+        if self._is_one_too_many(submit):
+            return None
         try:
             constraint = self._checked(submit)
         except (_NotOurs, GrammarInvalid, SchemaInvalid, ConstraintInvalid) as error:
@@ -83,16 +83,21 @@ class GenerationDesk:
         self._preparing.put(submit.request_id, submit.principal, _Preparing(submit, prompt, constraint))
         return None
 
-    def _too_many(self, principal: str) -> str:
-        """Why no more can be taken of this principal; empty when they can."""
-        present = len(self._preparing) + len(self._answers)
-        if present >= MOST_WAITING + self._engine.slots:
-            return f"{present} requests are already here"
-        mine = self._preparing.of(principal)
-        mine += sum(answer.choices[0].job.principal == principal for answer in self._answers.values())
-        if mine >= MOST_WAITING_OF_ONE + self._engine.slots:
-            return f"{mine} requests of the same principal are already here"
-        return ""
+    def _is_one_too_many(self, submit: Submit) -> bool:
+        """Whether no more can be taken, or no more of its principal. Then it is refused."""
+        here = len(self._preparing) + len(self._answers)
+        mine = self._preparing.of(submit.principal)
+        mine += sum(answer.choices[0].job.principal == submit.principal for answer in self._answers.values())
+        slots = self._engine.slots
+        if here >= MOST_WAITING + slots:
+            ahead, detail = here, f"{here} requests are already here"
+        elif mine >= MOST_WAITING_OF_ONE + slots:
+            ahead, detail = mine, f"{mine} requests of the same principal are already here"
+        else:
+            return False
+        retry = self._engine.retry_after_seconds
+        self._outbox.refuse(submit.request_id, "overloaded", detail, retry_after_seconds=retry, ahead=ahead)
+        return True
 
     def advance(self) -> None:
         """One block of the prompt whose turn it is."""
@@ -220,7 +225,13 @@ class GenerationDesk:
             return
         answer.cancel()
         del self._answers[answer.request_id]
-        self._outbox.refuse(answer.request_id, "overloaded", event.detail, event.retry_after_seconds)
+        self._outbox.refuse(
+            answer.request_id,
+            "overloaded",
+            event.detail,
+            retry_after_seconds=event.retry_after_seconds,
+            ahead=event.ahead,
+        )
 
     def _piece(self, choice: Choice, token: int) -> bytes:
         return self._engine.marked_piece(token) if choice.has_parser else self._engine.model.piece(token)
@@ -236,7 +247,15 @@ class GenerationDesk:
         if answer.begun:
             return
         answer.begun = True
-        self._outbox.put(RunnerStarted(request_id=answer.request_id, prompt_tokens=answer.prompt_tokens))
+        job = answer.choices[0].job
+        self._outbox.put(
+            RunnerStarted(
+                request_id=answer.request_id,
+                prompt_tokens=answer.prompt_tokens,
+                queue_position=job.queue_position,
+                queued_ms=round(job.queued_seconds * 1000),
+            )
+        )
         places = range(0, len(answer.echo), _ECHO_CHARACTERS)
         pieces = [answer.echo[place : place + _ECHO_CHARACTERS] for place in places]
         for choice in answer.choices:

@@ -107,13 +107,22 @@ class Outbox:
     def put(self, message: FromRunner) -> None:
         self._queue.append(message)
 
-    def refuse(self, request_id: str, reason: RefusalCode, detail: str, retry_after_seconds: int = 0) -> None:
+    def refuse(
+        self,
+        request_id: str,
+        reason: RefusalCode,
+        detail: str,
+        *,
+        retry_after_seconds: int = 0,
+        ahead: int | None = None,
+    ) -> None:
         """Says that a request is not started, and why; ``detail`` is for the operator."""
         self.put(
             RunnerRefused(
                 request_id=request_id,
                 reason=reason,
                 retry_after_seconds=retry_after_seconds,
+                ahead=ahead,
                 detail=printable(detail[:_MAX_DETAIL]),
             )
         )

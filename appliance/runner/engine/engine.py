@@ -73,7 +73,12 @@ class Engine(Worker[Job, Event]):
 
     def figures(self) -> EngineFigures:
         """What the engine has done and is doing, without a word about any one caller."""
-        return self._stepper.figures()
+        return self._stepper.figures(self._inbox.qsize())
+
+    @property
+    def retry_after_seconds(self) -> int:
+        """A guess of when a request that came now would have a slot."""
+        return self._stepper.retry_after_seconds
 
     def close(self) -> None:
         """Frees the model too."""

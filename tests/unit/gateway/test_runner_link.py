@@ -251,8 +251,13 @@ def test_only_waiting_for_a_place_helps(said: Any, seconds: int, told: int | Non
     async def scenario() -> None:
         async with pair() as one:
             answer = await one.answer()
-            one.runner.say(RunnerRefused(request_id="r-1", reason=said, retry_after_seconds=seconds, detail="d"))
-            assert (await loss(answer)).retry_after_seconds == told
+            refused = RunnerRefused(
+                request_id="r-1", reason=said, retry_after_seconds=seconds, ahead=3 if seconds else None, detail="d"
+            )
+            one.runner.say(refused)
+            refusal = await loss(answer)
+            assert refusal.retry_after_seconds == told
+            assert refusal.ahead == (3 if told else None)
 
     run(scenario)
 
