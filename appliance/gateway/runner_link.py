@@ -1,9 +1,9 @@
 """The gateway's end of one runner's channel: many requests over one socket, each with its own queue of events.
 
 Trusts: the warden, who passed the descriptor and vouched for the runner's identity.
-Promises: an event reaches only the request that it names, and within what was admitted (``core.answer_check``); what
-    waits here for a slow reader is bounded by that too, and so is the price that a runner can ask, from both sides. A
-    runner that names a request which it was not given, says what was not asked or paid for, sends a descriptor, falls
+Promises: an event reaches only the request that it names, and within what was admitted (``core.answer_check``); so
+    is the price that a runner can ask, from both sides. What waits here for a slow reader is bounded in bytes. A runner
+    that names a request which it was not given, says what was not asked or paid for, sends a descriptor, falls
     silent, does not stop when told or stops untold is reported to the warden and used no more; its requests end as
     ``runner-lost``.
 Not here: what was paid for (``pipeline``); which runner serves which model (``warden_client``).
@@ -18,6 +18,7 @@ from typing import Final
 
 from appliance.core.answer_check import AnswerCheck
 from appliance.core.input_check import InputCheck
+from appliance.core.meter import held_bytes
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import (
     Admission,
@@ -54,6 +55,9 @@ from appliance.ipc.messages import (
 )
 
 RESET_SECONDS: Final = 10.0
+MAX_UNREAD_BYTES: Final = 16 * 2**20
+"""Of one answer, decoded: 40,000 tokens of text, or 5,000 with 20 alternatives each. No runner waits for a reader: its
+slot would be lost to everybody. So an answer that is not read ends. More than a full socket can bring at once."""
 _REASONS: Final = {
     "prompt-too-long": Reason.PROMPT_TOO_LONG,
     "overloaded": Reason.OVERLOADED,
@@ -308,6 +312,8 @@ class LinkAnswer:
         self._send_cancel = send_cancel
         self._check = check
         self._pending: list[AnswerEvent] = []
+        self._unread_bytes = 0
+        self.cut = False
         self._failure: Refused | None = None
         self.cancelled_at: float | None = None
         self._wake: asyncio.Future[None] | None = None
@@ -326,6 +332,7 @@ class LinkAnswer:
                 self._wake = None
         if self._pending:
             pending, self._pending = self._pending, []
+            self._unread_bytes = 0
             return pending
         if self._failure is None:
             raise RuntimeError("woken without a reason")
@@ -341,10 +348,21 @@ class LinkAnswer:
         wrong = self._check.feed(event)
         if isinstance(event, End) and event.reason == "cancelled" and self.cancelled_at is None:
             wrong = wrong or "it stopped and was not told to"
-        if not wrong:
+        if not wrong and self._has_room(event):
             self._pending.append(event)
             self._notify()
         return wrong
+
+    def _has_room(self, event: AnswerEvent) -> bool:
+        """Whether an event is to be kept. The first that is not ends the answer; its last word is kept all the same."""
+        if isinstance(event, End):
+            return True
+        if self._pending and not self.cut:
+            self._unread_bytes += held_bytes(event)
+            if self._unread_bytes > MAX_UNREAD_BYTES:
+                self.cut = True
+                self.cancel()
+        return not self.cut
 
     def fail(self, failure: Refused) -> None:
         self._failure = failure

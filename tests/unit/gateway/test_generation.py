@@ -195,6 +195,22 @@ def test_stream_that_takes_too_long_ends_with_an_error_event() -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize("reason", ["cancelled", "stop"])
+def test_stream_of_which_a_part_is_missing_never_ends_as_if_it_were_whole(reason: str) -> None:
+    async def scenario() -> None:
+        world, client = World(), Client(BODY | {"stream": True})
+        world.models.cut = True
+        world.models.script = [[STARTED], [delta("Hel")], [end(reason, completion_tokens=7)]]
+        await asked(world, client)
+        assert client.events[-1]["error"]["code"] == "reader-too-slow"
+        assert contents(client.events[:-1]) == "Hel"
+        assert world.audit.closed[0].outcome == "cancelled"
+        assert "reader-too-slow" in world.audit.closed[0].detail
+        assert world.budget.settled == [("r-1", 16)]
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_client_that_leaves_stops_the_runner_and_pays_for_what_was_made(stream: bool) -> None:
     async def scenario() -> None:

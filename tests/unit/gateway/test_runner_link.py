@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from appliance.core.answer_check import DELTAS_WITHOUT_TOKEN
 from appliance.core.gguf import MAX_TOKEN_BYTES
+from appliance.core.meter import held_bytes
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import (
     Delta,
@@ -29,9 +31,10 @@ from appliance.core.values import (
 from appliance.gateway import runner_link
 from appliance.gateway.runner_link import LinkAnswer, RunnerLink
 from appliance.ipc.connection import channel_pair
-from appliance.ipc.frames import MAX_FRAME_BYTES, encode
+from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder, encode
 from appliance.ipc.messages import (
     Cancel,
+    FromRunner,
     Ready,
     Reset,
     ResetDone,
@@ -278,6 +281,81 @@ def test_runner_may_refuse_to_start(said: Any, reason: Reason) -> None:
             assert (await loss(answer)).reason is reason
             assert one.broken == []
             await one.answer("r-2")
+
+    run(scenario)
+
+
+def test_answer_that_nobody_reads_is_stopped_and_the_rest_of_it_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_link, "MAX_UNREAD_BYTES", 20 * held_bytes(delta()))
+
+    async def scenario() -> None:
+        async with pair() as one:
+            unread = one.link.answer("r-1", admission(max_completion_tokens=1000), "key")
+            other = one.link.answer("r-2", admission(max_completion_tokens=1000), "key")
+            for request_id in ("r-1", "r-2"):
+                assert (await one.runner.hear(Submit)).request_id == request_id
+                one.runner.say(started(request_id))
+            for _ in range(100):
+                one.runner.say(delta("r-1"))
+                one.runner.say(delta("r-2"))
+                while not any(isinstance(event, Delta) for event in await other.events()):
+                    pass
+            assert (await one.runner.hear(Cancel)).request_id == "r-1"
+            one.runner.say(delta("r-1"))
+            one.runner.say(end("r-1", completion_tokens=101, reason="cancelled"))
+            one.runner.say(end("r-2", completion_tokens=100))
+            assert isinstance((await all_events(other))[-1], RunnerEnd)
+            begun, *deltas, last = await all_events(unread)
+            assert isinstance(begun, RunnerStarted) and isinstance(last, RunnerEnd)
+            assert len(deltas) == 20
+            assert last.completion_tokens == 101, "its cost is known exactly"
+            assert (unread.cut, other.cut) == (True, False)
+            assert one.broken == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"text": " word"},
+        {"text": "\U0001f600" * 2000},
+        {"text": "\U0001f600", "reasoning": "why"},
+        {"text": "a", "logprobs": (TOKEN,)},
+        {"text": "a", "logprobs": (msgspec.structs.replace(TOKEN, alternatives=(TOKEN.chosen,) * 20),) * 8},
+        {"text": "", "tool_calls": (ToolCallDelta(index=0, arguments='{"a'),)},
+    ],
+    ids=["text", "wide", "reasoning", "drawn", "alternatives", "call"],
+)
+def test_no_event_takes_more_memory_than_is_reckoned(parts: dict[str, Any]) -> None:
+    decoder: FrameDecoder[FromRunner] = FrameDecoder(FromRunner)
+    data = encode(delta(**parts))
+    tracemalloc.start()
+    try:
+        kept = [decoder.decode(data) for _ in range(200)]
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert taken <= sum(held_bytes(event) for event in kept if isinstance(event, Delta))
+
+
+def test_reader_that_reads_now_and_then_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_link, "MAX_UNREAD_BYTES", 20 * held_bytes(delta()))
+
+    async def scenario() -> None:
+        async with pair() as one:
+            answer = one.link.answer("r-1", admission(max_completion_tokens=1000), "key")
+            one.runner.say(started())
+            read: list[Any] = []
+            for _ in range(10):
+                for _ in range(15):
+                    one.runner.say(delta())
+                await turns()
+                read += await answer.events()
+            one.runner.say(end(completion_tokens=150))
+            read += await all_events(answer)
+            assert len(read) == 152
+            assert not answer.cut
 
     run(scenario)
 
