@@ -12,7 +12,7 @@ from tests.support.chain_model import chain_model, long_script
 
 WATCH = "watch"
 CONFIG = """
-queue_timeout_seconds = 4
+queue_timeout_seconds = 6
 [model.chain]
 slots = 1
 context_tokens = 32768
@@ -87,9 +87,7 @@ def test_answers_that_waited_say_where_and_how_long(server: TestAppliance) -> No
 
 def test_refusal_says_how_many_are_before_and_when_to_come_back(server: TestAppliance) -> None:
     with held_slot(server):
-        caller = Caller(server, "dave", stream=True)
-        wait_for_waiting(server, 1)
-        answer = caller.answer()
+        answer = Caller(server, "dave", stream=True).answer()
     assert answer.status == 503
     assert int(answer.headers["Retry-After"]) >= 1
     error = json.loads(answer.body)["error"]
