@@ -287,6 +287,7 @@ class Stepper:
                 self._counts.cancelled += 1
                 events.append(Event(job, ended="cancelled"))
             else:
+                # None of its own is ahead: what came before it has waited longer still.
                 self._refuse(job, "queue-timeout", events, self._queue.ahead(job.principal, 0))
 
     def _refuse(self, job: Job, why: Refusal, events: list[Event], ahead: int) -> None:
