@@ -1,5 +1,7 @@
 """Answer events, as they pass, -> what was spent."""
 
+from typing import Final
+
 from appliance.core.gguf import MAX_TOKEN_BYTES
 from appliance.core.values import AnswerEvent, Delta, End, Ids, Rows, Started, ToolCallDelta, Usage, Written
 
@@ -21,6 +23,24 @@ def delta_bytes(delta: Delta) -> int:
 
 def _call_bytes(call: ToolCallDelta) -> int:
     return text_bytes(call.name) + text_bytes(call.arguments)
+
+
+_EVENT_BYTES: Final = 384
+_ENTRY_BYTES: Final = 128
+_CHARACTER_BYTES: Final = 4
+
+
+def held_bytes(event: AnswerEvent) -> int:
+    """About what an event takes in memory at most. Every part is an object of its own: a token with 20 alternatives
+    takes far more than it writes."""
+    if not isinstance(event, Delta):
+        return _EVENT_BYTES
+    n_bytes = _EVENT_BYTES + _CHARACTER_BYTES * (len(event.text) + len(event.reasoning))
+    for token in event.logprobs:
+        n_bytes += _ENTRY_BYTES * (2 + len(token.alternatives))  # itself, and the one that was drawn
+    for call in event.tool_calls:
+        n_bytes += _ENTRY_BYTES + _CHARACTER_BYTES * len(call.arguments)
+    return n_bytes
 
 
 def least_tokens(n_bytes: int) -> int:

@@ -95,6 +95,11 @@ class Lease(Protocol):
 class RunnerAnswer(Protocol):
     """The events of one request in a runner."""
 
+    @property
+    def cut(self) -> bool:
+        """Whether some are missing: so many were not fetched that it was stopped. ``End`` still says what it cost."""
+        ...
+
     async def events(self) -> list[AnswerEvent]:
         """Waits for the next events and returns all that have arrived: ``Started`` first, ``End`` last.
 

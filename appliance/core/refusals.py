@@ -61,6 +61,7 @@ class Reason(Enum):
     RUNNER_LOST = ("runner-lost", 502, "The runner failed while answering.")
     RUNNER_ERROR = ("runner-error", 502, "The runner could not complete the answer.")
     REQUEST_TIMEOUT = ("request-timeout", 504, "The answer took too long and was stopped.")
+    READER_TOO_SLOW = ("reader-too-slow", 408, "The answer was not read as fast as it came, and was stopped.")
     OVERLOADED = ("overloaded", 503, "The server is busy.")
     INTERNAL = ("internal", 503, "The request could not be completed.")
 
@@ -75,15 +76,23 @@ class PaddockError(Exception):
 
 
 class Refused(PaddockError):
-    """An expected no. ``retry_after_seconds`` is set where waiting helps. ``param`` names the field at fault."""
+    """An expected no. ``retry_after_seconds`` is set where waiting helps, ``ahead`` where others are before the caller:
+    how many. ``param`` names the field at fault."""
 
     def __init__(
-        self, reason: Reason, detail: str = "", *, retry_after_seconds: int | None = None, param: str | None = None
+        self,
+        reason: Reason,
+        detail: str = "",
+        *,
+        retry_after_seconds: int | None = None,
+        ahead: int | None = None,
+        param: str | None = None,
     ) -> None:
         super().__init__(f"{reason.code}: {detail}" if detail else reason.code)
         self.reason = reason
         self.detail = detail
         self.retry_after_seconds = retry_after_seconds
+        self.ahead = ahead
         self.param = param
 
 

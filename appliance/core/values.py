@@ -97,6 +97,10 @@ TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 """Of any vocabulary; which ids a model has, its runner knows."""
 
 
+MAX_TOOL_CALLS: Final = 128
+"""In one turn of a conversation, and so in one answer."""
+
+
 class ToolCall(Value, frozen=True, kw_only=True):
     """A function that the model asked for. ``arguments`` is what the model wrote, perhaps not JSON."""
 
@@ -110,7 +114,7 @@ class Message(Value, frozen=True, kw_only=True, omit_defaults=True):
 
     role: Role
     content: str
-    tool_calls: Annotated[tuple[ToolCall, ...], Meta(max_length=128)] = ()
+    tool_calls: Annotated[tuple[ToolCall, ...], Meta(max_length=MAX_TOOL_CALLS)] = ()
     tool_call_id: Annotated[str, Meta(max_length=64)] = ""
 
 
@@ -218,6 +222,9 @@ class Generation(Value, frozen=True, kw_only=True):
     echo: bool = False
     stream: bool = False
     include_usage: bool = False
+
+
+MAX_VECTOR_WIDTH: Final = 65_536
 
 
 class Vectors(Value, frozen=True, kw_only=True):
@@ -490,13 +497,19 @@ class Usage(Value, frozen=True, kw_only=True):
 
 # --- what comes back ------------------------------------------------------------------------------------------------
 
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Line = Annotated[
+    str, Meta(max_length=2000, pattern=r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]*\Z")
+]
+"""A short line of a runner's, by which no record and no log line of ours can be grown or broken: without controls, line
+ends and marks that reorder text."""
 FinishReason = Literal["stop", "length", "tool-calls", "cancelled", "error"]
 
 
 class ToolCallDelta(Value, frozen=True, kw_only=True):
     """More of the ``index``-th call of an answer. ``id`` and ``name`` come whole, with its first piece."""
 
-    index: Annotated[int, Meta(ge=0, le=127)]
+    index: Annotated[int, Meta(ge=0, lt=MAX_TOOL_CALLS)]
     id: Annotated[str, Meta(max_length=64)] = ""
     name: Annotated[str, Meta(max_length=64)] = ""
     arguments: str = ""
@@ -516,27 +529,34 @@ class SampledToken(Value, frozen=True, kw_only=True):
     alternatives: tuple[TokenLogprob, ...] = ()
 
 
-class Started(Value, frozen=True, kw_only=True, tag="started"):
-    """The runner has rendered and tokenised the prompt."""
+class Started(Value, frozen=True, kw_only=True):
+    """The runner has rendered and tokenised the prompt, and what generates has a slot.
 
-    prompt_tokens: int
+    ``queue_position`` is where the request stood for a slot when it came, 0 with one free for it and 1 as the next;
+    ``queued_ms`` is how long it then waited. Both are 0 for what generates nothing.
+    """
+
+    prompt_tokens: Count
+    queue_position: Count = 0
+    queued_ms: Count = 0
 
 
-class Delta(Value, frozen=True, kw_only=True, tag="delta"):
-    """A piece of the answer: whole UTF-8 characters, possibly from several tokens. ``tokens`` of it were generated.
+class Delta(Value, frozen=True, kw_only=True):
+    """A piece of the answer: whole UTF-8 characters, possibly from several tokens. ``tokens`` of it were generated, 0
+    where its text was held back and they were told before. One of the first four is never empty.
 
     ``choice`` counts the answers to one request from 0.
     """
 
     text: str = ""
     reasoning: str = ""
-    tool_calls: tuple[ToolCallDelta, ...] = ()
+    tool_calls: Annotated[tuple[ToolCallDelta, ...], Meta(max_length=MAX_TOOL_CALLS)] = ()
     logprobs: tuple[SampledToken, ...] = ()
     choice: Annotated[int, Meta(ge=0, le=15)] = 0
-    tokens: int
+    tokens: Count
 
 
-class End(Value, frozen=True, kw_only=True, tag="end"):
+class End(Value, frozen=True, kw_only=True):
     """The last event of an answer. ``detail`` is for the operator and empty unless ``reason`` is ``error``.
 
     ``cached_tokens`` of the prompt were not computed again. With several choices, ``choice_reasons`` has one reason for
@@ -544,27 +564,28 @@ class End(Value, frozen=True, kw_only=True, tag="end"):
     """
 
     reason: FinishReason
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int = 0
-    choice_reasons: tuple[FinishReason, ...] = ()
-    detail: str = ""
+    prompt_tokens: Count
+    completion_tokens: Count
+    cached_tokens: Count = 0
+    choice_reasons: Annotated[tuple[FinishReason, ...], Meta(max_length=16)] = ()
+    detail: Line = ""
 
 
-class Rows(Value, frozen=True, kw_only=True, tag="rows"):
-    """The next vectors or scores: rows of ``width`` little-endian 32-bit floats."""
+class Rows(Value, frozen=True, kw_only=True):
+    """The next vectors or scores, in the order of the inputs: rows of ``width`` little-endian 32-bit floats. Vectors
+    have length 1; a score is one number, as the model gave it."""
 
-    width: int
-    data: bytes
+    width: Annotated[int, Meta(ge=1, le=MAX_VECTOR_WIDTH)]
+    data: Annotated[bytes, Meta(min_length=4)]
 
 
-class Ids(Value, frozen=True, kw_only=True, tag="ids"):
+class Ids(Value, frozen=True, kw_only=True):
     """The next token ids: little-endian 32-bit integers."""
 
     data: bytes
 
 
-class Written(Value, frozen=True, kw_only=True, tag="written"):
+class Written(Value, frozen=True, kw_only=True):
     """The next characters that token ids stand for. Nothing was generated."""
 
     text: str

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from appliance.core.refusals import Refused
-from appliance.core.values import AnswerEvent, End, Generation, Usage, Value
+from appliance.core.values import AnswerEvent, End, Generation, Started, Usage, Value
 from appliance.gateway.answering import BodyLimits, answer_headers, cancelled_when_left, fingerprint, posted_body
 from appliance.gateway.asgi import Receive, Scope, Send, send_response
 from appliance.gateway.pipeline import Answer, Exchange, Pipeline
@@ -85,19 +85,20 @@ class GenerationRoute:
 async def _whole(
     exchange: Exchange, writer: WholeWriter, answer: Answer, events: list[AnswerEvent], send: Send
 ) -> None:
+    headers = _headers(exchange, events)
     writer.add(events)
     while answer.meter.end is None:
         writer.add(await answer.events())
     answer.require_whole()
     body = writer.body(answer.meter.end, answer.meter.usage())
-    await send_response(send, 200, body, content_type=b"application/json", headers=answer_headers(exchange))
+    await send_response(send, 200, body, content_type=b"application/json", headers=headers)
 
 
 async def _stream(
     exchange: Exchange, writer: StreamWriter, answer: Answer, events: list[AnswerEvent], send: Send
 ) -> None:
     headers = {
-        **answer_headers(exchange),
+        **_headers(exchange, events),
         b"content-type": writer.content_type,
         b"x-accel-buffering": b"no",
     }
@@ -120,6 +121,15 @@ async def _stream(
     finally:
         pinger.cancel()
     await body.write(writer.finish(answer.meter.end, answer.meter.usage()), last=True)
+
+
+def _headers(exchange: Exchange, first: Sequence[AnswerEvent]) -> dict[bytes, bytes]:
+    """With what its runner says of the wait for a slot. One that failed at once says nothing."""
+    headers = answer_headers(exchange)
+    if isinstance(started := first[0], Started):
+        headers[b"x-paddock-queue-position"] = str(started.queue_position).encode()
+        headers[b"x-paddock-queue-ms"] = str(started.queued_ms).encode()
+    return headers
 
 
 class _StreamBody:

@@ -115,12 +115,14 @@ class Answer:
         self.cancel()
 
     def require_whole(self) -> None:
-        """After ``End``: raises ``Refused`` unless the runner ended the answer by itself or the caller left."""
+        """After ``End``: raises ``Refused`` unless the answer is all there or the caller left."""
         end = self._meter.end
         if end is not None and end.reason == "error":
             self._refusal = Refused(Reason.RUNNER_ERROR, end.detail)
         if end is not None and end.reason == "cancelled" and self._timed_out:
             self._refusal = Refused(Reason.REQUEST_TIMEOUT)
+        if end is not None and self._runner.cut:
+            self._refusal = Refused(Reason.READER_TOO_SLOW)
         if self._refusal is not None:
             raise self._refusal
 
@@ -324,6 +326,7 @@ _REFUSED_OUTCOMES: dict[Reason, Outcome] = {
     Reason.RUNNER_LOST: "runner-lost",
     Reason.RUNNER_ERROR: "runner-error",
     Reason.REQUEST_TIMEOUT: "cancelled",
+    Reason.READER_TOO_SLOW: "cancelled",
 }
 """Any other is the runner's no before it began."""
 

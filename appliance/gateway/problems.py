@@ -43,6 +43,7 @@ def openai_error(refusal: Refused) -> dict[str, Any]:
             "type": kind,
             "param": None if refusal.reason is Reason.METHOD_NOT_ALLOWED else refusal.param,
             "code": refusal.reason.code,
+            **_ahead(refusal),
         }
     }
 
@@ -50,7 +51,11 @@ def openai_error(refusal: Refused) -> dict[str, Any]:
 def problem(refusal: Refused) -> dict[str, Any]:
     """RFC 9457: ``type`` is a name, not an address to fetch."""
     reason = refusal.reason
-    return {"type": f"urn:paddock:{reason.code}", "title": reason.text, "status": reason.status}
+    return {"type": f"urn:paddock:{reason.code}", "title": reason.text, "status": reason.status, **_ahead(refusal)}
+
+
+def _ahead(refusal: Refused) -> dict[str, int]:
+    return {} if refusal.ahead is None else {"ahead": refusal.ahead}
 
 
 def _extra_headers(refusal: Refused) -> dict[bytes, bytes]:

@@ -1,9 +1,9 @@
 """The gateway's end of one runner's channel: many requests over one socket, each with its own queue of events.
 
 Trusts: the warden, who passed the descriptor and vouched for the runner's identity.
-Promises: an event reaches only the request that it names, and within what was admitted (``core.answer_check``); what
-    waits here for a slow reader is bounded by that too, and so is the price that a runner can ask, from both sides. A
-    runner that names a request which it was not given, says what was not asked or paid for, sends a descriptor, falls
+Promises: an event reaches only the request that it names, and within what was admitted (``core.answer_check``); so
+    is the price that a runner can ask, from both sides. What waits here for a slow reader is bounded in bytes. A runner
+    that names a request which it was not given, says what was not asked or paid for, sends a descriptor, falls
     silent, does not stop when told or stops untold is reported to the warden and used no more; its requests end as
     ``runner-lost``.
 Not here: what was paid for (``pipeline``); which runner serves which model (``warden_client``).
@@ -18,26 +18,23 @@ from typing import Final
 
 from appliance.core.answer_check import AnswerCheck
 from appliance.core.input_check import InputCheck
+from appliance.core.meter import held_bytes
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import (
     Admission,
     AnswerEvent,
-    Delta,
     Detokenisation,
     End,
     EngineFigures,
     Generation,
-    Ids,
-    Rows,
     RunnerFacts,
-    Started,
     Tokenisation,
     Vectors,
-    Written,
 )
 from appliance.ipc.connection import Connection
 from appliance.ipc.frames import FrameDecoder, FrameError
 from appliance.ipc.messages import (
+    AnswerMessage,
     AskFigures,
     Cancel,
     Detokenise,
@@ -58,6 +55,9 @@ from appliance.ipc.messages import (
 )
 
 RESET_SECONDS: Final = 10.0
+MAX_UNREAD_BYTES: Final = 16 * 2**20
+"""Of one answer, decoded: 40,000 tokens of text, or 5,000 with 20 alternatives each. No runner waits for a reader: its
+slot would be lost to everybody. So an answer that is not read ends. More than a full socket can bring at once."""
 _REASONS: Final = {
     "prompt-too-long": Reason.PROMPT_TOO_LONG,
     "overloaded": Reason.OVERLOADED,
@@ -209,19 +209,8 @@ class RunnerLink:
                 self._reset_done.set_result(None)
             return None  # what was under way for a former gateway
         match message:
-            case RunnerDelta():
-                self._deliver(message.request_id, _delta(message))
-            case RunnerStarted():
-                self._deliver(message.request_id, Started(prompt_tokens=message.prompt_tokens))
-            case Embedded():
-                self._deliver(message.request_id, Rows(width=message.width, data=message.rows))
-            case Tokens():
-                self._deliver(message.request_id, Ids(data=message.ids))
-            case Detokenised():
-                self._deliver(message.request_id, Written(text=message.text))
-            case RunnerEnd():
-                self._deliver(message.request_id, _end(message))
-                self._answers.pop(message.request_id, None)
+            case RunnerDelta() | RunnerStarted() | RunnerEnd() | Embedded() | Tokens() | Detokenised():
+                self._deliver(message)
             case RunnerRefused():
                 answer = self._answers.get(message.request_id)
                 if answer is None or answer.started:
@@ -241,12 +230,14 @@ class RunnerLink:
             self._figures = None
             asked.set_result(message.figures)
 
-    def _deliver(self, request_id: str, event: AnswerEvent) -> None:
-        answer = self._answers.get(request_id)
+    def _deliver(self, event: AnswerMessage) -> None:
+        answer = self._answers.get(event.request_id)
         if answer is None:
             self.give_up("spoke of a request that it was not given")
         elif wrong := answer.put(event):
             self.give_up(wrong)
+        elif isinstance(event, RunnerEnd):
+            del self._answers[event.request_id]
 
 
 def _check(admission: Admission) -> AnswerCheck | InputCheck:
@@ -302,32 +293,16 @@ def _generation(
     )
 
 
-def _delta(message: RunnerDelta) -> Delta:
-    return Delta(
-        text=message.text,
-        reasoning=message.reasoning,
-        tool_calls=message.tool_calls,
-        logprobs=message.logprobs,
-        choice=message.choice,
-        tokens=message.tokens,
-    )
-
-
-def _end(message: RunnerEnd) -> End:
-    return End(
-        reason=message.reason,
-        prompt_tokens=message.prompt_tokens,
-        completion_tokens=message.completion_tokens,
-        cached_tokens=message.cached_tokens,
-        choice_reasons=message.choice_reasons,
-        detail=message.detail,
-    )
-
-
 def _refusal(message: RunnerRefused) -> Refused:
-    retry = message.retry_after_seconds if message.reason == "overloaded" else 0
-    param = "model" if message.reason == "not-offered" else None
-    return Refused(_REASONS[message.reason], message.detail, retry_after_seconds=retry or None, param=param)
+    reason, detail = _REASONS[message.reason], message.detail
+    match message.reason:
+        case "overloaded":
+            retry = message.retry_after_seconds or None
+            return Refused(reason, detail, retry_after_seconds=retry, ahead=message.ahead)
+        case "not-offered":
+            return Refused(reason, detail, param="model")
+        case _:
+            return Refused(reason, detail)
 
 
 class LinkAnswer:
@@ -337,6 +312,8 @@ class LinkAnswer:
         self._send_cancel = send_cancel
         self._check = check
         self._pending: list[AnswerEvent] = []
+        self._unread_bytes = 0
+        self.cut = False
         self._failure: Refused | None = None
         self.cancelled_at: float | None = None
         self._wake: asyncio.Future[None] | None = None
@@ -355,6 +332,7 @@ class LinkAnswer:
                 self._wake = None
         if self._pending:
             pending, self._pending = self._pending, []
+            self._unread_bytes = 0
             return pending
         if self._failure is None:
             raise RuntimeError("woken without a reason")
@@ -370,10 +348,21 @@ class LinkAnswer:
         wrong = self._check.feed(event)
         if isinstance(event, End) and event.reason == "cancelled" and self.cancelled_at is None:
             wrong = wrong or "it stopped and was not told to"
-        if not wrong:
+        if not wrong and self._has_room(event):
             self._pending.append(event)
             self._notify()
         return wrong
+
+    def _has_room(self, event: AnswerEvent) -> bool:
+        """Whether an event is to be kept. The first that is not ends the answer; its last word is kept all the same."""
+        if isinstance(event, End):
+            return True
+        if self._pending and not self.cut:
+            self._unread_bytes += held_bytes(event)
+            if self._unread_bytes > MAX_UNREAD_BYTES:
+                self.cut = True
+                self.cancel()
+        return not self.cut
 
     def fail(self, failure: Refused) -> None:
         self._failure = failure

@@ -17,32 +17,28 @@ from appliance.core.memory import LoadOptions, MemoryPlan
 from appliance.core.records import ModelRef, Record
 from appliance.core.values import (
     MAX_COMPANIONS,
+    MAX_VECTOR_WIDTH,
     CompanionKind,
     Constraint,
     Digest,
     EngineFigures,
-    FinishReason,
     RunnerFacts,
-    SampledToken,
     Sampling,
     ScaleThousandths,
     TokenId,
-    ToolCallDelta,
     Value,
     VerifiedModel,
 )
 
 RequestId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[A-Za-z0-9-]+\Z")]
-Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Count = values.Count
 Detail = Annotated[str, Meta(max_length=2000)]
 
 # What a runner may say about itself: words of a closed form and short lines, so that no record and no log line of ours
-# can be grown or broken by it. The ranges left out are controls, line ends and marks that reorder text.
+# can be grown or broken by it.
 Word = Annotated[str, Meta(min_length=1, max_length=48, pattern=r"\A[a-z0-9]+(-[a-z0-9]+)*\Z")]
 Words = Annotated[tuple[Word, ...], Meta(max_length=32)]
-Line = Annotated[
-    str, Meta(max_length=2000, pattern=r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]*\Z")
-]
+Line = values.Line
 RunnerId = Annotated[str, Meta(min_length=1, max_length=64)]
 MAX_RUNNERS: Final = 64
 RunnerIds = Annotated[tuple[RunnerId, ...], Meta(max_length=MAX_RUNNERS)]
@@ -54,7 +50,6 @@ Slots = Annotated[int, Meta(ge=1, le=64)]
 KvType = memory.KvType
 Speculating = memory.Speculating
 MAX_EMBED_INPUTS: Final = 2048
-MAX_VECTOR_WIDTH: Final = 65_536
 MAX_DETOKENISE: Final = 65_536
 
 # --- gateway, warden -> notary --------------------------------------------------------------------------------------
@@ -310,13 +305,11 @@ class Load(Value, frozen=True, kw_only=True, tag=True):
 
 
 class Ready(Value, frozen=True, kw_only=True, tag=True):
-    """The model is loaded and warm, stage 2 is on. ``context_tokens`` is per request, or per input of an ``Embed``;
-    ``offers`` is what the model is for: ``generate``, ``embed`` or ``rerank``. A word of somebody who has parsed a
-    stranger's file: the warden looks for itself where it can."""
+    """The model is loaded and warm, stage 2 is on. ``context_tokens`` is per request, or per input of an ``Embed``. A
+    word of somebody who has parsed a stranger's file: the warden looks for itself where it can."""
 
     context_tokens: Annotated[int, Meta(ge=1, le=2**22)]
     slots: Slots
-    offers: Words = ("generate",)
 
 
 class LoadFailed(Value, frozen=True, kw_only=True, tag=True):
@@ -406,66 +399,54 @@ class Cancel(Value, frozen=True, kw_only=True, tag=True):
     request_id: RequestId
 
 
-class RunnerStarted(Value, frozen=True, kw_only=True, tag=True):
+# The events of an answer, each with the request's id.
+
+
+class RunnerStarted(values.Started, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     request_id: RequestId
-    prompt_tokens: Count
 
 
-class RunnerDelta(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
-    """``core.values.Delta``. One of the first four is never empty. ``tokens`` may be 0 for text that was held back and
-    whose tokens were told before."""
-
+class RunnerDelta(values.Delta, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     request_id: RequestId
-    text: str = ""
-    reasoning: str = ""
-    tool_calls: Annotated[tuple[ToolCallDelta, ...], Meta(max_length=128)] = ()
-    logprobs: tuple[SampledToken, ...] = ()
-    choice: Annotated[int, Meta(ge=0, le=15)] = 0
-    tokens: Count
 
 
-class RunnerEnd(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
-    """``core.values.End``."""
+class RunnerEnd(values.End, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+    request_id: RequestId
+
+
+class Embedded(values.Rows, frozen=True, kw_only=True, tag=True):
+    """Of an ``Embed``."""
 
     request_id: RequestId
-    reason: FinishReason
-    prompt_tokens: Count
-    completion_tokens: Count
-    cached_tokens: Count = 0
-    choice_reasons: Annotated[tuple[FinishReason, ...], Meta(max_length=16)] = ()
-    detail: Line = ""
 
 
-class Embedded(Value, frozen=True, kw_only=True, tag=True):
-    """The next vectors, or scores, of an ``Embed``, in the order of its inputs: rows of ``width`` little-endian 32-bit
-    floats. Vectors have length 1; a score is one number, as the model gave it."""
+class Tokens(values.Ids, frozen=True, kw_only=True, tag=True):
+    """Of a ``Tokenise``."""
 
     request_id: RequestId
-    width: Annotated[int, Meta(ge=1, le=MAX_VECTOR_WIDTH)]
-    rows: Annotated[bytes, Meta(min_length=4)]
 
 
-class Tokens(Value, frozen=True, kw_only=True, tag=True):
-    """The next ids of a ``Tokenise``: little-endian 32-bit integers."""
+class Detokenised(values.Written, frozen=True, kw_only=True, tag=True):
+    """Of a ``Detokenise``."""
 
     request_id: RequestId
-    ids: bytes
 
 
-class Detokenised(Value, frozen=True, kw_only=True, tag=True):
-    """The next characters of a ``Detokenise``."""
+AnswerMessage = RunnerStarted | RunnerDelta | Embedded | Tokens | Detokenised | RunnerEnd
 
-    request_id: RequestId
-    text: str
+RefusalCode = Literal["prompt-too-long", "overloaded", "field-invalid", "not-offered"]
 
 
-class RunnerRefused(Value, frozen=True, kw_only=True, tag=True):
+class RunnerRefused(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     """The request was not started. ``reason`` is a code of ``core.refusals``, or ``not-offered`` when the model is for
-    something else. ``retry_after_seconds`` is the runner's guess for ``overloaded``, 0 when it has none."""
+    something else. For ``overloaded`` ``retry_after_seconds`` is the runner's guess, 0 when it has none, and ``ahead``
+    is how many stand before the request: those that would still get a slot before it when it has waited for too long,
+    and when it finds no place all that take it up, its principal's where that is its principal's share."""
 
     request_id: RequestId
-    reason: Literal["prompt-too-long", "overloaded", "field-invalid", "not-offered"]
+    reason: RefusalCode
     retry_after_seconds: Annotated[int, Meta(ge=0, le=3600)] = 0
+    ahead: Count | None = None
     detail: Line
 
 
@@ -494,18 +475,4 @@ class Figures(Value, frozen=True, kw_only=True, tag=True):
 
 
 ToRunner = Load | Reset | Submit | Embed | Tokenise | Detokenise | Cancel | Probe | AskFigures
-FromRunner = (
-    Fenced
-    | Ready
-    | LoadFailed
-    | ResetDone
-    | RunnerStarted
-    | RunnerDelta
-    | Embedded
-    | Tokens
-    | Detokenised
-    | RunnerEnd
-    | RunnerRefused
-    | ProbeResult
-    | Figures
-)
+FromRunner = Fenced | Ready | LoadFailed | ResetDone | AnswerMessage | RunnerRefused | ProbeResult | Figures

@@ -29,7 +29,6 @@ from appliance.ipc.messages import (
     ProbeResult,
     Reset,
     ResetDone,
-    RunnerRefused,
     Submit,
     Tokenise,
     ToRunner,
@@ -208,5 +207,4 @@ class _Server:
         elif self._texts is not None:
             self._texts.accept(asked)
         else:
-            detail = "the model is not for text"
-            self._outbox.put(RunnerRefused(request_id=asked.request_id, reason="not-offered", detail=detail))
+            self._outbox.refuse(asked.request_id, "not-offered", "the model is not for text")

@@ -13,7 +13,7 @@ Not here: the socket (``channel``), the batches (``engine.embedding``).
 """
 
 from collections.abc import Generator, Iterator
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
@@ -24,7 +24,6 @@ from appliance.ipc.messages import (
     Embed,
     Embedded,
     RunnerEnd,
-    RunnerRefused,
     RunnerStarted,
     TextPrompt,
     Tokenise,
@@ -46,7 +45,6 @@ MAX_WAITING_OF_ONE: Final = 16
 """Of one principal, so that nobody fills the place for the others."""
 _FRAME_BYTES: Final = 64 * 1024
 _IDS_PER_STEP: Final = 4096
-_MAX_DETAIL: Final = 500
 _NOTHING: Final[TokenIds] = np.zeros(0, np.int32)
 
 
@@ -82,13 +80,14 @@ class Desk:
     def accept(self, asked: Asked) -> None:
         """A request whose id is not in use."""
         if len(self._works) + len(self._jobs) >= MAX_WAITING:
-            return self._refuse(asked.request_id, "overloaded", f"{MAX_WAITING} requests are already here")
+            detail = f"{MAX_WAITING} requests are already here"
+            return self._outbox.refuse(asked.request_id, "overloaded", detail, ahead=MAX_WAITING)
         mine = sum(job.principal == asked.principal for job in self._jobs.values())
         if self._works.of(asked.principal) + mine >= MAX_WAITING_OF_ONE:
             detail = f"{MAX_WAITING_OF_ONE} requests of the same principal are already here"
-            return self._refuse(asked.request_id, "overloaded", detail)
+            return self._outbox.refuse(asked.request_id, "overloaded", detail, ahead=MAX_WAITING_OF_ONE)
         if isinstance(asked, Embed) and asked.kind != self._model.offers:
-            return self._refuse(asked.request_id, "not-offered", f"the model is not for {asked.kind}")
+            return self._outbox.refuse(asked.request_id, "not-offered", f"the model is not for {asked.kind}")
         work = _Work(asked.request_id)
         self._works.put(asked.request_id, asked.principal, work)
         match asked:
@@ -108,9 +107,9 @@ class Desk:
         except StopIteration:
             return
         except PromptTooLong as error:
-            self._refuse(request_id, "prompt-too-long", str(error))
+            self._outbox.refuse(request_id, "prompt-too-long", str(error))
         except (PromptError, ValueError) as error:
-            self._refuse(request_id, "field-invalid", str(error))
+            self._outbox.refuse(request_id, "field-invalid", str(error))
         else:
             self._works.put(request_id, principal, work)
 
@@ -187,7 +186,7 @@ class Desk:
         self._start(work)
         ids = tokens.astype("<i4").tobytes()
         for start in range(0, len(ids), _FRAME_BYTES):
-            self._outbox.put(Tokens(request_id=asked.request_id, ids=ids[start : start + _FRAME_BYTES]))
+            self._outbox.put(Tokens(request_id=asked.request_id, data=ids[start : start + _FRAME_BYTES]))
         self._end(asked.request_id, work.known_tokens, "stop")
 
     def _detokenise(self, work: _Work, asked: Detokenise) -> Iterator[None]:
@@ -229,14 +228,6 @@ class Desk:
 
     # --- what is said -----------------------------------------------------------------------------------------------
 
-    def _refuse(
-        self,
-        request_id: str,
-        reason: Literal["prompt-too-long", "overloaded", "field-invalid", "not-offered"],
-        detail: str,
-    ) -> None:
-        self._outbox.put(RunnerRefused(request_id=request_id, reason=reason, detail=detail[:_MAX_DETAIL]))
-
     def _start(self, work: _Work) -> None:
         self._outbox.put(RunnerStarted(request_id=work.request_id, prompt_tokens=max(1, work.known_tokens)))
 
@@ -246,7 +237,7 @@ class Desk:
         at_once = max(1, _FRAME_BYTES // len(rows[0]))
         for start in range(0, len(rows), at_once):
             some = rows[start : start + at_once]
-            self._outbox.put(Embedded(request_id=request_id, width=len(some[0]) // 4, rows=b"".join(some)))
+            self._outbox.put(Embedded(request_id=request_id, width=len(some[0]) // 4, data=b"".join(some)))
 
     def _end(self, request_id: str, tokens: int, reason: FinishReason, detail: str = "") -> None:
         self._outbox.put(

@@ -16,10 +16,10 @@ Promises: every ``Submit`` gets ``RunnerRefused``, or ``RunnerStarted`` and exac
 Not here: the socket (``channel``), whose turn it is for a slot (``engine.fair``), one choice's text (``answer``).
 """
 
-from typing import Final, Literal
+from typing import Final
 
 from appliance.core.values import Constraint, GbnfGrammar, JsonObject, JsonSchema, SampledToken
-from appliance.ipc.messages import Conversation, RunnerDelta, RunnerRefused, RunnerStarted, Submit, TextPrompt
+from appliance.ipc.messages import Conversation, RunnerDelta, RunnerStarted, Submit, TextPrompt
 from appliance.runner.answer import Answer, Choice
 from appliance.runner.chat.answer import may_be_seal
 from appliance.runner.chat.prompt import Prompt, PromptError, PromptTooLong
@@ -32,7 +32,6 @@ from appliance.runner.grammar.schema import SchemaInvalid, json_object_gbnf, to_
 from appliance.runner.outbox import Outbox
 from appliance.runner.rounds import Rounds
 
-_MAX_DETAIL: Final = 500
 _MAX_LOGPROB_PIECE_BYTES: Final = 256
 """With 20 alternatives a token's probabilities must fit a frame."""
 _ECHO_CHARACTERS: Final = 16 * 1024
@@ -73,27 +72,32 @@ class GenerationDesk:
 
     def accept(self, submit: Submit) -> None:
         """A request whose id is not in use."""
-        if problem := self._too_many(submit.principal):
-            return self._refuse(submit.request_id, "overloaded", problem)
+        if self._is_one_too_many(submit):
+            return None
         try:
             constraint = self._checked(submit)
         except (_NotOurs, GrammarInvalid, SchemaInvalid, ConstraintInvalid) as error:
-            return self._refuse(submit.request_id, "field-invalid", str(error))
+            return self._outbox.refuse(submit.request_id, "field-invalid", str(error))
         at_most_tokens = min(submit.max_prompt_tokens, self._engine.context_tokens - 1)
         prompt = self._engine.prompt(submit.prompt, at_most_tokens, constrained=constraint is not None)
         self._preparing.put(submit.request_id, submit.principal, _Preparing(submit, prompt, constraint))
         return None
 
-    def _too_many(self, principal: str) -> str:
-        """Why no more can be taken of this principal; empty when they can."""
-        present = len(self._preparing) + len(self._answers)
-        if present >= MOST_WAITING + self._engine.slots:
-            return f"{present} requests are already here"
-        mine = self._preparing.of(principal)
-        mine += sum(answer.choices[0].job.principal == principal for answer in self._answers.values())
-        if mine >= MOST_WAITING_OF_ONE + self._engine.slots:
-            return f"{mine} requests of the same principal are already here"
-        return ""
+    def _is_one_too_many(self, submit: Submit) -> bool:
+        """Whether no more can be taken, or no more of its principal. Then it is refused."""
+        here = len(self._preparing) + len(self._answers)
+        mine = self._preparing.of(submit.principal)
+        mine += sum(answer.choices[0].job.principal == submit.principal for answer in self._answers.values())
+        slots = self._engine.slots
+        if here >= MOST_WAITING + slots:
+            ahead, detail = here, f"{here} requests are already here"
+        elif mine >= MOST_WAITING_OF_ONE + slots:
+            ahead, detail = mine, f"{mine} requests of the same principal are already here"
+        else:
+            return False
+        retry = self._engine.retry_after_seconds
+        self._outbox.refuse(submit.request_id, "overloaded", detail, retry_after_seconds=retry, ahead=ahead)
+        return True
 
     def advance(self) -> None:
         """One block of the prompt whose turn it is."""
@@ -104,9 +108,9 @@ class GenerationDesk:
             else:
                 self._preparing.put(request_id, principal, preparing)
         except PromptTooLong as error:
-            self._refuse(request_id, "prompt-too-long", str(error))
+            self._outbox.refuse(request_id, "prompt-too-long", str(error))
         except (PromptError, _NotOurs, GrammarInvalid, SchemaInvalid, ConstraintInvalid) as error:
-            self._refuse(request_id, "field-invalid", str(error))
+            self._outbox.refuse(request_id, "field-invalid", str(error))
 
     def cancel(self, request_id: str) -> None:
         """No effect on a request that has just ended, or is another's."""
@@ -221,7 +225,13 @@ class GenerationDesk:
             return
         answer.cancel()
         del self._answers[answer.request_id]
-        self._refuse(answer.request_id, "overloaded", event.detail, event.retry_after_seconds)
+        self._outbox.refuse(
+            answer.request_id,
+            "overloaded",
+            event.detail,
+            retry_after_seconds=event.retry_after_seconds,
+            ahead=event.ahead,
+        )
 
     def _piece(self, choice: Choice, token: int) -> bytes:
         return self._engine.marked_piece(token) if choice.has_parser else self._engine.model.piece(token)
@@ -237,7 +247,15 @@ class GenerationDesk:
         if answer.begun:
             return
         answer.begun = True
-        self._outbox.put(RunnerStarted(request_id=answer.request_id, prompt_tokens=answer.prompt_tokens))
+        job = answer.choices[0].job
+        self._outbox.put(
+            RunnerStarted(
+                request_id=answer.request_id,
+                prompt_tokens=answer.prompt_tokens,
+                queue_position=job.queue_position,
+                queued_ms=round(job.queued_seconds * 1000),
+            )
+        )
         places = range(0, len(answer.echo), _ECHO_CHARACTERS)
         pieces = [answer.echo[place : place + _ECHO_CHARACTERS] for place in places]
         for choice in answer.choices:
@@ -251,22 +269,6 @@ class GenerationDesk:
     def _end(self, answer: Answer) -> None:
         if self._answers.pop(answer.request_id, None) is answer:
             self._outbox.put(answer.end())
-
-    def _refuse(
-        self,
-        request_id: str,
-        reason: Literal["prompt-too-long", "overloaded", "field-invalid"],
-        detail: str,
-        retry_after_seconds: int = 0,
-    ) -> None:
-        self._outbox.put(
-            RunnerRefused(
-                request_id=request_id,
-                reason=reason,
-                retry_after_seconds=retry_after_seconds,
-                detail=detail[:_MAX_DETAIL],
-            )
-        )
 
 
 def _gbnf(constraint: Constraint) -> str:

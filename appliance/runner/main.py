@@ -152,8 +152,7 @@ def _run(arguments: list[str]) -> int:
 
     # 12. Stage 2, on every thread. From here on: compute and talk.
     seccomp.install(filters.stage2)
-    offers = (engine.model.offers,)
-    channel.send(encode(Ready(context_tokens=engine.context_tokens, slots=engine.slots, offers=offers)))
+    channel.send(encode(Ready(context_tokens=engine.context_tokens, slots=engine.slots)))
     requests.serve(channel, engine, probe.attempt)  # ends the process itself if anything goes wrong
     channel.close()  # its finaliser would make a call that no stage allows
     return EXIT_CHANNEL_CLOSED

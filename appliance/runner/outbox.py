@@ -12,14 +12,15 @@ import socket
 from collections import deque
 from typing import Final
 
-from appliance.core.values import ToolCallDelta
+from appliance.core.text import printable
+from appliance.core.values import MAX_TOOL_CALLS, ToolCallDelta
 from appliance.ipc import frames
-from appliance.ipc.messages import FromRunner, RunnerDelta
+from appliance.ipc.messages import FromRunner, RefusalCode, RunnerDelta, RunnerRefused
 
 _MAX_DELTA_CHARACTERS: Final = 16 * 1024  # at most 64 KiB of UTF-8: a datagram that every socket buffer takes
 _ENTRY_CHARACTERS: Final = 16
 """What a number, a length and a name take, reckoned as text."""
-_MAX_CALLS: Final = 128
+_MAX_DETAIL: Final = 500
 
 
 class _Growing:
@@ -36,7 +37,7 @@ class _Growing:
         """Whether ``delta`` has become part of this one."""
         self._size += _size(delta)
         self._calls += len(delta.tool_calls)
-        grown = self._size <= _MAX_DELTA_CHARACTERS and self._calls <= _MAX_CALLS
+        grown = self._size <= _MAX_DELTA_CHARACTERS and self._calls <= MAX_TOOL_CALLS
         if not grown or _kind(delta) != _kind(self._parts[0]):
             return False
         self._parts.append(delta)
@@ -105,6 +106,26 @@ class Outbox:
 
     def put(self, message: FromRunner) -> None:
         self._queue.append(message)
+
+    def refuse(
+        self,
+        request_id: str,
+        reason: RefusalCode,
+        detail: str,
+        *,
+        retry_after_seconds: int = 0,
+        ahead: int | None = None,
+    ) -> None:
+        """Says that a request is not started, and why; ``detail`` is for the operator."""
+        self.put(
+            RunnerRefused(
+                request_id=request_id,
+                reason=reason,
+                retry_after_seconds=retry_after_seconds,
+                ahead=ahead,
+                detail=printable(detail[:_MAX_DETAIL]),
+            )
+        )
 
     def put_delta(self, delta: RunnerDelta) -> None:
         place = delta.request_id, delta.choice

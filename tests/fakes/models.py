@@ -37,11 +37,16 @@ class FakeAnswer:
     Each item of the script is one call's events, or what it raises, or ``None``: it waits for a cancel.
     """
 
-    def __init__(self, steps: Steps, script: list[list[AnswerEvent] | Refused | None]) -> None:
+    def __init__(self, steps: Steps, script: list[list[AnswerEvent] | Refused | None], *, cut: bool = False) -> None:
         self._steps = steps
         self._script = script
+        self._cut = cut
         self._cancelled = asyncio.Event()
         self.cancels = 0
+
+    @property
+    def cut(self) -> bool:
+        return self._cut
 
     async def events(self) -> list[AnswerEvent]:
         await self._steps.reach("events")
@@ -73,7 +78,7 @@ class FakeLease:
     def answer(self, request_id: str, admission: Admission, principal_key: str) -> FakeAnswer:
         self._models.steps.note("submit")
         self._models.submitted.append((request_id, admission, principal_key))
-        answer = FakeAnswer(self._models.steps, list(self._models.script))
+        answer = FakeAnswer(self._models.steps, list(self._models.script), cut=self._models.cut)
         self._models.answers.append(answer)
         return answer
 
@@ -90,6 +95,7 @@ class FakeModels:
         self.submitted: list[tuple[str, Admission, str]] = []
         self.answers: list[FakeAnswer] = []
         self.seal_mode: SealMode = "sealed-memfd"
+        self.cut = False
         self.told: tuple[RunnerReport, ...] = ()
 
     async def catalogue(self) -> tuple[VerifiedModel, ...]:

@@ -51,9 +51,9 @@ class Told:
             case RunnerStarted():
                 self.started = message
             case Embedded():
-                self.rows += list(np.frombuffer(message.rows, "<f4").reshape(-1, message.width))
+                self.rows += list(np.frombuffer(message.data, "<f4").reshape(-1, message.width))
             case Tokens():
-                self.ids += np.frombuffer(message.ids, "<i4").tolist()
+                self.ids += np.frombuffer(message.data, "<i4").tolist()
             case Detokenised():
                 self.text += message.text
             case RunnerEnd():

@@ -17,9 +17,20 @@ import msgspec
 from msgspec import Meta, Raw
 
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import AnswerEvent, Asked, Rows, TextPrompt, TokenId, TokenPrompt, Usage, Value, Vectors
+from appliance.core.values import (
+    MAX_VECTOR_WIDTH,
+    AnswerEvent,
+    Asked,
+    Rows,
+    TextPrompt,
+    TokenId,
+    TokenPrompt,
+    Usage,
+    Value,
+    Vectors,
+)
 from appliance.gateway.surfaces.decoding import BodyDecoder, ModelName, Text
-from appliance.ipc.messages import MAX_EMBED_INPUTS, MAX_VECTOR_WIDTH
+from appliance.ipc.messages import MAX_EMBED_INPUTS
 
 _MAX_IDS: Final = 131_072
 _FLOAT_BYTES: Final = 4

@@ -21,11 +21,10 @@ from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
-from appliance.core.values import Tool, ToolCallDelta
+from appliance.core.values import MAX_TOOL_CALLS, Tool, ToolCallDelta
 
 MAX_HELD_CHARACTERS: Final = 65_536
 MAX_PIECE_CHARACTERS: Final = 4096
-MAX_CALLS: Final = 128
 _SEAL: Final = "".join(chr(0xF0000 + int.from_bytes(os.urandom(2)) % 0xFFF0) for _ in range(5))
 """Of a plane for private use. A stop string with such characters is refused (``may_be_seal``): it would be found in a
 seal, and say by and by what it is."""
@@ -144,7 +143,7 @@ class Answer:
     def call(self, name: str) -> Sink:
         """Begins a call; more of its arguments go into what is returned. Raises ``NotACallError`` for a function that
         was not offered, and for a call too many."""
-        if name not in self.tools or self._calls >= MAX_CALLS:
+        if name not in self.tools or self._calls >= MAX_TOOL_CALLS:
             raise NotACallError
         index = self._calls
         self._calls += 1

@@ -4,16 +4,11 @@ Each batch has at most as many inputs as there are slots, whole and from all who
 more than the batch under way and those before him in turn, however much another brought.
 
 Trusts: ``Load``, from the warden; jobs, from ``runner.embeddings``.
-Promises: after ``warm_up`` no thread is started and no file opened. Each job ends with exactly one event that has
-``ended`` set, within one batch of being cancelled. An exception in the engine thread ends the process.
-Not here: text and counting (``runner.embeddings``), which models are for this (``engine.model``).
+Promises: each job ends with exactly one event that has ``ended`` set, within one batch of being cancelled.
+Not here: text and counting (``runner.embeddings``), the thread (``engine.worker``), which models are for this
+(``engine.model``).
 """
 
-import threading
-import time
-from collections import deque
-from collections.abc import Callable
-from queue import Empty, SimpleQueue
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -23,8 +18,8 @@ from appliance.ipc.messages import Load
 from appliance.runner.engine.embedding_context import EmbeddingContext, Rows
 from appliance.runner.engine.figures import Counts
 from appliance.runner.engine.model import LoadError, Model, TokenIds
-from appliance.runner.engine.panic import end_process
 from appliance.runner.engine.turns import Turns
+from appliance.runner.engine.worker import Worker
 
 
 class VectorJob:
@@ -64,110 +59,54 @@ class _Input:
         self.size = len(tokens)
 
 
-class Embedder:
-    """Made over a loaded model; serves after ``warm_up``."""
+class VectorSteps:
+    """One batch a step. The engine thread only, but for ``figures``."""
 
-    def __init__(self, model: Model, load: Load) -> None:
-        """Raises ``LoadError``, also for a model that is for text."""
-        if model.offers == "generate":
-            raise LoadError("model-unsupported", "the model is for text")
-        self.model: Final = model
-        self._context = EmbeddingContext(model, load)
-        self.slots: Final = self._context.slots
-        self.context_tokens: Final = self._context.context_tokens
-        self.width: Final = 1 if model.offers == "rerank" else self._context.width
-        self.on_events: Callable[[], None] = lambda: None
-        """Called in the engine thread whenever there are new events."""
+    def __init__(self, model: Model, context: EmbeddingContext) -> None:
+        self._model = model
+        self._context = context
         self._jobs: set[VectorJob] = set()
         self._turns: Turns[_Input] = Turns()
-        self._inbox: SimpleQueue[VectorJob | None] = SimpleQueue()
-        self._events: deque[list[VectorEvent]] = deque()
-        self._warmed: SimpleQueue[LoadError | None] = SimpleQueue()
         self._counts = Counts()
         self._waiting = self._busy_slots = 0
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
-    def warm_up(self) -> None:
-        """Starts the engine thread and computes the largest batch and the smallest, so that serving needs nothing new
-        from the kernel.
+    @property
+    def busy(self) -> bool:
+        return bool(self._jobs)
 
-        Raises ``LoadError``: ``decode-failed``, ``logits-not-finite``. The process is of no use afterwards.
-        """
-        self._thread.start()
-        failure = self._warmed.get()
-        if failure is not None:
-            raise failure
-
-    def submit(self, job: VectorJob) -> None:
-        job.submitted_at = time.monotonic()
-        self._inbox.put(job)
-
-    def figures(self) -> EngineFigures:
-        """What has been done and is being done, without a word about any one caller. A slot holds an input; nothing is
-        kept in cells, and no token is answered."""
+    def figures(self, arriving: int) -> EngineFigures:
+        """May be called by another thread, which knows of so many more requests that wait."""
         return self._counts.taken(
-            waiting=self._inbox.qsize() + self._waiting,
+            waiting=arriving + self._waiting,
             busy_slots=self._busy_slots,
-            slots=self.slots,
+            slots=self._context.slots,
             used_cells=0,
             cells=0,
         )
 
-    def take_events(self) -> list[VectorEvent]:
-        """What happened since the last call, in order."""
-        events: list[VectorEvent] = []
-        while self._events:
-            events += self._events.popleft()
-        return events
+    def add(self, now: float, *jobs: VectorJob) -> None:
+        for job in jobs:
+            job.submitted_at = now
+            self._jobs.add(job)
+            self._waiting += 1
+            for tokens in job.inputs:
+                self._turns.add(_Input(job, tokens))
 
-    def close(self) -> None:
-        """Ends the thread and frees the model. Jobs in flight never end; only tests and an idle engine close."""
-        if self._thread.is_alive():
-            self._inbox.put(None)
-            self._thread.join()
-        self._context.close()
-        self.model.close()
-
-    # --- the engine thread ------------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        try:
-            if self._try_out():
-                while self._take():
-                    self._events.append(self._step())
-                    self.on_events()
-        except BaseException as error:  # noqa: BLE001  a dead engine thread must not leave a live channel behind
-            end_process(error)
-
-    def _take(self) -> bool:
-        """Moves new jobs to the turns, waiting for one when there is nothing to do. False when asked to end."""
-        try:
-            while True:
-                job = self._inbox.get() if not self._jobs else self._inbox.get_nowait()
-                if job is None:
-                    return False
-                self._jobs.add(job)
-                self._waiting += 1
-                for tokens in job.inputs:
-                    self._turns.add(_Input(job, tokens))
-        except Empty:
-            return True
-
-    def _step(self) -> list[VectorEvent]:
-        """One batch."""
+    def step(self, now: float) -> list[VectorEvent]:
         events: list[VectorEvent] = []
         for job in [job for job in self._jobs if job.cancelled]:
             self._end(job, events, "cancelled")
         batch = self._turns.take(self._context.slots, self._context.batch_tokens)
         if batch:
-            start = time.monotonic()
-            self._begin(batch, start)
+            self._begin(batch, now)
             rows = self._context.rows([item.tokens for item in batch])
-            self._counts.step_seconds += time.monotonic() - start
             self._busy_slots = 0
             for item, row in zip(batch, rows, strict=True):
                 self._tell(item.job, row, events)
         return events
+
+    def timed(self, start: float, end: float) -> None:
+        self._counts.step_seconds += end - start
 
     def _begin(self, batch: list[_Input], now: float) -> None:
         """Counts a batch that is about to be computed."""
@@ -188,7 +127,7 @@ class Embedder:
             return None  # another row of it, in this batch, was no vector
         if not np.isfinite(row).all():
             return self._end(job, events, "error", "the model's numbers are not finite")
-        events.append(VectorEvent(job, row[:1] if self.model.offers == "rerank" else vector(row, job.dimensions)))
+        events.append(VectorEvent(job, row[:1] if self._model.offers == "rerank" else vector(row, job.dimensions)))
         job.rows_left -= 1
         if not job.rows_left:
             self._end(job, events, "stop")
@@ -203,19 +142,46 @@ class Embedder:
             self._turns.keep(lambda item: item.job is not job)
         events.append(VectorEvent(job, ended=reason, detail=detail))
 
-    def _try_out(self) -> bool:
+    def trial(self) -> None:
+        """Computes the largest batch and the smallest. Raises ``LoadError``: ``decode-failed``,
+        ``logits-not-finite``."""
         context = self._context
-        tokens = np.arange(context.context_tokens, dtype=np.int32) % self.model.vocabulary_tokens
+        tokens = np.arange(context.context_tokens, dtype=np.int32) % self._model.vocabulary_tokens
         each = min(context.batch_tokens // context.slots, context.context_tokens)
-        failure: LoadError | None = None
-        try:
-            for inputs in ([tokens], [tokens[: max(1, each)]] * min(context.slots, context.batch_tokens), [tokens[:1]]):
-                if not np.isfinite(context.rows(inputs)).all():
-                    failure = LoadError("logits-not-finite", "a trial gave numbers that are not finite")
-        except RuntimeError as error:
-            failure = LoadError("decode-failed", str(error))
-        self._warmed.put(failure)
-        return failure is None
+        for inputs in ([tokens], [tokens[: max(1, each)]] * min(context.slots, context.batch_tokens), [tokens[:1]]):
+            try:
+                rows = context.rows(inputs)
+            except RuntimeError as error:
+                raise LoadError("decode-failed", str(error)) from error
+            if not np.isfinite(rows).all():
+                raise LoadError("logits-not-finite", "a trial gave numbers that are not finite")
+
+
+class Embedder(Worker[VectorJob, VectorEvent]):
+    """Made over a loaded model; serves after ``warm_up``."""
+
+    def __init__(self, model: Model, load: Load) -> None:
+        """Raises ``LoadError``, also for a model that is for text."""
+        if model.offers == "generate":
+            raise LoadError("model-unsupported", "the model is for text")
+        self._context = EmbeddingContext(model, load)
+        self._vector_steps = VectorSteps(model, self._context)
+        super().__init__(self._vector_steps)
+        self.model: Final = model
+        self.slots: Final = self._context.slots
+        self.context_tokens: Final = self._context.context_tokens
+        self.width: Final = 1 if model.offers == "rerank" else self._context.width
+
+    def figures(self) -> EngineFigures:
+        """What has been done and is being done, without a word about any one caller. A slot holds an input; nothing is
+        kept in cells, and no token is answered."""
+        return self._vector_steps.figures(self._inbox.qsize())
+
+    def close(self) -> None:
+        """Frees the model too."""
+        super().close()
+        self._context.close()
+        self.model.close()
 
 
 def vector(row: Rows, dimensions: int) -> Rows:

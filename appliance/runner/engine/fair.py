@@ -43,9 +43,10 @@ class _Account(Generic[WorkT]):
         return not self.taken and not self.waiting
 
 
-def _claim(account: _Account[WorkT]) -> tuple[float, float]:
-    """The least comes first: who has had the least service; of two, who has less work in hand."""
-    return account.service, account.taken / account.weight
+def _claim(account: _Account[WorkT], more_taken: int = 0, cost: float = 0.0) -> tuple[float, float]:
+    """The least comes first: who has had the least service; of two, who has less work in hand. Once so many more
+    pieces of its work are taken, at that cost each, it is this."""
+    return account.service + more_taken * cost / account.weight, (account.taken + more_taken) / account.weight
 
 
 class FairQueue(Generic[WorkT]):
@@ -57,6 +58,8 @@ class FairQueue(Generic[WorkT]):
         self._most_per_principal = most_per_principal
         self._accounts: dict[str, _Account[WorkT]] = {}
         self._size = 0
+        self._charged_tokens = 0
+        self._done = 0
 
     def __len__(self) -> int:
         return self._size
@@ -77,6 +80,32 @@ class FairQueue(Generic[WorkT]):
         self._size += len(pieces)
         return True
 
+    def waiting_of(self, principal: str) -> int:
+        """How many pieces of this principal's wait."""
+        account = self._accounts.get(principal)
+        return len(account.waiting) if account else 0
+
+    def ahead(self, principal: str, own: int) -> int:
+        """How many pieces are taken before the one of this principal's that has ``own`` of its own before it, if nobody
+        brings more, and each costs what work has cost so far in the mean."""
+        mine = self._accounts.get(principal)
+        if mine is None:
+            return own
+        cost = self._charged_tokens / self._done if self._done else 0.0
+        claim = _claim(mine, own, cost)
+        pieces = own
+        wins_ties = False
+        for account in self._accounts.values():
+            if account is mine:
+                wins_ties = True
+                continue
+            for place in range(len(account.waiting)):
+                other = _claim(account, place, cost)
+                if other > claim or (wins_ties and other == claim):
+                    break
+                pieces += 1
+        return pieces
+
     def take(self) -> WorkT | None:
         """The first of whoever has the best claim; None when nothing waits."""
         waiting = [account for account in self._accounts.values() if account.waiting]
@@ -91,10 +120,12 @@ class FairQueue(Generic[WorkT]):
         """Counts tokens computed for work of ``principal`` that was taken and is not done."""
         account = self._accounts[principal]
         account.service += tokens / account.weight
+        self._charged_tokens += tokens
 
     def done(self, principal: str) -> None:
         """Work of ``principal`` that was taken has ended."""
         self._accounts[principal].taken -= 1
+        self._done += 1
         self._forget_idlers()
 
     def remove(self, leaves: Callable[[WorkT], bool]) -> list[WorkT]:

@@ -75,7 +75,9 @@ class Job:
     in ``choice``, which counts from 0; they are queued together, and refused together. Each has a ``constraint`` of its
     own.
 
-    The engine sets ``cached_tokens``, how many of the prompt's it did not compute, before the first event.
+    The engine sets ``cached_tokens``, how many of the prompt's it did not compute, before the first event. It sets
+    ``queue_position``, how many jobs were to get a slot up to this one when it came, 0 with a slot free for it, and
+    with the slot ``queued_seconds``.
     """
 
     __slots__ = (
@@ -88,6 +90,8 @@ class Job:
         "principal",
         "prompt",
         "queue_ms",
+        "queue_position",
+        "queued_seconds",
         "request_id",
         "sampling",
         "submitted_at",
@@ -121,12 +125,15 @@ class Job:
         self.cancelled = False
         self.submitted_at = 0.0
         self.cached_tokens = 0
+        self.queue_position = 0
+        self.queued_seconds = 0.0
 
 
 class Event(NamedTuple):
     """A job has a slot (``begun``), or a token, or has ended (``token`` is then -1).
 
-    A job that never had a slot ends with ``refused``, and with a guess of when it is worth coming back.
+    A job that never had a slot ends with ``refused``, with a guess of when it is worth coming back, and with how many
+    jobs were ``ahead`` of it.
     """
 
     job: Job
@@ -137,6 +144,7 @@ class Event(NamedTuple):
     detail: str = ""
     refused: Refusal = ""
     retry_after_seconds: int = 0
+    ahead: int = 0
 
 
 class _Sequence:
@@ -216,23 +224,36 @@ class Stepper:
     def busy(self) -> bool:
         return bool(self._active or self._refused or len(self._queue))
 
-    def figures(self) -> EngineFigures:
-        """May be called by another thread."""
+    def figures(self, arriving: int = 0) -> EngineFigures:
+        """May be called by another thread, which knows of so many more that wait."""
         return self._counts.taken(
-            waiting=len(self._queue),
+            waiting=arriving + len(self._queue),
             busy_slots=len(self._active),
             slots=self._context.slots,
             used_cells=self._streams.used_cells + self._unsettled_tokens,
             cells=self._context.slots * self._context.stream_cells,
         )
 
+    @property
+    def retry_after_seconds(self) -> int:
+        """A guess of when a slot is free for a request that came now. May be called by another thread."""
+        wait_seconds = self._service_seconds * (len(self._queue) + 1) / self._context.slots
+        return min(max(1, round(wait_seconds)), _LONGEST_RETRY_SECONDS)
+
     def add(self, now: float, *choices: Job) -> None:
         """Queues all jobs of one request, or refuses them. ``now`` is when it came, in seconds of any clock."""
+        first = choices[0]
+        own = self._queue.waiting_of(first.principal)
         for job in choices:
             job.submitted_at = now
-        if not self._queue.offer(*choices):
-            for job in choices:
-                self._refuse(job, "queue-full", self._refused)
+        if self._queue.offer(*choices):
+            self._settle()
+            free = self._context.slots - len(self._active)
+            first.queue_position = max(0, self._queue.ahead(first.principal, own) + 1 - free)
+            return
+        is_own = own + len(choices) > MOST_WAITING_OF_ONE
+        for job in choices:
+            self._refuse(job, "queue-full", self._refused, own if is_own else len(self._queue))
 
     def step(self, now: float) -> list[Event]:
         """Decodes one batch. Raises ``RuntimeError`` when llama.cpp fails in a way that leaves its state unknown."""
@@ -280,14 +301,14 @@ class Stepper:
                 self._counts.cancelled += 1
                 events.append(Event(job, ended="cancelled"))
             else:
-                self._refuse(job, "queue-timeout", events)
+                # None of its own is ahead: what came before it has waited longer still.
+                self._refuse(job, "queue-timeout", events, self._queue.ahead(job.principal, 0))
 
-    def _refuse(self, job: Job, why: Refusal, events: list[Event]) -> None:
+    def _refuse(self, job: Job, why: Refusal, events: list[Event], ahead: int) -> None:
         self._counts.refused += 1
-        wait_seconds = self._service_seconds * (len(self._queue) + 1) / self._context.slots
-        retry_after_seconds = min(max(1, round(wait_seconds)), _LONGEST_RETRY_SECONDS)
         detail = f"{len(self._queue)} requests wait for {self._context.slots} slots"
-        events.append(Event(job, ended="error", detail=detail, refused=why, retry_after_seconds=retry_after_seconds))
+        retry = self.retry_after_seconds
+        events.append(Event(job, ended="error", detail=detail, refused=why, retry_after_seconds=retry, ahead=ahead))
 
     def _admit(self, now: float, events: list[Event]) -> None:
         if not len(self._queue) or not self._streams.free:
@@ -298,7 +319,8 @@ class Stepper:
             sequence = _Sequence(job, self._counts.admitted, self._new_sampler(job), now)
             self._put(sequence, self._streams.place(sequence.partition, job.prompt))
             insort(self._active, sequence, key=attrgetter("slot"))
-            self._counts.queue_seconds += now - job.submitted_at
+            job.queued_seconds = now - job.submitted_at
+            self._counts.queue_seconds += job.queued_seconds
             events.append(Event(job, begun=True))
 
     def _put(self, sequence: _Sequence, place: Place) -> None:

@@ -259,7 +259,7 @@ def test_an_id_that_stands_for_nothing_is_refused(talker: VectorClient) -> None:
 
 def test_an_encoder_serves_with_the_whole_sandbox_on() -> None:
     with sandboxed_runner(bert_model(), context_tokens=512, slots=2) as runner:
-        assert runner.first == Ready(context_tokens=CONTEXT, slots=2, offers=("embed",))
+        assert runner.first == Ready(context_tokens=CONTEXT, slots=2)
         client = VectorClient(runner)
         assert client.embed(*TEXTS * 8, "x" * 500, truncate=True).vectors.shape == (len(TEXTS) * 8 + 1, WIDTH)
         assert client.tokenise("hello").ids

@@ -1,7 +1,6 @@
 """What a catalogue may not say, and what it does not permit."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from appliance.core.catalogue import (
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Digest, SealMode, Signer, VerifiedModel
 from tests.support.made_values import model
+from tests.support.refusals import code_of
 
 NOW = 1_800_000_000
 MODEL = model("demo")
@@ -49,15 +49,6 @@ def document(*entries: dict[str, Any], **values: Any) -> dict[str, Any]:
 
 def payload(value: Any) -> bytes:
     return value if isinstance(value, bytes) else json.dumps(value).encode()
-
-
-def code_of(action: Callable[[], object]) -> str:
-    with pytest.raises(Refused) as caught:
-        action()
-    assert caught.value.reason is Reason.MODEL_NOT_VERIFIED
-    code, _, detail = caught.value.detail.partition(": ")
-    assert detail
-    return code
 
 
 def without(key: str, value: dict[str, Any]) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import Delta, TextPrompt, ToolCallDelta
+from appliance.core.values import Delta, Started, TextPrompt, ToolCallDelta
 from appliance.gateway import generation
 from appliance.gateway.answering import BodyLimits
 from appliance.gateway.generation import GenerationRoute, Surface
 from appliance.gateway.surfaces.openai.chat import ChatSurface
 from appliance.gateway.surfaces.openai.completions import CompletionSurface
-from tests.fakes.models import STARTED, delta, end
+from tests.fakes.models import STARTED, WHOLE, delta, end
 from tests.fakes.world import World
 from tests.support.scenario import run, until
 
@@ -62,6 +62,30 @@ def contents(events: list[Any]) -> str:
         for event in events
         if event != "[DONE]" and event.get("choices")
     )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_headers_tell_how_the_caller_waited(stream: bool) -> None:
+    async def scenario() -> None:
+        world, client = World(), Client(BODY | {"stream": stream})
+        started = Started(prompt_tokens=9, queue_position=3, queued_ms=1250)
+        world.models.script = [[started], *([event] for event in WHOLE[1:])]
+        await asked(world, client)
+        headers = dict(client.sent[0]["headers"])
+        assert headers[b"x-paddock-queue-position"] == b"3"
+        assert headers[b"x-paddock-queue-ms"] == b"1250"
+
+    run(scenario)
+
+
+def test_nothing_is_told_of_a_wait_that_no_runner_told_of() -> None:
+    async def scenario() -> None:
+        world, client = World(), Client(BODY | {"stream": True})
+        world.models.script = [[end("error", completion_tokens=0)]]
+        await asked(world, client)
+        assert not any(name.startswith(b"x-paddock") for name, _value in client.sent[0]["headers"])
+
+    run(scenario)
 
 
 def test_whole_answer_is_one_object() -> None:
@@ -167,6 +191,22 @@ def test_stream_that_takes_too_long_ends_with_an_error_event() -> None:
         assert world.audit.closed[0].outcome == "cancelled"
         assert "request-timeout" in world.audit.closed[0].detail
         assert client.events[-1]["error"]["code"] == "request-timeout"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("reason", ["cancelled", "stop"])
+def test_stream_of_which_a_part_is_missing_never_ends_as_if_it_were_whole(reason: str) -> None:
+    async def scenario() -> None:
+        world, client = World(), Client(BODY | {"stream": True})
+        world.models.cut = True
+        world.models.script = [[STARTED], [delta("Hel")], [end(reason, completion_tokens=7)]]
+        await asked(world, client)
+        assert client.events[-1]["error"]["code"] == "reader-too-slow"
+        assert contents(client.events[:-1]) == "Hel"
+        assert world.audit.closed[0].outcome == "cancelled"
+        assert "reader-too-slow" in world.audit.closed[0].detail
+        assert world.budget.settled == [("r-1", 16)]
 
     run(scenario)
 

@@ -104,6 +104,14 @@ def test_retry_time_is_never_below_one_second(seconds: int) -> None:
     assert headers[b"retry-after"] == b"1"
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+def test_how_many_are_ahead_is_told_where_somebody_is(path: str) -> None:
+    body = answer(Refused(Reason.OVERLOADED, retry_after_seconds=9, ahead=0), path)[2]
+    assert body.get("error", body)["ahead"] == 0
+    body = answer(Refused(Reason.OVERLOADED, retry_after_seconds=9), path)[2]
+    assert "ahead" not in body.get("error", body)
+
+
 def test_spent_budget_is_not_to_be_retried_by_itself() -> None:
     assert answer(Refused(Reason.BUDGET_EXHAUSTED))[1][b"x-should-retry"] == b"false"
     assert b"x-should-retry" not in answer(Refused(Reason.RATE_LIMITED))[1]

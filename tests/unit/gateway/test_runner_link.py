@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from appliance.core.answer_check import DELTAS_WITHOUT_TOKEN
 from appliance.core.gguf import MAX_TOKEN_BYTES
+from appliance.core.meter import held_bytes
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import (
     Delta,
@@ -29,9 +31,10 @@ from appliance.core.values import (
 from appliance.gateway import runner_link
 from appliance.gateway.runner_link import LinkAnswer, RunnerLink
 from appliance.ipc.connection import channel_pair
-from appliance.ipc.frames import MAX_FRAME_BYTES, encode
+from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder, encode
 from appliance.ipc.messages import (
     Cancel,
+    FromRunner,
     Ready,
     Reset,
     ResetDone,
@@ -193,7 +196,7 @@ def test_end_may_come_without_a_start() -> None:
         async with pair() as one:
             answer = await one.answer()
             one.runner.say(end(reason="error", detail="x", completion_tokens=0))
-            assert [type(event) for event in await all_events(answer)] == [End]
+            assert [type(event) for event in await all_events(answer)] == [RunnerEnd]
 
     run(scenario)
 
@@ -231,25 +234,14 @@ def test_events_come_through_with_all_their_parts() -> None:
             answer = one.link.answer("r-1", admission(request=asked, max_completion_tokens=20), "key")
             call = ToolCallDelta(index=0, id="c-1", name="f", arguments="{}")
             token = SampledToken(chosen=TokenLogprob(piece=b"\xc3", logprob=-1.0))
-            parts: dict[str, Any] = {
-                "text": "t",
-                "reasoning": "r",
-                "tool_calls": (call,),
-                "logprobs": (token,),
-                "choice": 1,
-                "tokens": 2,
-            }
-            ended: dict[str, Any] = {
-                "reason": "stop",
-                "prompt_tokens": 5,
-                "completion_tokens": 2,
-                "cached_tokens": 4,
-                "choice_reasons": ("stop", "tool-calls"),
-            }
-            one.runner.say(started())
-            one.runner.say(RunnerDelta(request_id="r-1", **parts))
-            one.runner.say(RunnerEnd(request_id="r-1", **ended))
-            assert await all_events(answer) == [Started(prompt_tokens=5), Delta(**parts), End(**ended)]
+            said = [
+                started(),
+                delta(text="t", reasoning="r", tool_calls=(call,), logprobs=(token,), choice=1, tokens=2),
+                end(completion_tokens=2, cached_tokens=4, choice_reasons=("stop", "tool-calls")),
+            ]
+            for message in said:
+                one.runner.say(message)
+            assert await all_events(answer) == said
 
     run(scenario)
 
@@ -262,8 +254,13 @@ def test_only_waiting_for_a_place_helps(said: Any, seconds: int, told: int | Non
     async def scenario() -> None:
         async with pair() as one:
             answer = await one.answer()
-            one.runner.say(RunnerRefused(request_id="r-1", reason=said, retry_after_seconds=seconds, detail="d"))
-            assert (await loss(answer)).retry_after_seconds == told
+            refused = RunnerRefused(
+                request_id="r-1", reason=said, retry_after_seconds=seconds, ahead=3 if seconds else None, detail="d"
+            )
+            one.runner.say(refused)
+            refusal = await loss(answer)
+            assert refusal.retry_after_seconds == told
+            assert refusal.ahead == (3 if told else None)
 
     run(scenario)
 
@@ -284,6 +281,81 @@ def test_runner_may_refuse_to_start(said: Any, reason: Reason) -> None:
             assert (await loss(answer)).reason is reason
             assert one.broken == []
             await one.answer("r-2")
+
+    run(scenario)
+
+
+def test_answer_that_nobody_reads_is_stopped_and_the_rest_of_it_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_link, "MAX_UNREAD_BYTES", 20 * held_bytes(delta()))
+
+    async def scenario() -> None:
+        async with pair() as one:
+            unread = one.link.answer("r-1", admission(max_completion_tokens=1000), "key")
+            other = one.link.answer("r-2", admission(max_completion_tokens=1000), "key")
+            for request_id in ("r-1", "r-2"):
+                assert (await one.runner.hear(Submit)).request_id == request_id
+                one.runner.say(started(request_id))
+            for _ in range(100):
+                one.runner.say(delta("r-1"))
+                one.runner.say(delta("r-2"))
+                while not any(isinstance(event, Delta) for event in await other.events()):
+                    pass
+            assert (await one.runner.hear(Cancel)).request_id == "r-1"
+            one.runner.say(delta("r-1"))
+            one.runner.say(end("r-1", completion_tokens=101, reason="cancelled"))
+            one.runner.say(end("r-2", completion_tokens=100))
+            assert isinstance((await all_events(other))[-1], RunnerEnd)
+            begun, *deltas, last = await all_events(unread)
+            assert isinstance(begun, RunnerStarted) and isinstance(last, RunnerEnd)
+            assert len(deltas) == 20
+            assert last.completion_tokens == 101, "its cost is known exactly"
+            assert (unread.cut, other.cut) == (True, False)
+            assert one.broken == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"text": " word"},
+        {"text": "\U0001f600" * 2000},
+        {"text": "\U0001f600", "reasoning": "why"},
+        {"text": "a", "logprobs": (TOKEN,)},
+        {"text": "a", "logprobs": (msgspec.structs.replace(TOKEN, alternatives=(TOKEN.chosen,) * 20),) * 8},
+        {"text": "", "tool_calls": (ToolCallDelta(index=0, arguments='{"a'),)},
+    ],
+    ids=["text", "wide", "reasoning", "drawn", "alternatives", "call"],
+)
+def test_no_event_takes_more_memory_than_is_reckoned(parts: dict[str, Any]) -> None:
+    decoder: FrameDecoder[FromRunner] = FrameDecoder(FromRunner)
+    data = encode(delta(**parts))
+    tracemalloc.start()
+    try:
+        kept = [decoder.decode(data) for _ in range(200)]
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert taken <= sum(held_bytes(event) for event in kept if isinstance(event, Delta))
+
+
+def test_reader_that_reads_now_and_then_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_link, "MAX_UNREAD_BYTES", 20 * held_bytes(delta()))
+
+    async def scenario() -> None:
+        async with pair() as one:
+            answer = one.link.answer("r-1", admission(max_completion_tokens=1000), "key")
+            one.runner.say(started())
+            read: list[Any] = []
+            for _ in range(10):
+                for _ in range(15):
+                    one.runner.say(delta())
+                await turns()
+                read += await answer.events()
+            one.runner.say(end(completion_tokens=150))
+            read += await all_events(answer)
+            assert len(read) == 152
+            assert not answer.cut
 
     run(scenario)
 
@@ -590,7 +662,7 @@ def test_events_before_the_break_are_given_out_first() -> None:
             one.runner.say(delta(text="last"))
             one.runner.leave()
             await until(lambda: bool(one.broken))
-            assert [type(event) for event in await answer.events()] == [Started, Delta]
+            assert [type(event) for event in await answer.events()] == [RunnerStarted, RunnerDelta]
             assert (await loss(answer)).reason is Reason.RUNNER_LOST
             assert (await loss(answer)).reason is Reason.RUNNER_LOST  # and every time it is asked
 
@@ -740,7 +812,7 @@ def test_what_was_said_to_a_former_gateway_reaches_nobody() -> None:
             answer = await one.answer("r-1")
             one.runner.say(started())
             one.runner.say(end(completion_tokens=0))
-            assert [type(event) for event in await all_events(answer)] == [Started, End]
+            assert [type(event) for event in await all_events(answer)] == [RunnerStarted, RunnerEnd]
             assert one.broken == []
 
     run(scenario)

@@ -14,12 +14,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from appliance.core.catalogue import CATALOGUE_TYPE, Catalogue
 from appliance.core.manifest import PAYLOAD_TYPE, pae
-from appliance.core.refusals import Fault, Reason, Refused
+from appliance.core.refusals import Fault, Refused
 from appliance.core.values import Digest
 from appliance.models.catalogue import CatalogueKeeper, cosign_catalogue, sign_catalogue, verify_catalogue
 from appliance.models.certificates import DenyList
 from appliance.models.envelope import MAX_SIGNATURES
 from appliance.models.keys import TrustedKeys, key_fingerprint, key_hint, public_pem
+from tests.support.refusals import code_of
 from tests.support.signed_models import KEY, OTHER_KEY, spoiled
 
 NOW = 1_800_000_000
@@ -37,15 +38,6 @@ def payload(version: int = 1, *, expires: int = NOW + 100, **entry: Any) -> byte
         "expires_at_seconds": NOW + 100,
     } | entry
     return json.dumps({"version": version, "expires_at_seconds": expires, "models": [listed]}).encode()
-
-
-def code_of(action: Callable[[], object]) -> str:
-    with pytest.raises(Refused) as caught:
-        action()
-    assert caught.value.reason is Reason.MODEL_NOT_VERIFIED
-    code, _, detail = caught.value.detail.partition(": ")
-    assert detail
-    return code
 
 
 ENVELOPE = sign_catalogue(payload(), [KEY])

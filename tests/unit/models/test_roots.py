@@ -3,7 +3,6 @@
 import json
 import os
 from base64 import b64decode, b64encode
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from appliance.cli.main import main
 from appliance.core.catalogue import CATALOGUE_TYPE
 from appliance.core.catalogue_root import ROOT_TYPE, Root, RootKey, encode_root
-from appliance.core.refusals import Fault, Reason, Refused
+from appliance.core.refusals import Fault, Refused
 from appliance.core.values import Digest
 from appliance.models import envelope
 from appliance.models.catalogue import CatalogueKeeper, cosign_catalogue, sign_catalogue
 from appliance.models.keys import key_fingerprint, private_pem, public_pem
 from appliance.models.roots import sign_root
+from tests.support.refusals import code_of
 from tests.support.signed_models import spoiled
 
 NOW = 1_800_000_000
@@ -42,15 +42,6 @@ def root(version: int, *keys: Key, required: int = 1, expires: int = NOW + 500) 
 
 def hand_over(version: int, to: tuple[Key, ...], by: tuple[Key, ...], **values: Any) -> bytes:
     return sign_root(root(version, *to, **values), [*by])
-
-
-def code_of(action: Callable[[], object]) -> str:
-    with pytest.raises(Refused) as caught:
-        action()
-    assert caught.value.reason is Reason.MODEL_NOT_VERIFIED
-    code, _, detail = caught.value.detail.partition(": ")
-    assert detail
-    return code
 
 
 class Place:

@@ -1,14 +1,14 @@
 """A model that needs several signers is not vouched for by fewer."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from appliance.core.manifest import TrustPolicy
-from appliance.core.refusals import Fault, Reason, Refused
+from appliance.core.refusals import Fault
 from appliance.core.values import Digest, VerifiedModel
 from appliance.models.certificates import DenyList, TrustedRoots
 from appliance.models.keys import TrustedKeys, key_fingerprint, public_pem
@@ -17,6 +17,7 @@ from appliance.models.store import MAX_BUNDLES, ModelStore
 from appliance.models.trust import Trust
 from tests.support.certificates import NOW, Party
 from tests.support.gguf_files import small_model_bytes
+from tests.support.refusals import code_of
 from tests.support.signed_models import KEY, OTHER_KEY, memory_file, shards, signed, signed_statement, statement_of
 
 MODEL = small_model_bytes("demo")
@@ -44,13 +45,6 @@ def put(store: ModelStore, trust: Trust, *bundles: bytes) -> VerifiedModel:
         return store.import_model(fd, "demo", bundles, trust)
     finally:
         os.close(fd)
-
-
-def code_of(action: Callable[[], object]) -> str:
-    with pytest.raises(Refused) as caught:
-        action()
-    assert caught.value.reason is Reason.MODEL_NOT_VERIFIED
-    return caught.value.detail.split(":")[0]
 
 
 def by(name: str, root: Party = ROOT) -> bytes:

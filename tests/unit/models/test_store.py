@@ -22,6 +22,7 @@ from appliance.models.store import ModelStore, check_name
 from appliance.models.trust import Trust
 from appliance.validator.reading import read_facts
 from tests.support.gguf_files import small_model_bytes
+from tests.support.refusals import code_of
 from tests.support.signed_models import (
     OTHER_KEY,
     TRUSTED,
@@ -56,14 +57,6 @@ def put(store: ModelStore, data: bytes = MODEL, name: str = "demo", bundle: byte
         store.import_model(fd, name, signed(data) if bundle is None else bundle, TRUSTED)
     finally:
         os.close(fd)
-
-
-def code_of(action: Callable[[], object]) -> str:
-    """The code of the refusal that ``action`` must end in."""
-    with pytest.raises(Refused) as caught:
-        action()
-    assert caught.value.reason is Reason.MODEL_NOT_VERIFIED
-    return caught.value.detail.split(":")[0]
 
 
 def bytes_of(fd: int) -> bytes:

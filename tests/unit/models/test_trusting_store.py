@@ -20,6 +20,7 @@ from appliance.settings import Settings, parse
 from appliance.warden.starter_client import Starter
 from tests.support.certificates import Party
 from tests.support.gguf_files import small_model_bytes
+from tests.support.refusals import code_of
 from tests.support.signed_models import KEY, OTHER_KEY
 
 MODEL = small_model_bytes("demo")
@@ -84,12 +85,6 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     one = Desk(tmp_path)
     with begin_starter(one.config) as one.starter:
         yield one
-
-
-def code_of(action: Callable[[], object]) -> str:
-    with pytest.raises(Refused) as caught:
-        action()
-    return caught.value.detail.split(":")[0]
 
 
 def take_back_key(desk: Desk) -> None:

@@ -73,6 +73,45 @@ def test_leaving_and_coming_back_pays_no_debt_off() -> None:
     assert serve(waiting, 2) == ["modest", "modest"]
 
 
+@given(
+    arrivals=st.lists(st.sampled_from("abcd"), min_size=1, max_size=30),
+    served=st.integers(0, 10),
+    weights=st.fixed_dictionaries({name: st.sampled_from([1, 2, 4]) for name in "abcd"}),
+    tokens=st.integers(1, 50),
+)
+@settings(max_examples=200, deadline=None)
+def test_as_many_are_taken_before_one_as_were_said_to_be_ahead(
+    arrivals: list[str], served: int, weights: dict[str, int], tokens: int
+) -> None:
+    """Where nobody comes later, everything costs the same, and nothing is done meanwhile."""
+    waiting = queue(*[Piece(name, weights[name]) for name in "dcba"])
+    serve(waiting, 4, tokens)
+    for name in arrivals:
+        waiting.offer(Piece(name, weights[name]))
+    serve(waiting, min(served, len(waiting) - 1), tokens)
+    last = Piece("a", weights["a"])
+    own = waiting.waiting_of("a")
+    waiting.offer(last)
+    said = waiting.ahead("a", own)
+    taken = 0
+    while (piece := waiting.take()) is not last:
+        assert piece is not None
+        waiting.charge(piece.principal, tokens)
+        taken += 1
+    assert said == taken
+
+
+def test_costly_work_of_another_lets_more_come_before_it() -> None:
+    waiting = queue(Piece("heavy"), Piece("light"))
+    serve(waiting, 2, tokens=100)
+    for name, pieces in {"heavy": 5, "light": 5}.items():
+        waiting.offer(*[Piece(name) for _ in range(pieces)])
+    assert serve(waiting, 1, tokens=250) == ["heavy"]
+    assert waiting.ahead("heavy", 0) == 2, "at 350, and others' at 100, 250 and 400, since work has cost 150"
+    assert waiting.ahead("light", 0) == 0
+    assert waiting.ahead("unknown", 0) == 0
+
+
 def test_weight_is_a_share() -> None:
     waiting = queue(*[Piece("three", 3) for _ in range(60)], *[Piece("one") for _ in range(60)])
     served = serve(waiting, 40)

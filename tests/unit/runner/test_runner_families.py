@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.core.values import Tool, ToolCallDelta
+from appliance.core.values import MAX_TOOL_CALLS, Tool, ToolCallDelta
 from appliance.runner.chat.answer import (
-    MAX_CALLS,
     MAX_HELD_CHARACTERS,
     MAX_PIECE_CHARACTERS,
     AnswerParser,
@@ -186,8 +185,8 @@ def test_arguments_that_were_held_back_come_in_pieces() -> None:
 
 def test_call_too_many_is_text() -> None:
     one = '<tool_call>{"name": "g"}</tool_call>'
-    out = read(parser("hermes"), [one * (MAX_CALLS + 1)])
-    assert len(out) == MAX_CALLS + 1
+    out = read(parser("hermes"), [one * (MAX_TOOL_CALLS + 1)])
+    assert len(out) == MAX_TOOL_CALLS + 1
     assert out[-1] == ["text", one]
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from msgspec import Meta
 
 from appliance.core.values import (
+    MAX_TOOL_CALLS,
     Constraint,
     Conversation,
     FunctionName,
@@ -74,7 +75,7 @@ class _Call(Value, frozen=True, kw_only=True):
 
 class _Assistant(_Turn, frozen=True, kw_only=True, tag="assistant"):
     content: _Content | None = None
-    tool_calls: Annotated[tuple[_Call, ...], Meta(max_length=128)] | None = None
+    tool_calls: Annotated[tuple[_Call, ...], Meta(max_length=MAX_TOOL_CALLS)] | None = None
     # ignored: what an answer carries besides, sent back; templates leave earlier reasoning out
     reasoning_content: _Ignored = None
     reasoning: _Ignored = None
