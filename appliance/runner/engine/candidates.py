@@ -96,6 +96,15 @@ class Candidates:
         mask[never] = False
         return np.flatnonzero(mask)
 
+    def above(self, row: Row, bound: np.float32, rules: Rules) -> Ids:
+        """Ids, rising: all tokens that reach ``bound`` and are not in ``never``, and ``always``."""
+        mask = self._mask
+        np.greater_equal(row, bound, out=mask)
+        if len(rules.always):
+            mask[rules.always] = True
+        mask[rules.never] = False
+        return np.flatnonzero(mask)
+
     def near_each(self, rows: Row, depths: Sequence[int]) -> list[Ids] | None:
         """``near`` of every row without rules, by a few calls for all: each call may cost the engine thread the GIL.
 

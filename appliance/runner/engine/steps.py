@@ -16,6 +16,10 @@ A prompt that begins like what its partition has in the cache is computed from t
 begins like another of the same principal's that is being computed waits for it: so the choices of one request compute
 its prompt once.
 
+A draw that a grammar refused at first may take longer than a step (``engine.search``). All such draws together get
+``SEARCH_TOKENS`` of each step, by principal in turn; a sequence whose draw is not done sits out the next steps, and
+nobody else waits for it.
+
 Trusts: a job's prompt is not empty, its token ids are in range, and prompt and answer fit the context (``channel``);
 the time that its caller gives never goes back.
 Promises: each job ends with exactly one event that has ``ended`` set, within one step of being cancelled.
@@ -40,8 +44,10 @@ from appliance.runner.engine.logprobs import Logprobs
 from appliance.runner.engine.model import LoadError, Model, TokenIds
 from appliance.runner.engine.rehearsal import rehearse
 from appliance.runner.engine.sampling import Draw, Sampler, draw_rows
+from appliance.runner.engine.search import Search
 from appliance.runner.engine.streams import Place, Streams
 from appliance.runner.engine.vocabulary import Vocabulary
+from appliance.runner.rounds import Rounds
 
 MOST_WAITING: Final = 256
 """Jobs that wait for a slot. One more is refused."""
@@ -52,8 +58,13 @@ PROMPT_TOKENS: Final = 256
 of 128 and 512 tokens: with 256 the median time to the first token is that with 512 within 10 %, and the longest time
 between two tokens half of it; with 128 the first token comes a third later, with 64 up to three times as late."""
 
+SEARCH_TOKENS: Final = 4096
+"""Tokens about which grammars are asked in one step, but for one of each draw: 1 to 2 milliseconds, with the dearest
+grammars that are let in 4."""
+
 _NO_ROOM: Final = 1
 _ANSWER_TOKEN_COST: Final = 2  # of service, beside a prompt token's 1: it needs a slot for a step of its own
+_SEARCHED_TOKENS_OF_SERVICE: Final = 2048  # as much as a token of a prompt
 _LEAST_COPIED_TOKENS: Final = 16
 _COPIED_CELLS_PER_TOKEN: Final = 128
 """Computing a token takes as long as copying so many cells, or longer."""
@@ -137,7 +148,8 @@ class Event(NamedTuple):
 class _Sequence:
     """A job in a slot. ``position`` counts the tokens in the KV cache; the last of ``answer`` is not yet there.
 
-    ``waits`` for others that may have the same prompt, before it computes anything.
+    ``waits`` for others that may have the same prompt, before it computes anything. ``search`` is that of a draw which
+    is not done; the last of ``answer`` is in the cache meanwhile.
     """
 
     __slots__ = (
@@ -148,6 +160,7 @@ class _Sequence:
         "position",
         "prompt_tokens",
         "sampler",
+        "search",
         "settled",
         "slot",
         "waits",
@@ -164,6 +177,7 @@ class _Sequence:
         self.settled = 0  # the position at the last ``Stepper._settle``
         self.answer: list[int] = []
         self.waits = True
+        self.search: Search | None = None
 
     @property
     def partition(self) -> Hashable:
@@ -189,6 +203,7 @@ class Stepper:
         least_copied = max(_LEAST_COPIED_TOKENS, context.stream_cells // _COPIED_CELLS_PER_TOKEN)
         self._streams = Streams(context.slots, least_copied if context.can_cut else None)
         self._active: list[_Sequence] = []  # in the order of the slots
+        self._searching: Rounds[tuple[_Sequence, Search]] = Rounds()
         self._refused: list[Event] = []
         self._begun: list[Job] = []
         self._ends: dict[int, bool] = {}  # token -> whether it ends an answer
@@ -224,21 +239,54 @@ class Stepper:
         self._leave(now, events)
         self._admit(now, events)
         prompted, wanted = self._fill()
-        if not self._batch.size:
+        if self._batch.size and not self._decode(prompted, wanted, events, now):
             return events
+        self._go_on(events, now)
+        return events
+
+    def _decode(
+        self, prompted: list[tuple[_Sequence, int]], wanted: list[_Sequence], events: list[Event], now: float
+    ) -> bool:
+        """Decodes the batch and draws. False when there was no room for it."""
+        for sequence in self._active if self._searching else ():
+            if sequence.search is not None:
+                sequence.search.keep_row()
         status = self._context.decode(self._batch)
         if status == _NO_ROOM:
             largest = max(self._active, key=lambda sequence: sequence.position)
             self._end(largest, events, now, "error", "no room in the KV cache")
-            return events
+            return False
         if status != 0:
             raise RuntimeError(f"llama_decode returned {status}")
         self._count(prompted)
         if wanted:
             draws = draw_rows([sequence.sampler for sequence in wanted], self._context.logits(len(wanted)))
             for sequence, draw in zip(wanted, draws, strict=True):
-                self._advance(sequence, draw, events, now)
-        return events
+                if sequence.answer:
+                    sequence.position += 1
+                if isinstance(draw, Search):
+                    sequence.search = draw
+                    self._searching.put(str(sequence.number), sequence.job.principal, (sequence, draw))
+                else:
+                    self._advance(sequence, draw, events, now)
+        return True
+
+    def _go_on(self, events: list[Event], now: float) -> None:
+        """With draws that are not done, one look of everybody's in turn, until what a step has for them is spent."""
+        left = SEARCH_TOKENS
+        while self._searching and left > 0:
+            number, principal, (sequence, search) = self._searching.take()
+            if looked := search.look():
+                left -= looked
+                self._searching.put(number, principal, (sequence, search))
+            else:
+                self._charge_search(sequence)
+                self._advance(sequence, sequence.sampler.end(search), events, now)
+
+    def _charge_search(self, sequence: _Sequence) -> None:
+        search, sequence.search = sequence.search, None
+        if search is not None:
+            self._queue.charge(sequence.job.principal, search.looked_at // _SEARCHED_TOKENS_OF_SERVICE)
 
     def timed(self, start: float, end: float) -> None:
         """The last step took from ``start`` to ``end``."""
@@ -311,6 +359,8 @@ class Stepper:
         self, sequence: _Sequence, events: list[Event], now: float, reason: FinishReason, detail: str = ""
     ) -> None:
         self._settle()
+        if self._searching.pop(str(sequence.number)):
+            self._charge_search(sequence)
         self._active.remove(sequence)
         self._queue.done(sequence.job.principal)
         keep = bool(sequence.job.partition) and reason != "error"
@@ -338,6 +388,8 @@ class Stepper:
         prompted, wanted = [], []
         for sequence in self._active:
             position = sequence.position
+            if sequence.search is not None:
+                continue
             if position >= sequence.prompt_tokens:
                 slots.append(sequence.slot)
                 tokens.append(sequence.answer[-1])
@@ -405,8 +457,6 @@ class Stepper:
         return Sampler(job.sampling, job.prompt, job.constraint, self._candidates, job.choice)
 
     def _advance(self, sequence: _Sequence, draw: Draw | None, events: list[Event], now: float) -> None:
-        if sequence.answer:
-            sequence.position += 1
         if draw is None:
             self._end(sequence, events, now, "error", sequence.sampler.failure)
         elif self._is_end(draw.token):
