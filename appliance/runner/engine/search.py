@@ -17,12 +17,12 @@ Not here: whose search goes on (``engine.steps``), the draw (``engine.sampling``
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from appliance.runner.engine.candidates import Candidates, Row, Rules, lower_bound
+from appliance.runner.engine.candidates import Candidates, Row, Rules
 from appliance.runner.engine.constraint import CompiledConstraint
 from appliance.runner.engine.vocabulary import NO_IDS, Ids
 
@@ -30,8 +30,9 @@ LOOK_TOKENS: Final = 512
 """The most tokens that the grammar is asked about in one look."""
 LEAST_LOOK: Final = 128
 """What a look counts as at least: finding out whom to ask about has a price too."""
-DEPTHS: Final = (128, 2048)
-"""So many of the best are looked at before the whole vocabulary is."""
+
+_FIRST_DEPTH, _NEXT_DEPTH, _LAST_DEPTH = 128, 1024, 8192  # of the best, more or less
+_STRIDE: Final = 16
 
 
 class Goal(NamedTuple):
@@ -74,24 +75,38 @@ class Search:
             self.row = self.row.copy()
 
     def _search(self) -> Iterator[int]:
-        for depth in DEPTHS:
-            bound = lower_bound(self.row, depth)
-            if bound is None:
-                break
-            near = self._candidates.above(self.row, bound, self._rules)
-            yield from self._ask(near)
-            self.allowed = near[self._fits[near]]
-            if self._is_enough(bound):
-                return
-        yield from self._ask_all()
-        self._fits[self._rules.never] = False
-        self.allowed = self._best(np.flatnonzero(self._fits))
-
-    def _ask_all(self) -> Iterator[int]:
         vocabulary, fits = self._candidates.vocabulary, self._fits
+        for depth in self._depths():
+            if (yield from self._ask_best(self.row, depth)):
+                return
         yield from self._ask(vocabulary.ends)
-        for number, level in enumerate(vocabulary.levels):
-            yield from self._ask(level.ids[fits[level.parents]] if number else level.ids)
+        yield from self._ask(vocabulary.levels[0].ids if vocabulary.levels else NO_IDS)
+        hopeful = self.row[fits[vocabulary.roots]]
+        if len(hopeful) > _LAST_DEPTH and (yield from self._ask_best(hopeful, _LAST_DEPTH)):
+            return
+        for level in vocabulary.levels[1:]:
+            yield from self._ask(level.ids[fits[level.parents]])
+        fits[self._rules.never] = False
+        self.allowed = self._best(np.flatnonzero(fits))
+
+    def _depths(self) -> Iterator[int]:
+        goal = self._goal
+        if goal.best <= _FIRST_DEPTH or goal.margin < math.inf:
+            yield _FIRST_DEPTH
+        if 4 * goal.best < _LAST_DEPTH:
+            yield max(_NEXT_DEPTH, 4 * goal.best)
+
+    def _ask_best(self, logits: Row, depth: int) -> Generator[int, None, bool]:
+        """About the best of the row, down to the one at about ``depth`` of ``logits``, but for those whose root is
+        refused. Whether that is enough."""
+        bound = _bound(logits, depth)
+        if not math.isfinite(bound):
+            return False
+        near = self._candidates.above(self.row, bound, self._rules)
+        roots = self._candidates.vocabulary.roots[near]
+        yield from self._ask(near[self._fits[roots] | ~self._asked[roots]])
+        self.allowed = near[self._fits[near]]
+        return self._is_enough(bound)
 
     def _ask(self, ids: Ids) -> Iterator[int]:
         """About those of some tokens that were not asked about before."""
@@ -118,3 +133,10 @@ class Search:
         bound = np.partition(logits, -self._goal.best)[-self._goal.best]
         best: Ids = ids[(logits >= bound) | np.isin(ids, self._rules.always)]
         return best
+
+
+def _bound(row: Row, depth: int) -> np.float32:
+    """What about ``depth`` of the logits reach, by a sample. Any number would do: it says who is asked about first."""
+    sample = row[::_STRIDE]
+    place = max(len(sample) - depth // _STRIDE, 0)
+    return np.float32(np.partition(sample, place)[place])

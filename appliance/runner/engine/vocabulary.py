@@ -44,7 +44,8 @@ class Vocabulary(NamedTuple):
     (``grammar.ambiguity``). ``misfits`` says of every token whether no text goes on with it where a character begins.
 
     ``levels``: all tokens that are neither ``ends`` nor ``unseen``, by how many other tokens of whole characters they
-    begin with; beside them their parents, the longest of these.
+    begin with; beside them their parents, the longest of these. ``roots`` has of every token the one on the first level
+    that it begins with, which may be itself.
     """
 
     size: int
@@ -53,6 +54,7 @@ class Vocabulary(NamedTuple):
     unseen: Ids = NO_IDS
     misfits: NDArray[np.bool_] = np.zeros(0, np.bool_)
     levels: tuple[Level, ...] = ()
+    roots: Ids = NO_IDS
 
     @classmethod
     def of(cls, model: Model) -> "Vocabulary":
@@ -74,13 +76,15 @@ class Vocabulary(NamedTuple):
         for token, piece in pieces.items():
             if not piece.isascii():
                 ragged[token], misfits[token] = _judged(piece)
+        levels = _levels(pieces, ragged)
         return cls(
             size=model.vocabulary_tokens,
             ends=np.array(ends, np.int64),
             suppressed=_suppressed(pointer, model.vocabulary_tokens),
             unseen=np.array(unseen, np.int64),
             misfits=misfits,
-            levels=_levels(pieces, ragged),
+            levels=levels,
+            roots=_roots(model.vocabulary_tokens, levels),
         )
 
 
@@ -95,6 +99,13 @@ def _levels(pieces: dict[int, bytes], ragged: NDArray[np.bool_]) -> tuple[Level,
             line.append((token, piece))
     levels = [np.flatnonzero(depths == depth) for depth in range(int(depths.max(initial=-1)) + 1)]
     return tuple(Level(ids, parents[ids]) for ids in levels)
+
+
+def _roots(size: int, levels: tuple[Level, ...]) -> Ids:
+    roots = np.arange(size)
+    for level in levels[1:]:
+        roots[level.ids] = roots[level.parents]
+    return roots
 
 
 def _is_long(piece: bytes) -> bool:
