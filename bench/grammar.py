@@ -42,6 +42,7 @@ from appliance.runner.engine.vocabulary import Vocabulary
 from appliance.runner.grammar.gbnf import GrammarInvalid, check
 from appliance.runner.grammar.schema import json_object_gbnf
 from bench.support.figures import surroundings, table
+from tests.support.grammar_texts import drawn_grammar
 from tests.support.wordy_model import wordy_model
 
 VOCABULARIES: Final = (32_000, 152_000)
@@ -173,21 +174,6 @@ class Bench:
                 break
             constraint.accept(chance.choice(going_on))
         return look, one
-
-
-def drawn_grammar(chance: random.Random) -> str:
-    classes = (".", r"[^\n]", "[a-z]", "[a]", "[a-z0-9]", "[^a]", '"a"', '" "', "[ a=]")
-
-    def item(depth: int) -> str:
-        if depth and chance.random() < 0.5:
-            group = " | ".join(sequence(depth - 1) for _ in range(chance.randint(1, 3)))
-            return f"({group})" + chance.choice(["", "?", "*", "+", "{0,8}", "{0,40}"])
-        return chance.choice(classes) + chance.choice(["", "", "?", "*", "{0,5}", "{0,30}", "{3,20}"])
-
-    def sequence(depth: int) -> str:
-        return " ".join(item(depth) for _ in range(chance.randint(1, 4)))
-
-    return "root ::= " + " | ".join(sequence(3) for _ in range(chance.randint(1, 3)))
 
 
 def main() -> None:
