@@ -64,7 +64,6 @@ grammars that are let in 4."""
 
 _NO_ROOM: Final = 1
 _ANSWER_TOKEN_COST: Final = 2  # of service, beside a prompt token's 1: it needs a slot for a step of its own
-_SEARCHED_TOKENS_OF_SERVICE: Final = 2048  # as much as a token of a prompt
 _LEAST_COPIED_TOKENS: Final = 16
 _COPIED_CELLS_PER_TOKEN: Final = 128
 """Computing a token takes as long as copying so many cells, or longer."""
@@ -284,9 +283,11 @@ class Stepper:
                 self._advance(sequence, sequence.sampler.end(search), events, now)
 
     def _charge_search(self, sequence: _Sequence) -> None:
+        """A search is over. All that a step has for searches costs as much as a token of an answer."""
         search, sequence.search = sequence.search, None
         if search is not None:
-            self._queue.charge(sequence.job.principal, search.looked_at // _SEARCHED_TOKENS_OF_SERVICE)
+            cost = search.looked_at * _ANSWER_TOKEN_COST // SEARCH_TOKENS
+            self._queue.charge(sequence.job.principal, cost)
 
     def timed(self, start: float, end: float) -> None:
         """The last step took from ``start`` to ``end``."""
