@@ -25,15 +25,15 @@ FORCED = tuple((token, 100.0) for token in range(FIRST_WORD, FIRST_WORD + 512))
 RARE = BYTE + 0xF4
 
 HOSTILE = {
-    "hot and wide": (HOT, GbnfGrammar(text="root ::= [^ae]*")),
-    "tokens forced that are refused": (
+    "hot-and-wide": (HOT, GbnfGrammar(text="root ::= [^ae]*")),
+    "tokens-forced-that-are-refused": (
         Sampling(temperature=2.0, top_k=0, top_p=1.0, min_p=0.0, logit_bias=FORCED, seed=1),
         GbnfGrammar(text="root ::= [^!-~]*"),
     ),
-    "a rare token": (HOT, GbnfGrammar(text="root ::= [\U00100000-\U0010ffff]*")),
-    "rare ends": (HOT, GbnfGrammar(text='root ::= ([a-z]{0,12} "q")*')),
-    "many places": (HOT, GbnfGrammar(text="root ::= [^e]{0,40} .{0,40}")),
-    "one of many words": (HOT, GbnfGrammar(text="root ::= (" + " | ".join(f'"a{n:04}"' for n in range(120)) + ")*")),
+    "a-rare-token": (HOT, GbnfGrammar(text="root ::= [\U00100000-\U0010ffff]*")),
+    "rare-ends": (HOT, GbnfGrammar(text='root ::= ([a-z] "q")*')),
+    "many-places": (HOT, GbnfGrammar(text="root ::= [^e]{0,40} .{0,40}")),
+    "one-of-many-words": (HOT, GbnfGrammar(text="root ::= (" + " | ".join(f'"a{n:04}"' for n in range(120)) + ")*")),
     "json": (HOT, JsonObject()),
 }
 
@@ -56,7 +56,7 @@ def test_hostile_grammars_do_not_make_an_innocent_wait(model: Path) -> None:
         for name in HOSTILE:
             if not runner.answers[name].done:
                 runner.cancel(name)
-        runner.wait_for(*HOSTILE)
+        assert not any(hostile.refused for hostile in runner.wait_for(*HOSTILE))
         assert runner.ask(PROMPT, max_completion_tokens=2).end is not None
         runner.channel.shutdown(2)
         told = json.loads(runner.last_words().split(", ", 1)[1])
