@@ -238,15 +238,17 @@ class Stepper:
         self._leave(now, events)
         self._admit(now, events)
         prompted, wanted = self._fill()
-        if self._batch.size and not self._decode(prompted, wanted, events, now):
-            return events
+        if self._batch.size and self._decode(events, now):
+            self._count(prompted)
+            if wanted:
+                draws = draw_rows([sequence.sampler for sequence in wanted], self._context.logits(len(wanted)))
+                for sequence, draw in zip(wanted, draws, strict=True):
+                    self._take(sequence, draw, events, now)
         self._go_on(events, now)
         return events
 
-    def _decode(
-        self, prompted: list[tuple[_Sequence, int]], wanted: list[_Sequence], events: list[Event], now: float
-    ) -> bool:
-        """Decodes the batch and draws. False when there was no room for it."""
+    def _decode(self, events: list[Event], now: float) -> bool:
+        """Computes the batch. False when there was no room for it, and one that took much has been ended."""
         for sequence in self._active if self._searching else ():
             if sequence.search is not None:
                 sequence.search.keep_row()
@@ -257,18 +259,17 @@ class Stepper:
             return False
         if status != 0:
             raise RuntimeError(f"llama_decode returned {status}")
-        self._count(prompted)
-        if wanted:
-            draws = draw_rows([sequence.sampler for sequence in wanted], self._context.logits(len(wanted)))
-            for sequence, draw in zip(wanted, draws, strict=True):
-                if sequence.answer:
-                    sequence.position += 1
-                if isinstance(draw, Search):
-                    sequence.search = draw
-                    self._searching.put(str(sequence.number), sequence.job.principal, (sequence, draw))
-                else:
-                    self._advance(sequence, draw, events, now)
         return True
+
+    def _take(self, sequence: _Sequence, draw: Draw | Search | None, events: list[Event], now: float) -> None:
+        """What was drawn behind the last token of a sequence, or is searched for. That token is in the cache now."""
+        if sequence.answer:
+            sequence.position += 1
+        if isinstance(draw, Search):
+            sequence.search = draw
+            self._searching.put(str(sequence.number), sequence.job.principal, (sequence, draw))
+        else:
+            self._advance(sequence, draw, events, now)
 
     def _go_on(self, events: list[Event], now: float) -> None:
         """With draws that are not done, one look of everybody's in turn, until what a step has for them is spent."""
