@@ -47,7 +47,6 @@ FORBIDDING_BIAS: Final = -100.0
 NOT_FINITE: Final = "the model's logits are not finite"
 NOTHING_ALLOWED: Final = "nothing that the request allows can come next"
 
-_SHARED_ROWS: Final = 4  # fewer are as quick one by one
 _LEAST_TEMPERATURE: Final = 1e-6
 _MIROSTAT_TOKENS: Final = 100  # from which mirostat 1 estimates the distribution, as in its paper and in llama.cpp
 _SEEDS: Final = 2**32 - 1  # the one above them all means "random" to llama.cpp, which would open /dev/urandom
@@ -86,10 +85,10 @@ class Sampler:
         self._penalised = _penalises(sampling)
         self._window: deque[int] | None = deque(maxlen=sampling.repeat_last_n) if _lifts(sampling) else None
         self._keep = self._best_needed(sampling)
-        self._chain = self._chain_for(sampling, choice)
+        self.chain = self._chain_for(sampling, choice)
         self.shared_depth: Final = self._depth_without_rules()
-        """How many of the best of a row are candidates; 0 when there is more to know before."""
-        self._takes_best = self._chain is None and not len(self._rules.biased)
+        """Among how many of the best of a row ``chain`` chooses; 0 when there is more to know or to check."""
+        self._takes_best = self.chain is None and not len(self._rules.biased)
         if self._penalised:
             for token in prompt[-sampling.repeat_last_n :].tolist():
                 self._remember(token)
@@ -119,14 +118,18 @@ class Sampler:
         return chain
 
     def _depth_without_rules(self) -> int:
-        alone = self._chain is None or self._window is not None or len(self._rules.always) or len(self._rules.never)
+        free = self.chain is not None and self._window is None and self._constraint is None
+        alone = not free or len(self._rules.always) or len(self._rules.never)
         return 0 if alone or self._keep > MAX_SHARED_DEPTH else self._keep
 
-    def draw(self, row: Row, near: Ids | None = None) -> Draw | None:
-        """One row of logits -> the next token; None when there is none, and ``failure`` says why. ``near`` are the
-        candidates down to ``shared_depth``, where the caller knows them."""
-        token = self._choose(row, near)
+    def draw(self, row: Row) -> Draw | None:
+        """One row of logits -> the next token; None when there is none, and ``failure`` says why."""
+        return self.drawn(row, self._choose(row))
+
+    def drawn(self, row: Row, token: int | None) -> Draw | None:
+        """``draw``, once ``chain`` has chosen."""
         if token is None:
+            self.failure = NOT_FINITE if not np.isfinite(row).all() else NOTHING_ALLOWED
             return None
         drawn = Draw(token)
         if self._logprobs is not None:
@@ -141,24 +144,21 @@ class Sampler:
             self._remember(token)
         return drawn
 
-    def _choose(self, row: Row, near: Ids | None) -> int | None:
-        token = self._choose_freely(row, near)
+    def _choose(self, row: Row) -> int | None:
+        token = self._choose_freely(row)
         if token is None or self._constraint is None or self._constraint.allows(token):
             return token
         return self._choose_among(row, self._allowed(self._constraint, row))
 
-    def _choose_freely(self, row: Row, near: Ids | None) -> int | None:
+    def _choose_freely(self, row: Row) -> int | None:
         if self._takes_best:
             best = int(row.argmax())
             if best not in self._never:
                 return best if math.isfinite(row[best]) else None
-        return self._choose_among(row, self._near(row, self._keep) if near is None else near)
+        return self._choose_among(row, self._near(row, self._keep))
 
     def _choose_among(self, row: Row, ids: Ids) -> int | None:
-        token = self.candidates.choose(self._chain, row, ids, self._rules)
-        if token is None:
-            self.failure = NOT_FINITE if not np.isfinite(row).all() else NOTHING_ALLOWED
-        return token
+        return self.candidates.choose(self.chain, row, ids, self._rules)
 
     def _allowed(self, constraint: CompiledConstraint, row: Row) -> Ids:
         """Ids, rising, that the constraint allows: all that can be among the best of those."""
@@ -178,12 +178,12 @@ class Sampler:
     def _remember(self, token: int) -> None:
         if self._window is not None:
             self._window.append(token)
-        _accept(self._chain, token)
+        _accept(self.chain, token)
 
     def close(self) -> None:
-        if self._chain is not None:
-            llama.llama_sampler_free(self._chain)
-            self._chain = None
+        if self.chain is not None:
+            llama.llama_sampler_free(self.chain)
+            self.chain = None
         if self._constraint is not None:
             self._constraint.close()
             self._constraint = None
@@ -194,11 +194,12 @@ def draw_rows(samplers: Sequence[Sampler], rows: NDArray[np.float32]) -> list[Dr
 
     All samplers have the same ``candidates``.
     """
-    depths = [sampler.shared_depth for sampler in samplers]
-    near = samplers[0].candidates.near_each(rows, depths) if len(depths) >= _SHARED_ROWS and all(depths) else None
-    if near is None:
-        return [sampler.draw(row) for sampler, row in zip(samplers, rows, strict=True)]
-    return [sampler.draw(row, ids) for sampler, row, ids in zip(samplers, rows, near, strict=True)]
+    depths = {sampler.shared_depth for sampler in samplers}
+    if len(samplers) > 1 and len(depths) == 1 and (depth := depths.pop()):
+        tokens = samplers[0].candidates.draw_each([sampler.chain for sampler in samplers], rows, depth)
+        if tokens is not None:
+            return [sampler.drawn(row, token) for sampler, row, token in zip(samplers, rows, tokens, strict=True)]
+    return [sampler.draw(row) for sampler, row in zip(samplers, rows, strict=True)]
 
 
 def is_finite(sampling: Sampling) -> bool:
