@@ -41,6 +41,7 @@ def rehearse(model: Model, candidates: Candidates, row: Row) -> bool:
     compiled.close()
     begun = draw_rows(samplers, np.broadcast_to(row, (len(samplers), len(row))))
     draws = [sampler.finish(drawn) for sampler, drawn in zip(samplers, begun, strict=True)]
+    draw_rows(samplers[:1] * 2, np.stack([row, row]))
     failures = [sampler.failure for sampler, drawn in zip(samplers, draws, strict=True) if drawn is None]
     for drawn in draws:
         if drawn is not None and drawn.logprobs is not None:

@@ -50,7 +50,6 @@ _NO_PART: Final = 25 * math.log(2)
 _LEAST_CUT: Final = 1e-6
 _SURE_TOP_P: Final = 0.999  # nearer to 1 a sum of rounded probabilities may never reach it
 _ROUNDING: Final = 1e-3  # of a logit, beside what single precision makes of one of 10,000
-_SHARED_ROWS: Final = 4  # fewer are as quick one by one
 _LEAST_TEMPERATURE: Final = 1e-6
 _MIROSTAT_TOKENS: Final = 100  # from which mirostat 1 estimates the distribution, as in its paper and in llama.cpp
 _SEEDS: Final = 2**32 - 1  # the one above them all means "random" to llama.cpp, which would open /dev/urandom
@@ -90,10 +89,10 @@ class Sampler:
         self._window: deque[int] | None = deque(maxlen=sampling.repeat_last_n) if _lifts(sampling) else None
         self._keep = self._best_needed(sampling)
         self._goal = Goal(self._keep, _margin(sampling, greedy=self._greedy))
-        self._chain = self._chain_for(sampling, choice)
+        self.chain = self._chain_for(sampling, choice)
         self.shared_depth: Final = self._depth_without_rules()
-        """How many of the best of a row are candidates; 0 when there is more to know before."""
-        self._takes_best = self._chain is None and not len(self._rules.biased)
+        """Among how many of the best of a row ``chain`` chooses; 0 when there is more to know or to check."""
+        self._takes_best = self.chain is None and not len(self._rules.biased)
         if self._penalised:
             for token in prompt[-sampling.repeat_last_n :].tolist():
                 self._remember(token)
@@ -123,24 +122,24 @@ class Sampler:
         return chain
 
     def _depth_without_rules(self) -> int:
-        alone = self._chain is None or self._window is not None or len(self._rules.always) or len(self._rules.never)
+        free = self.chain is not None and self._window is None and self._constraint is None
+        alone = not free or len(self._rules.always) or len(self._rules.never)
         return 0 if alone or self._keep > MAX_SHARED_DEPTH else self._keep
 
-    def draw(self, row: Row, near: Ids | None = None) -> Draw | None:
-        """One row of logits -> the next token; None when there is none, and ``failure`` says why. ``near`` are the
-        candidates down to ``shared_depth``, where the caller knows them."""
-        return self.finish(self.begin(row, near))
+    def draw(self, row: Row) -> Draw | None:
+        """One row of logits -> the next token; None when there is none, and ``failure`` says why."""
+        return self.finish(self.begin(row))
 
-    def begin(self, row: Row, near: Ids | None = None) -> Draw | Search | None:
+    def begin(self, row: Row) -> Draw | Search | None:
         """``draw``, or if the constraint does not allow what was drawn, the search for what it does; ``end`` it."""
-        token = self._choose_freely(row, near)
+        token = self._choose_freely(row)
         if token is None or self._constraint is None or self._constraint.allows(token):
-            return self._drawn(row, token)
+            return self.drawn(row, token)
         return Search(row, self._constraint, self.candidates, self._rules_now(), self._goal)
 
     def end(self, search: Search) -> Draw | None:
         """The draw that a search, which is over, was for."""
-        return self._drawn(search.row, self._choose_among(search.row, search.allowed))
+        return self.drawn(search.row, self._choose_among(search.row, search.allowed))
 
     def finish(self, begun: Draw | Search | None) -> Draw | None:
         """What was begun, however long it takes."""
@@ -149,8 +148,10 @@ class Sampler:
         begun.finish()
         return self.end(begun)
 
-    def _drawn(self, row: Row, token: int | None) -> Draw | None:
+    def drawn(self, row: Row, token: int | None) -> Draw | None:
+        """``draw``, once ``chain`` has chosen."""
         if token is None:
+            self.failure = NOT_FINITE if not np.isfinite(row).all() else NOTHING_ALLOWED
             return None
         drawn = Draw(token)
         if self._logprobs is not None:
@@ -165,18 +166,15 @@ class Sampler:
             self._remember(token)
         return drawn
 
-    def _choose_freely(self, row: Row, near: Ids | None) -> int | None:
+    def _choose_freely(self, row: Row) -> int | None:
         if self._takes_best:
             best = int(row.argmax())
             if best not in self._never:
                 return best if math.isfinite(row[best]) else None
-        return self._choose_among(row, self._near(row, self._keep) if near is None else near)
+        return self._choose_among(row, self._near(row, self._keep))
 
     def _choose_among(self, row: Row, ids: Ids) -> int | None:
-        token = self.candidates.choose(self._chain, row, ids, self._rules)
-        if token is None:
-            self.failure = NOT_FINITE if not np.isfinite(row).all() else NOTHING_ALLOWED
-        return token
+        return self.candidates.choose(self.chain, row, ids, self._rules)
 
     def _near(self, row: Row, depth: int) -> Ids:
         return self.candidates.near(row, depth, self._rules_now())
@@ -189,12 +187,12 @@ class Sampler:
     def _remember(self, token: int) -> None:
         if self._window is not None:
             self._window.append(token)
-        _accept(self._chain, token)
+        _accept(self.chain, token)
 
     def close(self) -> None:
-        if self._chain is not None:
-            llama.llama_sampler_free(self._chain)
-            self._chain = None
+        if self.chain is not None:
+            llama.llama_sampler_free(self.chain)
+            self.chain = None
         if self._constraint is not None:
             self._constraint.close()
             self._constraint = None
@@ -206,11 +204,12 @@ def draw_rows(samplers: Sequence[Sampler], rows: NDArray[np.float32]) -> list[Dr
 
     All samplers have the same ``candidates``.
     """
-    depths = [sampler.shared_depth for sampler in samplers]
-    near = samplers[0].candidates.near_each(rows, depths) if len(depths) >= _SHARED_ROWS and all(depths) else None
-    if near is None:
-        return [sampler.begin(row) for sampler, row in zip(samplers, rows, strict=True)]
-    return [sampler.begin(row, ids) for sampler, row, ids in zip(samplers, rows, near, strict=True)]
+    depths = {sampler.shared_depth for sampler in samplers}
+    if len(samplers) > 1 and len(depths) == 1 and (depth := depths.pop()):
+        tokens = samplers[0].candidates.draw_each([sampler.chain for sampler in samplers], rows, depth)
+        if tokens is not None:
+            return [sampler.drawn(row, token) for sampler, row, token in zip(samplers, rows, tokens, strict=True)]
+    return [sampler.begin(row) for sampler, row in zip(samplers, rows, strict=True)]
 
 
 def is_finite(sampling: Sampling) -> bool:

@@ -300,9 +300,13 @@ class Stepper:
     # --- into and out of the slots ----------------------------------------------------------------------------------
 
     def _leave(self, now: float, events: list[Event]) -> None:
-        """Lets go of what nobody waits for any longer, and of what has waited too long."""
+        """Lets go of what nobody waits for any longer, and of what has waited too long for a slot."""
         for sequence in [sequence for sequence in self._active if sequence.job.cancelled]:
             self._end(sequence, events, now, "cancelled")
+        if len(self._queue):
+            self._leave_queue(now, events)
+
+    def _leave_queue(self, now: float, events: list[Event]) -> None:
         late: set[str] = set()
 
         def leaves(job: Job) -> bool:
@@ -384,30 +388,20 @@ class Stepper:
         slots than room."""
         batch, shares = self._batch, self._shares()
         batch.clear()
-        slots: list[int] = []
-        tokens: list[int] = []
-        positions: list[int] = []
         prompted, wanted = [], []
         for sequence in self._active:
             position = sequence.position
             if sequence.search is not None:
                 continue
             if position >= sequence.prompt_tokens:
-                slots.append(sequence.slot)
-                tokens.append(sequence.answer[-1])
-                positions.append(position)
+                batch.add_last(sequence.slot, sequence.answer[-1], position)
                 wanted.append(sequence)
             elif share := shares.get(sequence.slot, 0):
-                if slots:
-                    batch.add_last(slots, tokens, positions)
-                    slots, tokens, positions = [], [], []
                 last = position + share == sequence.prompt_tokens
                 batch.add(sequence.slot, sequence.job.prompt[position : position + share], position, output=last)
                 prompted.append((sequence, share))
                 if last:
                     wanted.append(sequence)
-        if slots:
-            batch.add_last(slots, tokens, positions)
         return prompted, wanted
 
     def _shares(self) -> dict[int, int]:
@@ -494,10 +488,11 @@ class Stepper:
             self._batch.add(slot, tokens, 0, output=True)
         self._try_batch(slots)
         self._batch.clear()
-        self._batch.add_last(list(range(slots)), [0] * slots, [length] * slots)
+        for slot in range(slots):
+            self._batch.add_last(slot, 0, length)
         self._try_batch(slots)
         self._batch.clear()
-        self._batch.add_last([0], [0], [length + 1])
+        self._batch.add_last(0, 0, length + 1)
         self._try_batch(1)
         if self._context.can_cut and slots > 1:
             self._try_copy(length + 2)
@@ -509,7 +504,7 @@ class Stepper:
         self._context.copy(0, 1)
         self._context.forget(1, length - 1)
         self._batch.clear()
-        self._batch.add_last([1], [0], [length - 1])
+        self._batch.add_last(1, 0, length - 1)
         self._try_batch(1)
 
     def _try_batch(self, rows: int) -> None:
