@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from appliance.core.codec import canonical_json
-from appliance.core.memory import KvType, LoadOptions
+from appliance.core.memory import KvType, LoadOptions, Speculating
 from appliance.core.values import Digest, SealMode, Value
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -67,6 +67,9 @@ class ModelSettings(Value, frozen=True, kw_only=True):
     has had nothing to do for ``keep_alive_seconds`` ends; -1 is never. All of them together may take ``memory_bytes``,
     as reckoned before each is loaded (``core.memory``).
 
+    With ``speculation`` a step may decode tokens that are only expected to come, which changes the time that an answer
+    takes, and the answer by no more than the rounding of larger batches.
+
     Without a ``seal_mode``, models of up to 4 GiB are copied into sealed memory before they are hashed. ``ro-store``
     maps the stored file: no memory for a copy, and sound only while nobody else can act as the warden's user.
     ``verity`` maps it too, and the kernel checks each block that is read against what was verified; it needs fs-verity
@@ -79,6 +82,7 @@ class ModelSettings(Value, frozen=True, kw_only=True):
     context_tokens: ContextTokens = 4096
     slots: Slots = 4
     kv_type: KvType = "f16"
+    speculation: Speculating = "off"
     keep_alive_seconds: KeepAliveSeconds = 300
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
     default_max_tokens: Annotated[int, Meta(ge=1, le=262144)] = 512
@@ -95,6 +99,7 @@ class NamedModelSettings(Value, frozen=True, kw_only=True):
     context_tokens: ContextTokens | None = None
     slots: Slots | None = None
     kv_type: KvType | None = None
+    speculation: Speculating | None = None
     keep_alive_seconds: KeepAliveSeconds | None = None
 
 

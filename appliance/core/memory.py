@@ -20,6 +20,13 @@ KvType = Literal["f16", "q8_0", "q4_0"]
 """How keys and values of a context are stored, in ggml's names."""
 
 
+Speculating = Literal["off", "lookup", "draft"]
+"""Where guesses of an answer's next tokens come from: nowhere, from the text itself, from a second model."""
+SPECULATED_ROWS: Final = 32
+"""Proposed tokens in one step at most, over all answers: each needs a row of logits. With 152,000 words in a vocabulary
+a row is 0.6 MB, twice over; and by then few processors have anything to do in vain."""
+
+
 class LoadOptions(Value, frozen=True, kw_only=True):
     """How one model is loaded, and for how long: the operator's choice, and nothing that a caller can change. -1
     ``keep_alive_seconds`` is for ever."""
@@ -28,6 +35,7 @@ class LoadOptions(Value, frozen=True, kw_only=True):
     slots: int
     kv_type: KvType = "f16"
     keep_alive_seconds: int = 300
+    speculation: Speculating = "off"
 
 
 _BLOCK_VALUES: Final = 32
@@ -94,9 +102,13 @@ def plan(
     slots: int,
     threads: int,
     kv_type: KvType,
+    speculation: Speculating = "off",
     copied_types: Collection[int] = COPIED_TYPES,
 ) -> MemoryPlan:
-    """``context_tokens`` is for each of the ``slots``; more than the model was made for is not loaded."""
+    """``context_tokens`` is for each of the ``slots``; more than the model was made for is not loaded.
+
+    A draft model's is a plan of its own, with ``speculation`` off and without its ``process``.
+    """
     context = min(context_tokens, facts.context_tokens)
     step = max(context, _MICRO_BATCH_TOKENS) if facts.pools else _MICRO_BATCH_TOKENS
     tokens = _rounded(step) if facts.pools else slots * _rounded(context)
@@ -106,7 +118,8 @@ def plan(
         + _EMBEDDING_COPIES * facts.embedding_length
         + _QUERY_COPIES * shape.row_values
     )
-    rows = 2 * step if facts.pools else slots * _ROW_COPIES  # where they are computed, and where they are put
+    ahead = 0 if speculation == "off" else 2 * SPECULATED_ROWS
+    rows = 2 * step if facts.pools else slots * _ROW_COPIES + ahead  # where they are computed, and where they are put
     logits = rows * facts.vocabulary_tokens * _FLOAT_BYTES
     copies = _copied_bytes(facts, copied_types)
     cache = _cache_bytes(shape.values_per_token, tokens, "f16" if facts.pools else kv_type)

@@ -546,7 +546,8 @@ class EngineFigures(Value, frozen=True, kw_only=True):
 
     ``prompt_tokens`` are those computed, ``cached_tokens`` those that needed not be, of ``cache_hits`` requests.
     ``answered`` requests had a first token, after ``first_token_seconds`` in all, counted from their arrival.
-    ``batch_tokens`` were decoded in ``steps``, which took ``step_seconds`` of wall time.
+    ``batch_tokens`` were decoded in ``steps``, which took ``step_seconds`` of wall time. Speculation proposed
+    ``proposed_tokens``, of which ``accepted_tokens`` became part of an answer.
     """
 
     waiting: Total
@@ -563,6 +564,8 @@ class EngineFigures(Value, frozen=True, kw_only=True):
     cache_hits: Total
     answer_tokens: Total
     answered: Total
+    proposed_tokens: Total = 0
+    accepted_tokens: Total = 0
     first_token_seconds: TotalSeconds
     queue_seconds: TotalSeconds
     steps: Total

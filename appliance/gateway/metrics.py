@@ -39,11 +39,13 @@ _NUMBERS: Final[tuple[tuple[str, Kind, str, str], ...]] = (
     ("cached_tokens_total", "counter", "cached_tokens", "Tokens of prompts that were in the cache."),
     ("cache_hits_total", "counter", "cache_hits", "Answers whose prompt began in the cache."),
     ("answer_tokens_total", "counter", "answer_tokens", "Tokens of answers."),
+    ("proposed_tokens_total", "counter", "proposed_tokens", "Tokens that speculation computed ahead."),
+    ("accepted_tokens_total", "counter", "accepted_tokens", "Those of them that became part of an answer."),
 )
 _SUMMARIES: Final = (
     ("queue_seconds", "queue_seconds", "admitted", "From arrival to a slot."),
     ("first_token_seconds", "first_token_seconds", "answered", "From arrival to the first token of the answer."),
-    ("step_seconds", "step_seconds", "steps", "One step, which gives every running answer one token."),
+    ("step_seconds", "step_seconds", "steps", "One step, which gives every running answer a token."),
     ("step_tokens", "batch_tokens", "steps", "Tokens that one step computed, of prompts and answers together."),
 )
 

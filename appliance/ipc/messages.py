@@ -49,6 +49,7 @@ DEFAULT_MEMORY_BYTES: Final = 2**31
 ContextTokens = Annotated[int, Meta(ge=64, le=2**22)]
 Slots = Annotated[int, Meta(ge=1, le=64)]
 KvType = memory.KvType
+Speculating = memory.Speculating
 MAX_EMBED_INPUTS: Final = 2048
 MAX_VECTOR_WIDTH: Final = 65_536
 MAX_DETOKENISE: Final = 65_536
@@ -293,6 +294,7 @@ class Load(Value, frozen=True, kw_only=True, tag=True):
     batch_tokens: Annotated[int, Meta(ge=32, le=8192)] = 512
     memory_bytes: MemoryBytes = DEFAULT_MEMORY_BYTES
     kv_type: KvType = "f16"
+    speculation: Speculating = "off"
 
 
 class Ready(Value, frozen=True, kw_only=True, tag=True):

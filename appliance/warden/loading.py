@@ -48,6 +48,7 @@ class Loading:
             slots=options.slots,
             threads=self._threads,
             kv_type=options.kv_type,
+            speculation=options.speculation,
             copied_types=self._copied_types,
         )
         budget_bytes = self._settings.memory_bytes
@@ -64,5 +65,6 @@ class Loading:
             slots=options.slots,
             threads=self._threads,
             kv_type=options.kv_type,
+            speculation=options.speculation,
             memory_bytes=self._settings.runner_memory_bytes or limit_bytes,
         )

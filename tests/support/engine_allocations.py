@@ -1,8 +1,9 @@
 """``python -m tests.support.engine_allocations MODEL CONTEXT SLOTS KV_TYPE KIND``: what llama.cpp says it allocates.
 
-Loads the model as the runner does, makes a context (``unified``, in ``streams``, or ``pooled``: one batch with a row
-for each token and whole attention scores), decodes one full step, and prints a JSON object of MiB: the sums of
-its log's lines on model, KV, state, compute and output buffers, and how much of its own this process had at the end.
+Loads the model as the runner does, makes a context (``unified``, in ``streams``, ``ahead``: in streams and with the
+rows of speculation, or ``pooled``: one batch with a row for each token and whole attention scores), decodes one full
+step, and prints a JSON object of MiB: the sums of its log's lines on model, KV, state, compute and output buffers, and
+how much of its own this process had at the end.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from appliance.core.memory import SPECULATED_ROWS
 from appliance.runner.engine.native import llama
 
 _TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}
@@ -38,9 +40,9 @@ def main(path: str, context_tokens: int, slots: int, kv_type: str, kind: str) ->
         wanted.embeddings = True
         wanted.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
     else:
-        wanted.n_outputs_max = slots
+        wanted.n_outputs_max = slots + (SPECULATED_ROWS if kind == "ahead" else 0)
     wanted.n_threads = wanted.n_threads_batch = 1
-    wanted.kv_unified = kind != "streams"
+    wanted.kv_unified = kind not in {"streams", "ahead"}
     wanted.type_k = wanted.type_v = _TYPES[kv_type]
     context = llama.llama_init_from_model(model, wanted)
     assert context, _lines[-5:]

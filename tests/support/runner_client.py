@@ -28,6 +28,7 @@ from appliance.ipc.messages import (
     RunnerEnd,
     RunnerRefused,
     RunnerStarted,
+    Speculating,
     Submit,
     TextPrompt,
     TokenPrompt,
@@ -198,14 +199,20 @@ def bare_runner(
 
 @contextmanager
 def sandboxed_runner(
-    model: Path, *, context_tokens: int = 2048, slots: int = 4, threads: int = 2, expect: type = Ready
+    model: Path,
+    *,
+    context_tokens: int = 2048,
+    slots: int = 4,
+    threads: int = 2,
+    speculation: Speculating = "off",
+    expect: type = Ready,
 ) -> Iterator[RunnerClient]:
     """The real runner, every layer on. Yields after its first message, which must be of the kind that is expected.
 
     Skips the test where the host lacks a layer.
     """
     command = [sys.executable, "-I", "-B", "-m", "appliance.runner", "--channel-fd", "{fd}"]
-    load = Load(runner_id="r", context_tokens=context_tokens, slots=slots, threads=threads)
+    load = Load(runner_id="r", context_tokens=context_tokens, slots=slots, threads=threads, speculation=speculation)
     with _process(command, 1024 * 1024) as runner, model.open("rb") as file:
         fenced = runner.receive()
         if isinstance(fenced, LoadFailed) and fenced.reason == "layer-missing":

@@ -289,6 +289,15 @@ def test_model_of_a_name_has_what_its_table_says_and_the_rest_as_all() -> None:
     assert b"qwen3:0.6b" in found.effective()
 
 
+def test_speculation_is_off_unless_it_is_asked_for() -> None:
+    tables = {"a": {"speculation": "draft"}, "b": {"speculation": "off"}}
+    assert parse({}).load_options("a").speculation == "off"
+    found = parse({"models": {"speculation": "lookup"}, "model": tables})
+    assert [found.load_options(name).speculation for name in ("a", "b", "c")] == ["draft", "off", "lookup"]
+    with pytest.raises(SettingsInvalid, match=r"models\.speculation"):
+        parse({"models": {"speculation": "on"}})
+
+
 def test_mistakes_in_the_tables_of_models_are_told_at_once() -> None:
     found = problems(
         {

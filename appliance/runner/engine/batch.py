@@ -72,6 +72,13 @@ class Batch:
         self._output[place] = 1
         self.size = place + 1
 
+    def add_ahead(self, slot: int, tokens: list[int], position: int) -> None:
+        """Appends tokens of one sequence from ``position`` on, with the logits after each. Raises ``ValueError`` when
+        they do not fit."""
+        start = self.size
+        self.add(slot, np.array(tokens, np.int32), position, output=True)
+        self._output[start : self.size] = 1
+
     @property
     def struct(self) -> Any:
         self._struct.n_tokens = self.size

@@ -29,10 +29,13 @@ _copy = short_call("llama_memory_seq_cp")
 
 
 class Context:
-    """Raises ``LoadError`` when there is no memory for it, or no way to keep values in ``kv_type``: what is quantised
-    needs flash attention, and heads whose size is a multiple of 32."""
+    """For one token with logits per sequence and step, and ``proposed_tokens`` more.
 
-    def __init__(self, model: Model, load: Load) -> None:
+    Raises ``LoadError`` when there is no memory for it, or no way to keep values in ``kv_type``: what is quantised
+    needs flash attention, and heads whose size is a multiple of 32.
+    """
+
+    def __init__(self, model: Model, load: Load, *, proposed_tokens: int = 0) -> None:
         self.slots: Final = load.slots
         self.context_tokens: Final = min(load.context_tokens, model.training_context_tokens)
         self.batch_tokens: Final = max(load.batch_tokens, load.slots)
@@ -44,7 +47,7 @@ class Context:
         wanted.n_batch = self.batch_tokens
         wanted.n_ubatch = min(self.batch_tokens, _MICRO_BATCH_TOKENS)
         wanted.n_seq_max = load.slots
-        wanted.n_outputs_max = load.slots  # one row of logits per sequence and step, in place of one per token
+        wanted.n_outputs_max = load.slots + proposed_tokens  # rows of logits in a step, in place of one per token
         wanted.n_threads = wanted.n_threads_batch = load.threads
         wanted.kv_unified = False
         wanted.swa_full = True  # cells behind a sliding window stay, so that a sequence can be cut there

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final
 
+from appliance.core.memory import SPECULATED_ROWS
 from appliance.core.values import EngineFigures
 from appliance.ipc.messages import Conversation, Load, TextPrompt, TokenPrompt
 from appliance.runner.chat.prompt import Prompt, PromptMaker
@@ -23,6 +24,8 @@ from appliance.runner.engine.constraint import CompiledConstraint, compile_const
 from appliance.runner.engine.context import Context
 from appliance.runner.engine.model import LoadError, Model
 from appliance.runner.engine.panic import end_process
+from appliance.runner.engine.speculation import Drafter
+from appliance.runner.engine.speculation_choice import drafter_for
 from appliance.runner.engine.steps import MOST_WAITING, MOST_WAITING_OF_ONE, Event, Job, Stepper
 
 __all__ = ["MOST_WAITING", "MOST_WAITING_OF_ONE", "Engine", "Event", "Job", "LoadError"]
@@ -31,7 +34,7 @@ __all__ = ["MOST_WAITING", "MOST_WAITING_OF_ONE", "Engine", "Event", "Job", "Loa
 class Engine:
     """Made by ``load``; serves after ``warm_up``."""
 
-    def __init__(self, model: Model, context: Context, prompts: PromptMaker) -> None:
+    def __init__(self, model: Model, context: Context, prompts: PromptMaker, drafter: Drafter | None = None) -> None:
         self.slots: Final = context.slots
         self.context_tokens: Final = context.context_tokens
         self.on_events: Callable[[], None] = lambda: None
@@ -39,7 +42,7 @@ class Engine:
         self.model: Final = model
         self._context = context
         self._prompts = prompts
-        self._stepper = Stepper(model, context)
+        self._stepper = Stepper(model, context, drafter=drafter)
         self._inbox: SimpleQueue[tuple[float, *tuple[Job, ...]] | None] = SimpleQueue()
         self._events: deque[list[Event]] = deque()
         self._warmed: SimpleQueue[LoadError | None] = SimpleQueue()
@@ -54,11 +57,13 @@ class Engine:
         return cls.of(Model.load(model_file), load)
 
     @classmethod
-    def of(cls, model: Model, load: Load) -> "Engine":
-        """Raises ``LoadError``, also for a model that is not for text."""
+    def of(cls, model: Model, load: Load, draft: Model | None = None) -> "Engine":
+        """Owns both models from here on. Raises ``LoadError``, also for a model that is not for text, and for a draft
+        model that is missing, not asked for, or not for this model."""
         if model.offers != "generate":
             raise LoadError("model-unsupported", "the model is not for text")
-        return cls(model, Context(model, load), PromptMaker(model))
+        context = Context(model, load, proposed_tokens=0 if load.speculation == "off" else SPECULATED_ROWS)
+        return cls(model, context, PromptMaker(model), drafter_for(model, context, load, draft))
 
     def warm_up(self) -> None:
         """Starts the engine thread and runs every path once, so that serving needs nothing new from the kernel.
@@ -108,6 +113,7 @@ class Engine:
         if self._thread.is_alive():
             self._inbox.put(None)
             self._thread.join()
+        self._stepper.close()
         self._context.close()
         self.model.close()
 

@@ -13,6 +13,7 @@ class Counts:
     """The sums while they grow."""
 
     __slots__ = (
+        "accepted_tokens",
         "admitted",
         "answer_tokens",
         "answered",
@@ -23,6 +24,7 @@ class Counts:
         "failed",
         "first_token_seconds",
         "prompt_tokens",
+        "proposed_tokens",
         "queue_seconds",
         "refused",
         "step_seconds",
@@ -33,6 +35,7 @@ class Counts:
         self.admitted = self.refused = self.cancelled = self.failed = 0
         self.prompt_tokens = self.cached_tokens = self.cache_hits = 0
         self.answer_tokens = self.answered = 0
+        self.proposed_tokens = self.accepted_tokens = 0
         self.steps = self.batch_tokens = 0
         self.first_token_seconds = self.queue_seconds = self.step_seconds = 0.0
 

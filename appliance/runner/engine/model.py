@@ -45,7 +45,8 @@ class LoadError(Exception):
     """The model cannot be served. ``reason`` is one kebab-case word of a closed list:
 
     ``model-invalid`` (llama.cpp refuses the file), ``model-unsupported`` (no decoder, no vocabulary, no way to pool),
-    ``template-invalid``, ``context-failed`` (memory), ``logits-not-finite``, ``decode-failed``.
+    ``template-invalid``, ``context-failed`` (memory), ``logits-not-finite``, ``decode-failed``,
+    ``draft-unfit`` (a draft model is missing, or not one for this model).
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:

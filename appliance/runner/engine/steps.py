@@ -20,6 +20,9 @@ A draw that a grammar refused at first may take longer than a step (``engine.sea
 ``SEARCH_TOKENS`` of each step, by principal in turn; a sequence whose draw is not done sits out the next steps, and
 nobody else waits for it.
 
+Where the operator allows it, a step may also decode tokens that are only expected to come (``engine.speculation``).
+Computing them counts as service, taken or not.
+
 Trusts: a job's prompt is not empty, its token ids are in range, and prompt and answer fit the context (``channel``);
 the time that its caller gives never goes back.
 Promises: each job ends with exactly one event that has ``ended`` set, within one step of being cancelled.
@@ -33,6 +36,7 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
+from appliance.core.memory import SPECULATED_ROWS
 from appliance.core.values import EngineFigures, FinishReason, Sampling
 from appliance.runner.engine.batch import Batch
 from appliance.runner.engine.candidates import Candidates
@@ -45,6 +49,7 @@ from appliance.runner.engine.model import LoadError, Model, TokenIds
 from appliance.runner.engine.rehearsal import rehearse
 from appliance.runner.engine.sampling import Draw, Sampler, draw_rows
 from appliance.runner.engine.search import Search
+from appliance.runner.engine.speculation import Drafter, Speculation, draw_ahead
 from appliance.runner.engine.streams import Place, Streams
 from appliance.runner.engine.vocabulary import Vocabulary
 from appliance.runner.rounds import Rounds
@@ -189,15 +194,26 @@ class _Sequence:
 
 
 class Stepper:
-    """The state of all sequences. One thread only. ``prompt_tokens`` is for tests and measurements."""
+    """The state of all sequences. One thread only. ``prompt_tokens`` is for tests and measurements.
 
-    def __init__(self, model: Model, context: Context, *, prompt_tokens: int = PROMPT_TOKENS) -> None:
+    ``drafter`` is for a context that can be cut and has rows for ``SPECULATED_ROWS`` proposed tokens.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        context: Context,
+        *,
+        prompt_tokens: int = PROMPT_TOKENS,
+        drafter: Drafter | None = None,
+    ) -> None:
         self._model = model
         self._context = context
         self._prompt_tokens = prompt_tokens
         self._batch = Batch(context.batch_tokens, context.slots)
         self.vocabulary: Final = Vocabulary.of(model)
         self._candidates = Candidates(self.vocabulary)
+        self._speculation = Speculation(drafter, self.vocabulary, self._batch.capacity) if drafter else None
         self._queue: FairQueue[Job] = FairQueue(MOST_WAITING, MOST_WAITING_OF_ONE)
         least_copied = max(_LEAST_COPIED_TOKENS, context.stream_cells // _COPIED_CELLS_PER_TOKEN)
         self._streams = Streams(context.slots, least_copied if context.can_cut else None)
@@ -237,6 +253,14 @@ class Stepper:
         events, self._refused = self._refused, []
         self._leave(now, events)
         self._admit(now, events)
+        if (
+            self._speculation is not None
+            and not self._searching
+            and (proposals := self._speculation.propose(self._active))
+        ):
+            self._step_ahead(self._speculation, proposals, events, now)
+            self._go_on(events, now)
+            return events
         prompted, wanted = self._fill()
         if self._batch.size and self._decode(events, now):
             self._count(prompted)
@@ -293,6 +317,8 @@ class Stepper:
     def timed(self, start: float, end: float) -> None:
         """The last step took from ``start`` to ``end``."""
         self._counts.step_seconds += end - start
+        if self._speculation is not None:
+            self._speculation.timed(end - start)
         for job in self._begun:
             self._counts.first_token_seconds += end - job.submitted_at
         self._begun.clear()
@@ -404,6 +430,37 @@ class Stepper:
                     wanted.append(sequence)
         return prompted, wanted
 
+    def _step_ahead(
+        self, speculation: Speculation, proposals: list[list[int]], events: list[Event], now: float
+    ) -> None:
+        """A step of answers only, each with as many tokens that may follow."""
+        self._batch.clear()
+        for sequence, proposal in zip(self._active, proposals, strict=True):
+            self._batch.add_ahead(sequence.slot, [sequence.answer[-1], *proposal], sequence.position)
+        if not self._decode(events, now):
+            return
+        self._count([])
+        rows, first = self._context.logits(self._batch.size), 0
+        drawn = []
+        for sequence, proposal in zip(self._active, proposals, strict=True):
+            draws = draw_ahead(sequence.sampler, rows[first:], proposal)
+            first += 1 + len(proposal)
+            speculation.verified(sequence.slot, len(draws) - 1, len(proposal))
+            self._counts.proposed_tokens += len(proposal)
+            self._counts.accepted_tokens += len(draws) - 1
+            self._reject(sequence, sequence.position + len(draws), 1 + len(proposal) - len(draws))
+            drawn.append((sequence, draws))
+        for sequence, draws in drawn:
+            for draw in draws:
+                self._take(sequence, draw, events, now)
+
+    def _reject(self, sequence: _Sequence, kept: int, tokens: int) -> None:
+        """Takes what was computed in vain off the end of a sequence, which pays for it."""
+        if tokens:
+            self._context.forget(sequence.slot, kept)
+            self._queue.charge(sequence.job.principal, tokens)
+            self._unsettled_tokens -= tokens
+
     def _shares(self) -> dict[int, int]:
         """Slot -> how many tokens of its prompt this step computes."""
         prompting = [sequence for sequence in self._active if sequence.position < sequence.prompt_tokens]
@@ -473,6 +530,11 @@ class Stepper:
             known = self._ends[token] = self._model.is_end(token)
         return known
 
+    def close(self) -> None:
+        """Frees what is not the caller's: the model and the context are."""
+        if self._speculation is not None:
+            self._speculation.close()
+
     # --- before the first request -----------------------------------------------------------------------------------
 
     def trial(self) -> None:
@@ -498,6 +560,8 @@ class Stepper:
             self._try_copy(length + 2)
         for slot in range(slots):
             self._context.forget(slot)
+        if self._speculation is not None:
+            self._try_ahead(self._speculation)
 
     def _try_copy(self, length: int) -> None:
         """Decodes behind a copy that was cut, in the second slot."""
@@ -506,6 +570,19 @@ class Stepper:
         self._batch.clear()
         self._batch.add_last(1, 0, length - 1)
         self._try_batch(1)
+
+    def _try_ahead(self, speculation: Speculation) -> None:
+        """Decodes as many proposed tokens as a step may have, in one slot and over several, and takes them off."""
+        speculation.try_out()
+        for count in {1, min(self._context.slots, SPECULATED_ROWS)}:
+            tokens = [0] * (1 + speculation.most(count))
+            self._batch.clear()
+            for slot in range(count):
+                self._batch.add_ahead(slot, tokens, 0)
+            self._try_batch(self._batch.size)
+            for slot in range(count):
+                self._context.forget(slot, 1)
+                self._context.forget(slot)
 
     def _try_batch(self, rows: int) -> None:
         status = self._context.decode(self._batch)

@@ -9,7 +9,7 @@ import pytest
 
 from appliance.core import memory
 from appliance.core.gguf import parse_header
-from appliance.core.memory import KvType, MemoryPlan
+from appliance.core.memory import KvType, MemoryPlan, Speculating
 from tests.support.chain_model import chain_model
 from tests.support.runner_client import sandboxed_runner
 from tests.support.shaped_model import Shape, write_shaped_model
@@ -30,10 +30,14 @@ SHAPES: dict[str, tuple[Shape, int, int, KvType]] = {
 }
 
 
-def plan_of(path: Path, context_tokens: int, slots: int, kv_type: KvType) -> MemoryPlan:
+def plan_of(
+    path: Path, context_tokens: int, slots: int, kv_type: KvType, speculation: Speculating = "off"
+) -> MemoryPlan:
     data = path.read_bytes()
     facts = parse_header(data, len(data))
-    return memory.plan(facts, context_tokens=context_tokens, slots=slots, threads=1, kv_type=kv_type)
+    return memory.plan(
+        facts, context_tokens=context_tokens, slots=slots, threads=1, kv_type=kv_type, speculation=speculation
+    )
 
 
 def allocated(path: Path, context_tokens: int, slots: int, kv_type: str, kind: str) -> dict[str, float]:
@@ -60,6 +64,18 @@ def test_nothing_is_allocated_that_was_not_planned(name: str, cache: str, tmp_pa
     mask = 512 * 2 * context_tokens * slots / MIB
     assert compute <= plan.compute / MIB <= COMPUTE_MARGIN * compute + mask + 8, (compute, plan.compute / MIB)
     assert took["own"] <= plan.private / MIB
+
+
+def test_nothing_is_allocated_for_proposed_tokens_that_was_not_planned(tmp_path: Path) -> None:
+    shape, context_tokens, slots, kv_type = SHAPES["many words"]
+    path = write_shaped_model(tmp_path / "model.gguf", shape)
+    plain, took = (allocated(path, context_tokens, slots, kv_type, kind) for kind in ("streams", "ahead"))
+    planned = plan_of(path, context_tokens, slots, kv_type, "lookup")
+    more = planned.compute - plan_of(path, context_tokens, slots, kv_type).compute
+    grown = took["compute"] + took["output"] - plain["compute"] - plain["output"]
+    assert 0 < grown <= more / MIB
+    assert took["compute"] + took["output"] <= planned.compute / MIB
+    assert took["own"] <= planned.private / MIB
 
 
 @pytest.mark.parametrize("context_tokens", [512, 1024])

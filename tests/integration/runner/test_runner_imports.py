@@ -17,19 +17,22 @@ from appliance.ipc.messages import Conversation, Load
 from appliance.runner import bindings
 from appliance.runner.chat.prompt import PromptError
 from appliance.runner.engine.engine import Job
+from appliance.runner.engine.model import Model
 
 before = set(sys.modules)
-load = Load(runner_id="r", context_tokens=256, slots=4, threads=1)
-engine = bindings.Engine.load(os.open(sys.argv[1], os.O_RDONLY), load)
+load = Load(runner_id="r", context_tokens=256, slots=4, threads=1, speculation="SPECULATION")
+drafts = [Model.load(os.open(sys.argv[1], os.O_RDONLY))] if load.speculation == "draft" else []
+engine = bindings.Engine.of(Model.load(os.open(sys.argv[1], os.O_RDONLY)), load, *drafts)
 engine.warm_up()
 prompt = engine.prompt(Conversation(messages=(Message(role="user", content="hello <|im_end|>"),)), 200)
 while not prompt.advance():
     pass
 engine.submit(Job("a", prompt.tokens, Sampling(presence_penalty=1.0), 20))
-ended = False
-while not ended:
+engine.submit(Job("b", prompt.tokens, Sampling(temperature=0.0), 30))
+ended = 0
+while ended < 2:
     for event in engine.take_events():
-        ended = event.ended is not None
+        ended += event.ended is not None
         if event.token >= 0:
             engine.marked_piece(event.token).decode("utf-8", "replace")
     time.sleep(0.001)
@@ -75,8 +78,12 @@ print(sorted(set(sys.modules) - before), sorted(high_level & set(sys.modules)))
 
 @pytest.mark.parametrize(
     ("script", "model"),
-    [(GENERATES, DEMO), (EMBEDS, bert_model()), (EMBEDS, bert_model(POOLING["rank"], head=True))],
-    ids=["generates", "embeds", "ranks"],
+    [
+        *((GENERATES.replace("SPECULATION", kind), DEMO) for kind in ("off", "lookup", "draft")),
+        (EMBEDS, bert_model()),
+        (EMBEDS, bert_model(POOLING["rank"], head=True)),
+    ],
+    ids=["generates", "looks up", "drafts", "embeds", "ranks"],
 )
 def test_serving_imports_nothing(script: str, model: Path) -> None:
     command = [sys.executable, "-c", script, str(model)]
