@@ -1,6 +1,6 @@
 """Everything the runner will ever import. After this module the process may lose its file system.
 
-Importing it has these effects, all of them before the sandbox: llama.cpp's libraries and numpy are loaded, the pipe
+Importing it has these effects, all of them before the sandbox: llama.cpp's libraries and numpy are loaded, the counter
 and the epoll of the channel exist (``channel.prepare``), and the interpreter offers the GIL every half millisecond, so
 that the engine thread never waits long for the thread that writes answers.
 

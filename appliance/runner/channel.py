@@ -48,36 +48,37 @@ _DECODER: Final = frames.FrameDecoder[ToRunner](ToRunner)
 
 
 class _Wakeup:
-    """A pipe by which the engine thread wakes the main thread, and the epoll that waits for both."""
+    """A counter by which the engine thread wakes the main thread, and the epoll that waits for it and for the socket.
+
+    The epoll tells of each change of the counter once (``EPOLLET``, epoll(7)), so nobody has to read it.
+    """
 
     def __init__(self) -> None:
         self.epoll = select.epoll()
-        self.reader, self._writer = os.pipe()
-        self.epoll.register(self.reader, select.EPOLLIN)
+        self.counter = os.eventfd(0, os.EFD_CLOEXEC)
+        self.epoll.register(self.counter, select.EPOLLIN | select.EPOLLET)
         self._signalled = False
 
     def signal(self) -> None:
-        """Engine thread: there are events. At most one byte is on its way, so this cannot block."""
+        """Engine thread: there are events. It blocks only when the counter is full, which takes 2**64 - 1 calls."""
         if not self._signalled:
             self._signalled = True
-            os.write(self._writer, b"\0")
+            os.eventfd_write(self.counter, 1)
 
     def clear(self) -> None:
         """Main thread: before it takes the events. What comes later signals again."""
-        os.read(self.reader, 16)
         self._signalled = False
 
     def close(self) -> None:
         self.epoll.close()
-        os.close(self.reader)
-        os.close(self._writer)
+        os.close(self.counter)
 
 
 _prepared: list[_Wakeup] = []
 
 
 def prepare() -> None:
-    """Makes the pipe and the epoll that ``serve`` needs, which no stage of the filter allows.
+    """Makes the counter and the epoll that ``serve`` needs, which no stage of the filter allows.
 
     ``runner.bindings`` calls it on import.
     """
@@ -131,7 +132,7 @@ class _Server:
             while True:
                 busy = any(desk.preparing for desk in self._desks)
                 for descriptor, ready in self._wakeup.epoll.poll(0 if busy else None):
-                    if descriptor == self._wakeup.reader:
+                    if descriptor == self._wakeup.counter:
                         self._wakeup.clear()
                         for desk in self._desks:
                             desk.take_events()
@@ -147,8 +148,9 @@ class _Server:
         """A few steps at each desk; then it is the turn of what has arrived."""
         for desk in self._desks:
             for _ in range(_STEPS_PER_TURN):
-                if desk.preparing:
-                    desk.advance()
+                if not desk.preparing:
+                    break
+                desk.advance()
 
     # --- the socket -------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from tests.support.chain_model import chain_model
 from tests.support.gguf_files import STRING, small_model
 from tests.support.live_runner import inner_pid, launched, load, within_limit
 from tests.support.made_values import model as made_model
+from tests.support.rendering import rendered
 from tests.support.runner_client import TIMEOUT_SECONDS, sandboxed_runner
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may look into a non-dumpable process")
@@ -143,7 +144,7 @@ def test_cve_2024_34359_template_that_waits_for_a_second_message_gains_nothing(t
 )
 def test_cve_2024_34359_attribute_that_is_not_given_is_nothing(source: str) -> None:
     hello = Conversation(messages=(Message(role="user", content="hello"),))
-    parts = ChatTemplate(source + PLAIN, bos_text="", eos_text="").render(hello)
+    parts = rendered(ChatTemplate(source + PLAIN, bos_text="", eos_text=""), hello)
     assert "".join(part.text for part in parts) == "userhello"
 
 

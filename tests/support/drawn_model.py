@@ -7,7 +7,7 @@ so many, from every server, without asking for the end to be ignored.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -65,11 +65,11 @@ def cached_drawn_model(shape: Shape, cache: Path) -> Path:
     return path
 
 
-def write_drawn_model(path: Path, shape: Shape) -> None:
-    """The same bytes for the same shape, always."""
+def write_drawn_model(path: Path, shape: Shape, words: Callable[[int], list[str]] | None = None) -> None:
+    """The same bytes for the same shape, always. ``words`` makes so many, all different, for the vocabulary."""
     writer = gguf.GGUFWriter(path, "llama")
     _facts(writer, shape)
-    _tokens(writer, shape.vocabulary)
+    _tokens(writer, (words or _words)(shape.vocabulary - FIRST_WORD))
     for name, array, kind in _tensors(shape, np.random.default_rng(_SEED)):
         writer.add_tensor(name, array, raw_dtype=kind)
     writer.write_header_to_file()
@@ -95,11 +95,10 @@ def _facts(writer: gguf.GGUFWriter, shape: Shape) -> None:
 # --- vocabulary -----------------------------------------------------------------------------------------------------
 
 
-def _tokens(writer: gguf.GGUFWriter, count: int) -> None:
+def _tokens(writer: gguf.GGUFWriter, words: list[str]) -> None:
     """A SentencePiece vocabulary, in which an earlier word is joined before a later one."""
     texts = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(_BYTES))]
     kinds = [gguf.TokenType.UNKNOWN, *[gguf.TokenType.CONTROL] * 2, *[gguf.TokenType.BYTE] * _BYTES]
-    words = _words(count - FIRST_WORD)
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(texts + words)

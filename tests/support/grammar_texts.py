@@ -52,3 +52,19 @@ def damaged(times: int, seed: int = 7) -> Iterator[str]:
             place = chance.randrange(len(characters))
             characters[place] = chance.choice(["", characters[place] * 2, *'()[]{}"\\|*+?.,1a-\n', "::="])
         yield "".join(characters)
+
+
+def drawn_grammar(chance: random.Random) -> str:
+    """One at random, of few characters: many are too ambiguous to be let in."""
+    classes = (".", r"[^\n]", "[a-z]", "[a]", "[a-z0-9]", "[^a]", '"a"', '" "', "[ a=]")
+
+    def item(depth: int) -> str:
+        if depth and chance.random() < 0.5:
+            group = " | ".join(sequence(depth - 1) for _ in range(chance.randint(1, 3)))
+            return f"({group})" + chance.choice(["", "?", "*", "+", "{0,8}", "{0,40}"])
+        return chance.choice(classes) + chance.choice(["", "", "?", "*", "{0,5}", "{0,30}", "{3,20}"])
+
+    def sequence(depth: int) -> str:
+        return " ".join(item(depth) for _ in range(chance.randint(1, 4)))
+
+    return "root ::= " + " | ".join(sequence(3) for _ in range(chance.randint(1, 3)))

@@ -132,10 +132,12 @@ class Chained:
             llama.llama_sampler_accept(self._chain, int(token))
 
     def draw(self, row: np.ndarray) -> int:
-        entries = np.zeros(len(row), [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-        entries["id"], entries["logit"] = np.arange(len(row)), row
+        """What can never be drawn is left out: typical-p makes NaN of it."""
+        ids = np.flatnonzero(row != -np.inf)
+        entries = np.zeros(len(ids), [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+        entries["id"], entries["logit"] = ids, row[ids]
         data = ctypes.cast(entries.ctypes.data, ctypes.POINTER(llama.llama_token_data))
-        array = llama.llama_token_data_array(data, len(row), -1, False)
+        array = llama.llama_token_data_array(data, len(ids), -1, False)
         llama.llama_sampler_apply(self._chain, ctypes.byref(array))
         token = int(array.data[array.selected].id)
         llama.llama_sampler_accept(self._chain, token)

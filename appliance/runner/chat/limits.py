@@ -2,7 +2,8 @@
 
 Time is looked at every few lines of Python that run for the template, its own compiled lines and Jinja's filters alike
 (``sys.settrace``; no signal, no second thread). Between two looks lie a few operations of the interpreter on values
-that memory bounds; those that could be slow on small values, powers and products, are kept small here.
+that memory bounds; those that could be slow on small values, powers and products, are kept small here. Writing JSON is
+one of them (``not_looked_at``).
 
 Trusts: nothing.
 Promises: what runs under ``time_limit`` ends soon after its time is over.
@@ -50,6 +51,18 @@ def time_limit(cpu_seconds: float) -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
+
+
+@contextmanager
+def not_looked_at() -> Iterator[None]:
+    """For what is done in one go and in proportion to its input: looking at each line would take several times as
+    long."""
+    look = sys.gettrace()
+    sys.settrace(None)
+    try:
+        yield
+    finally:
+        sys.settrace(look)
 
 
 class GenerationTag(Extension):

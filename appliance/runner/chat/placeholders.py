@@ -14,12 +14,16 @@ Not here: which texts there are (``chat.turns``), the template (``chat.template`
 import json
 import os
 import re
+from collections.abc import Generator
 from itertools import groupby
 from types import GeneratorType
 from typing import Any, Final, NamedTuple
 
+from appliance.runner.chat.limits import not_looked_at
+
 MAX_TEXTS: Final = 20_000
 """More cannot be in an output of ``template.MAX_OUTPUT_CHARACTERS``, and each costs time before the template runs."""
+_TEXTS_PER_SLICE: Final = 128
 _MAX_ESCAPES: Final = 3
 _MAX_LEAD: Final = 256
 
@@ -66,8 +70,8 @@ class Placeholders:
             self._wanted[number] = wanted
         return f"x{self._mark}x0x{number}x"
 
-    def cut(self, output: str) -> tuple[Part, ...]:
-        """A template's output -> the parts of the prompt. Raises ``RenderError``."""
+    def cut(self, output: str) -> Generator[None, None, tuple[Part, ...]]:
+        """A template's output -> the parts of the prompt, in slices. Raises ``RenderError``."""
         parts: list[Part] = []
         seen: set[int] = set()
         escaped: dict[tuple[int, int], str] = {}
@@ -84,6 +88,8 @@ class Placeholders:
             text = lead + escaped[number, escapes] + (after.group() if after else "")
             parts += (Part(before, content=False), Part(text, content=True))
             seen.add(number)
+            if len(parts) % (2 * _TEXTS_PER_SLICE) == 0:
+                yield
         parts.append(Part(self._own(output[place:]), content=False))
         self._check_all_are_in(seen)
         return _joined(parts)
@@ -118,7 +124,8 @@ def to_json(value: Any, **options: Any) -> str:
     """Plain JSON, as templates written for Hugging Face expect; Jinja's own escapes for HTML. Placeholders in it count
     one escape more."""
     allowed = {name: options[name] for name in ("indent", "separators", "sort_keys") if name in options}
-    text = json.dumps(value, ensure_ascii=False, default=_listed, **allowed)
+    with not_looked_at():
+        text = json.dumps(value, ensure_ascii=False, default=_listed, **allowed)
     return _ANY.sub(lambda found: f"x{found.group(1)}x{int(found.group(2)) + 1}x{found.group(3)}x", text)
 
 

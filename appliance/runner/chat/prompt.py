@@ -6,7 +6,7 @@ proportion to the tokens that were paid for: the work is done block by block and
 Not here: how many tokens were paid for, and whose turn it is between blocks (``channel``).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Final
 
 import numpy as np
@@ -57,7 +57,7 @@ class Prompt:
         self.size = 0
 
     def advance(self) -> bool:
-        """Renders, or tokenises one more block. True when that was all. Raises ``PromptError``."""
+        """Renders one more slice, or tokenises one more block. True when that was all. Raises ``PromptError``."""
         try:
             block = next(self._blocks, None)
         except (RenderError, ValueError) as error:
@@ -77,13 +77,13 @@ class Prompt:
 
     @property
     def constraint(self) -> JsonSchema | None:
-        """What the answer must be so that it is the call that was asked for. Known once ``advance`` has begun."""
+        """What the answer must be so that it is the call that was asked for. Known once ``advance`` is done."""
         return self._reading.constraint
 
     def parser(self, call_id: str) -> AnswerParser | None:
         """For one answer, whose tokens must come as ``PromptMaker.seals`` has them; None when it is nothing but text.
 
-        ``call_id`` makes the ids of calls unique among requests. Once ``advance`` has begun.
+        ``call_id`` makes the ids of calls unique among requests. Once ``advance`` is done.
         """
         return self._reading.parser(call_id)
 
@@ -128,15 +128,17 @@ class PromptMaker:
         """Raises ``RenderError``, ``ValueError``, both from the first block on."""
         match asked:
             case Conversation():
-                yield from self._tokenised(self._rendered(asked, reading, constrained))
+                parts = yield from _no_tokens_yet(self._template.render(asked))
+                yield from self._tokenised(self._completed(parts, asked, reading, constrained))
             case TextPrompt():
                 yield from self._tokenised((Part(asked.text, content=True),))
             case TokenPrompt():
                 yield self._checked(asked.ids)
 
-    def _rendered(self, asked: Conversation, reading: Reading, constrained: bool) -> tuple[Part, ...]:
+    def _completed(
+        self, parts: tuple[Part, ...], asked: Conversation, reading: Reading, constrained: bool
+    ) -> tuple[Part, ...]:
         """The parts of the prompt, with what the answer must begin with. Raises ``RenderError``."""
-        parts = self._template.render(asked)
         reading.tools = offered(asked)
         reading.opening = "" if not parts or parts[-1].content else parts[-1].text
         close = dict(self._family.thinks).get(self._family.open_mark(reading.opening), "")
@@ -176,3 +178,14 @@ class PromptMaker:
         if max(ids) >= self._model.vocabulary_tokens:
             raise ValueError("a token id is outside the vocabulary")
         return np.array(ids, np.int32)
+
+
+def _no_tokens_yet(rendering: Generator[None, None, tuple[Part, ...]]) -> Generator[TokenIds, None, tuple[Part, ...]]:
+    """An empty block for each slice of a rendering."""
+    while True:
+        try:
+            next(rendering)
+        except StopIteration as done:
+            parts: tuple[Part, ...] = done.value
+            return parts
+        yield np.zeros(0, np.int32)

@@ -12,11 +12,14 @@ message.
 
 Trusts: nothing; the template is the model's, the conversation is the caller's.
 Promises: parts in order; the text of every non-empty message is one part or more, unchanged, and every tool and every
-call is named. It ends soon after ``limits.RENDER_CPU_SECONDS``.
+call is named. It ends soon after ``limits.RENDER_CPU_SECONDS``, in slices of a few milliseconds, unless one tool or one
+piece of the template's output takes longer.
 Not here: what the template is told (``chat.turns``), tokens (``chat.prompt``).
 """
 
 import re
+import time
+from collections.abc import Generator, Iterator
 from typing import Any, Final, NoReturn
 
 import jinja2
@@ -32,6 +35,8 @@ __all__ = ["CHATML", "MAX_OUTPUT_CHARACTERS", "ChatTemplate", "Part", "RenderErr
 
 MAX_OUTPUT_CHARACTERS: Final = 1_000_000
 _MAX_DETAIL: Final = 300
+_PIECES_PER_SLICE: Final = 128
+_CHARACTERS_PER_SLICE: Final = 8192
 
 CHATML: Final = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -67,29 +72,46 @@ class ChatTemplate:
         except Exception as error:  # noqa: BLE001  a hostile template can make the compiler raise anything
             raise RenderError(_describe(error)) from None
 
-    def render(self, conversation: Conversation) -> tuple[Part, ...]:
-        """Conversation -> parts of the prompt. Raises ``RenderError``."""
+    def render(self, conversation: Conversation) -> Generator[None, None, tuple[Part, ...]]:
+        """Conversation -> parts of the prompt, in slices of a few milliseconds. Raises ``RenderError``."""
         placeholders = Placeholders()
-        turns = turns_of(conversation, placeholders)
-        return placeholders.cut(self._render(turns))
+        turns = yield from turns_of(conversation, placeholders)
+        output = yield from self._render(turns)
+        return (yield from placeholders.cut(output))
 
-    def _render(self, turns: Turns) -> str:
+    def _render(self, turns: Turns) -> Generator[None, None, str]:
+        pieces = iter(self._template.generate(messages=turns.messages, tools=turns.tools, **self._constants))
         output: list[str] = []
-        size = 0
-        try:
-            with time_limit(RENDER_CPU_SECONDS):
-                for piece in self._template.generate(messages=turns.messages, tools=turns.tools, **self._constants):
-                    size += len(piece)
-                    if size > MAX_OUTPUT_CHARACTERS:
-                        break
-                    output.append(piece)
-        except OutOfTime:
-            raise RenderError("the template takes too long") from None
-        except Exception as error:  # noqa: BLE001  a hostile template can raise anything, MemoryError included
-            raise RenderError(_describe(error)) from None
-        if size > MAX_OUTPUT_CHARACTERS:
-            raise RenderError(f"the template makes more than {MAX_OUTPUT_CHARACTERS} characters")
-        return "".join(output)
+        size, left_seconds = 0, RENDER_CPU_SECONDS
+        while True:
+            begun = time.thread_time()
+            slice_ = _sliced(pieces, left_seconds)
+            left_seconds -= time.thread_time() - begun
+            output += slice_
+            size += sum(map(len, slice_))
+            if size > MAX_OUTPUT_CHARACTERS:
+                raise RenderError(f"the template makes more than {MAX_OUTPUT_CHARACTERS} characters")
+            if not slice_:
+                return "".join(output)
+            yield
+
+
+def _sliced(pieces: Iterator[str], cpu_seconds: float) -> list[str]:
+    """The next pieces of a template's output, none at its end. Raises ``RenderError``."""
+    taken: list[str] = []
+    size = 0
+    try:
+        with time_limit(cpu_seconds):
+            for piece in pieces:
+                taken.append(piece)
+                size += len(piece)
+                if len(taken) >= _PIECES_PER_SLICE or size >= _CHARACTERS_PER_SLICE:
+                    break
+    except OutOfTime:
+        raise RenderError("the template takes too long") from None
+    except Exception as error:  # noqa: BLE001  a hostile template can raise anything, MemoryError included
+        raise RenderError(_describe(error)) from None
+    return taken
 
 
 def _describe(error: Exception) -> str:

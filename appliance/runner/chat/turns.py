@@ -16,6 +16,7 @@ Promises: no other text of a caller's reaches the template.
 Not here: the placeholders themselves (``chat.placeholders``).
 """
 
+from collections.abc import Generator
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -25,6 +26,7 @@ from appliance.ipc.messages import Conversation
 from appliance.runner.chat.placeholders import Placeholders, RenderError, to_json
 
 _MAX_JSON_CHARACTERS: Final = 1_000_000
+_MESSAGES_PER_SLICE: Final = 128
 
 _SCHEMA_WORDS: Final = frozenset({
     "type", "properties", "required", "items", "enum", "const", "description", "title", "default", "format",
@@ -61,15 +63,16 @@ class Turns(NamedTuple):
     tools: list[dict[str, Any]] | None
 
 
-def turns_of(conversation: Conversation, placeholders: Placeholders) -> Turns:
-    """Raises ``RenderError`` for JSON that is none, or too much, and for two tools of one name."""
+def turns_of(conversation: Conversation, placeholders: Placeholders) -> Generator[None, None, Turns]:
+    """In slices. Raises ``RenderError`` for JSON that is none, or too much, and for two tools of one name."""
     shown = offered(conversation)
     calls = [call for message in conversation.messages for call in message.tool_calls]
     if sum(len(tool.parameters) for tool in shown) + sum(len(call.arguments) for call in calls) > _MAX_JSON_CHARACTERS:
         raise RenderError(f"tools and calls have more than {_MAX_JSON_CHARACTERS} characters of JSON")
     try:
-        tools = _tools(shown, placeholders)
-        return Turns(_Turner(placeholders).messages(conversation.messages), tools)
+        tools = yield from _tools(shown, placeholders)
+        messages = yield from _Turner(placeholders).messages(conversation.messages)
+        return Turns(messages, tools)
     except RecursionError:
         raise RenderError("a tool or a call is nested too deeply") from None
 
@@ -85,10 +88,14 @@ def offered(conversation: Conversation) -> tuple[Tool, ...]:
     return tools
 
 
-def _tools(tools: tuple[Tool, ...], placeholders: Placeholders) -> list[dict[str, Any]] | None:
+def _tools(tools: tuple[Tool, ...], placeholders: Placeholders) -> Generator[None, None, list[dict[str, Any]] | None]:
     if len({tool.name for tool in tools}) < len(tools):
         raise RenderError("two tools have one name")
-    return _Array(_tool(tool, placeholders) for tool in tools) or None
+    made: list[dict[str, Any]] = _Array()
+    for tool in tools:
+        made.append(_tool(tool, placeholders))
+        yield
+    return made or None
 
 
 def _tool(tool: Tool, placeholders: Placeholders) -> dict[str, Any]:
@@ -111,8 +118,13 @@ class _Turner:
         self._ids: dict[str, str] = {}
         self._names: dict[str, str] = {}
 
-    def messages(self, messages: tuple[Message, ...]) -> list[dict[str, Any]]:
-        return [self._message(message) for message in messages]
+    def messages(self, messages: tuple[Message, ...]) -> Generator[None, None, list[dict[str, Any]]]:
+        made = []
+        for message in messages:
+            made.append(self._message(message))
+            if message.tool_calls or len(made) % _MESSAGES_PER_SLICE == 0:
+                yield
+        return made
 
     def _message(self, message: Message) -> dict[str, Any]:
         content = self._placeholders.stand_for(message.content, "messages")

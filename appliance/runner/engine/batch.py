@@ -28,7 +28,7 @@ class Batch:
         self._sequence_count = np.ones(capacity, np.int32)
         self._slot_ids = np.arange(slots, dtype=np.int32)
         self._sequence = np.zeros(capacity, np.uintp)  # one pointer into _slot_ids per token
-        self._pointers = self._slot_ids.ctypes.data + 4 * np.arange(slots, dtype=np.uintp)
+        self._pointers = [self._slot_ids.ctypes.data + 4 * slot for slot in range(slots)]
         self._struct = llama.llama_batch(
             n_tokens=0,
             token=_pointer(self._token, ctypes.c_int32),
@@ -61,17 +61,16 @@ class Batch:
         self._output[end - 1] = output
         self.size = end
 
-    def add_last(self, slots: list[int], tokens: list[int], positions: list[int]) -> None:
-        """Appends the last token of each of some sequences, whose logits are wanted. Raises ``ValueError`` when they
-        do not fit."""
-        start, end = self.size, self.size + len(slots)
-        if end > self.capacity:
+    def add_last(self, slot: int, token: int, position: int) -> None:
+        """Appends the last token of a sequence, whose logits are wanted. Raises ``ValueError`` when it does not fit."""
+        place = self.size
+        if place == self.capacity:
             raise ValueError("the batch is full")
-        self._token[start:end] = tokens
-        self._position[start:end] = positions
-        self._sequence[start:end] = self._pointers[slots]
-        self._output[start:end] = 1
-        self.size = end
+        self._token[place] = token
+        self._position[place] = position
+        self._sequence[place] = self._pointers[slot]
+        self._output[place] = 1
+        self.size = place + 1
 
     def add_ahead(self, slot: int, tokens: list[int], position: int) -> None:
         """Appends tokens of one sequence from ``position`` on, with the logits after each. Raises ``ValueError`` when

@@ -10,7 +10,9 @@ Not here: what k must be (``engine.sampling``).
 
 import ctypes
 import math
+import operator
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -68,12 +70,13 @@ class Candidates:
         self.vocabulary: Final = vocabulary
         self.numbers: Final = np.empty(vocabulary.size, np.float32)
         entries = np.zeros(vocabulary.size, _ENTRY)
+        self._address = entries.ctypes.data
         self._entry_ids = entries["id"]
         self._entry_logits = entries["logit"]
         self._mask = np.zeros(vocabulary.size, np.bool_)
         self._shared_mask = np.zeros(_MAX_SHARED_LOGITS, np.bool_)
         self._array = llama.llama_token_data_array()
-        self._array.data = ctypes.cast(entries.ctypes.data, ctypes.POINTER(llama.llama_token_data))
+        self._data = ctypes.c_void_p.from_buffer(self._array, llama.llama_token_data_array.data.offset)
         self._reference = ctypes.byref(self._array)
 
     def near(self, row: Row, depth: int, rules: Rules) -> Ids:
@@ -96,25 +99,38 @@ class Candidates:
         mask[never] = False
         return np.flatnonzero(mask)
 
-    def near_each(self, rows: Row, depths: Sequence[int]) -> list[Ids] | None:
-        """``near`` of every row without rules, by a few calls for all: each call may cost the engine thread the GIL.
+    def above(self, row: Row, bound: np.float32, rules: Rules) -> Ids:
+        """Ids, rising: all tokens that reach ``bound`` and are not in ``never``, and ``always``."""
+        mask = self._mask
+        np.greater_equal(row, bound, out=mask)
+        if len(rules.always):
+            mask[rules.always] = True
+        mask[rules.never] = False
+        return np.flatnonzero(mask)
 
-        None when it would not be quicker. ``depths`` are from 1 to ``MAX_SHARED_DEPTH``.
+    def draw_each(self, chains: Sequence[Any], rows: Row, depth: int) -> list[int | None] | None:
+        """``choose`` of every row among its ``depth`` best, without rules, by a few calls for all rows: right after a
+        decode nothing is in the processor's caches, and a call costs more than what it does.
+
+        None, and no chain has drawn, when it would not be quicker or a row needs a closer look. ``depth`` is from 1 to
+        ``MAX_SHARED_DEPTH``.
         """
         count, size = rows.shape
         blocks = size // _NARROW
         if rows.size > _MAX_SHARED_LOGITS or blocks < 2:
             return None
-        places = _NARROW - np.array(depths)
         maxima = rows[:, : blocks * _NARROW].reshape(count, blocks, _NARROW).max(axis=1)
-        maxima.partition(np.unique(places), axis=1)
-        bounds = maxima[np.arange(count), places]
-        mask = self._shared_mask[: rows.size].reshape(count, size)
-        np.greater_equal(rows, bounds[:, None], out=mask)
-        found = np.flatnonzero(mask)
-        starts = np.arange(count + 1) * size
-        cuts = np.searchsorted(found, starts)
-        return [found[cuts[row] : cuts[row + 1]] - starts[row] for row in range(count)]
+        maxima.partition(_NARROW - depth, axis=1)
+        mask = self._shared_mask[: rows.size]
+        np.greater_equal(rows, maxima[:, _NARROW - depth, None], out=mask.reshape(count, size))
+        (found,) = mask.nonzero()
+        logits = rows.take(found)
+        cuts = found.searchsorted(_starts(count, size)).tolist()
+        if len(found) > size or not all(map(operator.lt, cuts, cuts[1:])) or not np.isfinite(logits).all():
+            return None
+        self._entry_ids[: len(found)] = found % size
+        self._entry_logits[: len(found)] = logits
+        return list(map(self._draw, chains, cuts, cuts[1:]))
 
     def choose(self, chain: Any | None, row: Row, ids: Ids, rules: Rules) -> int | None:
         """The token that a chain draws from ``ids``, or without a chain the best; None when there is nothing to draw
@@ -134,16 +150,23 @@ class Candidates:
             return None
         if chain is None:
             return int(ids[logits.argmax()])
-        return self._draw(chain, ids, logits)
+        self._entry_ids[: len(ids)] = ids
+        self._entry_logits[: len(ids)] = logits
+        return self._draw(chain, 0, len(ids))
 
-    def _draw(self, chain: Any, ids: Ids, logits: Row) -> int | None:
-        count = len(ids)
-        self._entry_ids[:count] = ids
-        self._entry_logits[:count] = logits
+    def _draw(self, chain: Any, start: int, end: int) -> int | None:
+        """Among the entries from ``start`` to before ``end``."""
         array = self._array
-        array.size, array.selected, array.sorted = count, -1, False
+        self._data.value = self._address + start * _ENTRY.itemsize
+        array.size, array.selected, array.sorted = end - start, -1, False
         _apply(chain, self._reference)
-        selected = array.selected
-        if not 0 <= selected < array.size or not math.isfinite(self._entry_logits[selected]):
+        selected = start + array.selected
+        if not start <= selected < start + array.size or not math.isfinite(self._entry_logits[selected]):
             return None
         return int(self._entry_ids[selected])
+
+
+@lru_cache
+def _starts(rows: int, size: int) -> Ids:
+    """Where each row of a matrix begins, and where the last ends."""
+    return np.arange(rows + 1) * size

@@ -10,11 +10,12 @@ from typing import Final
 import numpy as np
 
 from appliance.core.values import Sampling
-from appliance.runner.engine.candidates import Candidates, Row
+from appliance.runner.engine.candidates import Candidates, Row, Rules
 from appliance.runner.engine.constraint import compile_constraint
 from appliance.runner.engine.logprobs import sampled_token
 from appliance.runner.engine.model import Model
 from appliance.runner.engine.sampling import NOT_FINITE, Sampler, draw_rows
+from appliance.runner.engine.search import Goal, Search
 
 _SETTINGS: Final = (
     Sampling(),
@@ -34,9 +35,13 @@ def rehearse(model: Model, candidates: Candidates, row: Row) -> bool:
     compiled = compile_constraint(model, candidates.vocabulary, _GRAMMAR)
     samplers = [Sampler(settings, prompt, None, candidates) for settings in _SETTINGS]
     samplers += [Sampler(settings, prompt, compiled.clone(), candidates) for settings in _SETTINGS]
-    compiled.all_allowed(compiled.never)
+    search = Search(row, compiled, candidates, Rules(never=compiled.never), Goal(len(row)))
+    search.finish()
+    search.keep_row()
     compiled.close()
-    draws = draw_rows(samplers, np.broadcast_to(row, (len(samplers), len(row))))
+    begun = draw_rows(samplers, np.broadcast_to(row, (len(samplers), len(row))))
+    draws = [sampler.finish(drawn) for sampler, drawn in zip(samplers, begun, strict=True)]
+    draw_rows(samplers[:1] * 2, np.stack([row, row]))
     failures = [sampler.failure for sampler, drawn in zip(samplers, draws, strict=True) if drawn is None]
     for drawn in draws:
         if drawn is not None and drawn.logprobs is not None:

@@ -14,8 +14,8 @@ Where this is not what llama.cpp does with a whole vocabulary:
 
 The penalties' window begins with the end of the prompt. Choice ``i`` of a request that names a seed uses ``seed + i``.
 
-With a constraint a token is drawn first and checked alone; only when it is not allowed, the best 1,000 or more are, and
-the whole vocabulary only if too few of these are allowed. What comes out is what a check of all would have given.
+With a constraint a token is drawn first and checked alone; only when it is not allowed, what is allowed is searched for
+(``engine.search``), and the token drawn again among that. What comes out is what a check of all would have given.
 
 Trusts: ``Sampling`` for its ranges (the message's decoder checked them), for finite numbers and for tokens that exist
 (``is_finite`` and ``biases_fit``, which its owner asked).
@@ -33,21 +33,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.core.values import Sampling
-from appliance.runner.engine.candidates import MAX_DEPTH, MAX_SHARED_DEPTH, Candidates, Row, Rules
+from appliance.runner.engine.candidates import MAX_SHARED_DEPTH, Candidates, Row, Rules
 from appliance.runner.engine.constraint import CompiledConstraint
 from appliance.runner.engine.logprobs import Logprobs, logprobs_of
 from appliance.runner.engine.model import TokenIds
 from appliance.runner.engine.native import llama, short_call
+from appliance.runner.engine.search import Goal, Search
 from appliance.runner.engine.vocabulary import NO_IDS, Ids, Vocabulary
 
 MAX_TOP_K: Final = 1000
-CHECKED_FIRST: Final = 1000
-"""How many of the best tokens, at least, a grammar looks at before it looks at all."""
 FORBIDDING_BIAS: Final = -100.0
 NOT_FINITE: Final = "the model's logits are not finite"
 NOTHING_ALLOWED: Final = "nothing that the request allows can come next"
 
-_SHARED_ROWS: Final = 4  # fewer are as quick one by one
+_NO_PART: Final = 25 * math.log(2)
+_LEAST_CUT: Final = 1e-6
+_SURE_TOP_P: Final = 0.999  # nearer to 1 a sum of rounded probabilities may never reach it
+_ROUNDING: Final = 1e-3  # of a logit, beside what single precision makes of one of 10,000
 _LEAST_TEMPERATURE: Final = 1e-6
 _MIROSTAT_TOKENS: Final = 100  # from which mirostat 1 estimates the distribution, as in its paper and in llama.cpp
 _SEEDS: Final = 2**32 - 1  # the one above them all means "random" to llama.cpp, which would open /dev/urandom
@@ -86,10 +88,11 @@ class Sampler:
         self._penalised = _penalises(sampling)
         self._window: deque[int] | None = deque(maxlen=sampling.repeat_last_n) if _lifts(sampling) else None
         self._keep = self._best_needed(sampling)
-        self._chain = self._chain_for(sampling, choice)
+        self._goal = Goal(self._keep, _margin(sampling, greedy=self._greedy))
+        self.chain = self._chain_for(sampling, choice)
         self.shared_depth: Final = self._depth_without_rules()
-        """How many of the best of a row are candidates; 0 when there is more to know before."""
-        self._takes_best = self._chain is None and not len(self._rules.biased)
+        """Among how many of the best of a row ``chain`` chooses; 0 when there is more to know or to check."""
+        self._takes_best = self.chain is None and not len(self._rules.biased)
         if self._penalised:
             for token in prompt[-sampling.repeat_last_n :].tolist():
                 self._remember(token)
@@ -119,14 +122,36 @@ class Sampler:
         return chain
 
     def _depth_without_rules(self) -> int:
-        alone = self._chain is None or self._window is not None or len(self._rules.always) or len(self._rules.never)
+        free = self.chain is not None and self._window is None and self._constraint is None
+        alone = not free or len(self._rules.always) or len(self._rules.never)
         return 0 if alone or self._keep > MAX_SHARED_DEPTH else self._keep
 
-    def draw(self, row: Row, near: Ids | None = None) -> Draw | None:
-        """One row of logits -> the next token; None when there is none, and ``failure`` says why. ``near`` are the
-        candidates down to ``shared_depth``, where the caller knows them."""
-        token = self._choose(row, near)
+    def draw(self, row: Row) -> Draw | None:
+        """One row of logits -> the next token; None when there is none, and ``failure`` says why."""
+        return self.finish(self.begin(row))
+
+    def begin(self, row: Row) -> Draw | Search | None:
+        """``draw``, or if the constraint does not allow what was drawn, the search for what it does; ``end`` it."""
+        token = self._choose_freely(row)
+        if token is None or self._constraint is None or self._constraint.allows(token):
+            return self.drawn(row, token)
+        return Search(row, self._constraint, self.candidates, self._rules_now(), self._goal)
+
+    def end(self, search: Search) -> Draw | None:
+        """The draw that a search, which is over, was for."""
+        return self.drawn(search.row, self._choose_among(search.row, search.allowed))
+
+    def finish(self, begun: Draw | Search | None) -> Draw | None:
+        """What was begun, however long it takes."""
+        if not isinstance(begun, Search):
+            return begun
+        begun.finish()
+        return self.end(begun)
+
+    def drawn(self, row: Row, token: int | None) -> Draw | None:
+        """``draw``, once ``chain`` has chosen."""
         if token is None:
+            self.failure = NOT_FINITE if not np.isfinite(row).all() else NOTHING_ALLOWED
             return None
         drawn = Draw(token)
         if self._logprobs is not None:
@@ -141,64 +166,50 @@ class Sampler:
             self._remember(token)
         return drawn
 
-    def _choose(self, row: Row, near: Ids | None) -> int | None:
-        token = self._choose_freely(row, near)
-        if token is None or self._constraint is None or self._constraint.allows(token):
-            return token
-        return self._choose_among(row, self._allowed(self._constraint, row))
-
-    def _choose_freely(self, row: Row, near: Ids | None) -> int | None:
+    def _choose_freely(self, row: Row) -> int | None:
         if self._takes_best:
             best = int(row.argmax())
             if best not in self._never:
                 return best if math.isfinite(row[best]) else None
-        return self._choose_among(row, self._near(row, self._keep) if near is None else near)
+        return self._choose_among(row, self._near(row, self._keep))
 
     def _choose_among(self, row: Row, ids: Ids) -> int | None:
-        token = self.candidates.choose(self._chain, row, ids, self._rules)
-        if token is None:
-            self.failure = NOT_FINITE if not np.isfinite(row).all() else NOTHING_ALLOWED
-        return token
-
-    def _allowed(self, constraint: CompiledConstraint, row: Row) -> Ids:
-        """Ids, rising, that the constraint allows: all that can be among the best of those."""
-        depth = max(CHECKED_FIRST, 2 * self._keep)
-        if depth <= MAX_DEPTH:
-            allowed = constraint.allowed(self._near(row, depth))
-            if len(allowed) >= self._keep:
-                return allowed
-        return constraint.all_allowed(self._rules.never)
+        return self.candidates.choose(self.chain, row, ids, self._rules)
 
     def _near(self, row: Row, depth: int) -> Ids:
-        rules = self._rules
-        if self._window:
-            rules = rules._replace(always=np.union1d(rules.always, np.array(self._window)))
-        return self.candidates.near(row, depth, rules)
+        return self.candidates.near(row, depth, self._rules_now())
+
+    def _rules_now(self) -> Rules:
+        if not self._window:
+            return self._rules
+        return self._rules._replace(always=np.union1d(self._rules.always, np.array(self._window)))
 
     def _remember(self, token: int) -> None:
         if self._window is not None:
             self._window.append(token)
-        _accept(self._chain, token)
+        _accept(self.chain, token)
 
     def close(self) -> None:
-        if self._chain is not None:
-            llama.llama_sampler_free(self._chain)
-            self._chain = None
+        if self.chain is not None:
+            llama.llama_sampler_free(self.chain)
+            self.chain = None
         if self._constraint is not None:
             self._constraint.close()
             self._constraint = None
 
 
-def draw_rows(samplers: Sequence[Sampler], rows: NDArray[np.float32]) -> list[Draw | None]:
-    """The next token of every answer of a step. ``rows`` are their logits in the same order: (answers, vocabulary).
+def draw_rows(samplers: Sequence[Sampler], rows: NDArray[np.float32]) -> list[Draw | Search | None]:
+    """The next token of every answer of a step, or the search for it: ``Sampler.begin``. ``rows`` are their logits in
+    the same order: (answers, vocabulary).
 
     All samplers have the same ``candidates``.
     """
-    depths = [sampler.shared_depth for sampler in samplers]
-    near = samplers[0].candidates.near_each(rows, depths) if len(depths) >= _SHARED_ROWS and all(depths) else None
-    if near is None:
-        return [sampler.draw(row) for sampler, row in zip(samplers, rows, strict=True)]
-    return [sampler.draw(row, ids) for sampler, row, ids in zip(samplers, rows, near, strict=True)]
+    depths = {sampler.shared_depth for sampler in samplers}
+    if len(samplers) > 1 and len(depths) == 1 and (depth := depths.pop()):
+        tokens = samplers[0].candidates.draw_each([sampler.chain for sampler in samplers], rows, depth)
+        if tokens is not None:
+            return [sampler.drawn(row, token) for sampler, row, token in zip(samplers, rows, tokens, strict=True)]
+    return [sampler.begin(row) for sampler, row in zip(samplers, rows, strict=True)]
 
 
 def is_finite(sampling: Sampling) -> bool:
@@ -221,6 +232,25 @@ def _lifts(sampling: Sampling) -> bool:
     """Whether a token can become likelier for having been there."""
     lifts = sampling.repeat_penalty < 1.0 or min(sampling.presence_penalty, sampling.frequency_penalty) < 0.0
     return lifts and _penalises(sampling)
+
+
+def _margin(sampling: Sampling, *, greedy: bool) -> float:
+    """By how much a logit may be below one that may be drawn, and yet matter.
+
+    Greedily nothing below it does. Top-p adds up probabilities in single precision from the best one down: what is less
+    than 2**-25 of the first changes no sum (round to even), and is cut off by top-p itself or by min-p. Where only
+    min-p cuts, it cuts there.
+    """
+    if _penalises(sampling) or sampling.typical_p != 1.0:
+        return math.inf
+    if greedy:
+        return 0.0
+    if sampling.mirostat:
+        return math.inf
+    cut = -math.log(sampling.min_p) if sampling.min_p >= _LEAST_CUT else math.inf
+    if sampling.top_p == 1.0:
+        return cut + _ROUNDING
+    return _NO_PART + _ROUNDING if sampling.top_p <= _SURE_TOP_P or cut < _NO_PART else math.inf
 
 
 def _rules(sampling: Sampling, constraint: CompiledConstraint | None, vocabulary: Vocabulary) -> Rules:

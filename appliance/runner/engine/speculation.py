@@ -33,6 +33,7 @@ from appliance.core.memory import SPECULATED_ROWS
 from appliance.runner.engine.candidates import Row
 from appliance.runner.engine.model import TokenIds
 from appliance.runner.engine.sampling import Draw, Sampler
+from appliance.runner.engine.search import Search
 from appliance.runner.engine.speculation_pace import LENGTHS, Costs, Pace
 from appliance.runner.engine.vocabulary import Vocabulary
 
@@ -194,14 +195,15 @@ class Speculation:
         return proposal
 
 
-def draw_ahead(sampler: Sampler, rows: Sequence[Row] | Row, proposal: Sequence[int]) -> list[Draw | None]:
+def draw_ahead(sampler: Sampler, rows: Sequence[Row] | Row, proposal: Sequence[int]) -> list[Draw | Search | None]:
     """The logits behind the last token and behind each proposed one -> the next tokens: those proposed ones that are
-    drawn, and the first that differs or comes behind them all. The last is None when there is none (``Sampler.draw``).
+    drawn, and the first that differs or comes behind them all. The last is None when there is none, or the search for
+    it (``Sampler.begin``).
     """
-    draws: list[Draw | None] = []
+    draws: list[Draw | Search | None] = []
     for place in range(len(proposal) + 1):
-        draw = sampler.draw(rows[place])
+        draw = sampler.begin(rows[place])
         draws.append(draw)
-        if draw is None or place == len(proposal) or draw.token != proposal[place]:
+        if not isinstance(draw, Draw) or place == len(proposal) or draw.token != proposal[place]:
             break
     return draws

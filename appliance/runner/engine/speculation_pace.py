@@ -22,9 +22,9 @@ FIRST_PAUSE: Final = 8
 LONGEST_PAUSE: Final = 128
 ASSUMED_COST: Final = 0.1
 STALE_STEPS: Final = 1024
-_REMEMBERED_TIMES: Final = 4
-_ENOUGH_TIMES: Final = 3
-"""Before a time is believed, since a machine that does other things too makes single ones much too long."""
+_REMEMBERED_TIMES: Final = 16
+_ENOUGH_TIMES: Final = 4
+"""Before they are believed, since a machine that does other things too makes single ones much too long."""
 _MEMORY: Final = 0.8
 """The weight of what was seen before, at each new proposal."""
 _HOPE: Final = (0.8, 1.0)
@@ -75,7 +75,8 @@ class Pace:
 class Costs:
     """What steps take, by how many answer and how many tokens are proposed for each.
 
-    The least of the latest few times is believed: whatever else a machine does only makes a step longer.
+    The mean of the latest is what counts. The least of them, or the middle one, would say of a machine that does other
+    things too that short steps cost less than they do: most of those are not interrupted.
     """
 
     def __init__(self) -> None:
@@ -92,22 +93,22 @@ class Costs:
 
     def best(self, count: int, most: int, chances: Sequence[float]) -> int:
         """The length, 0 to ``most``, with which a step gives most tokens for its time."""
-        plain = self._least(count, 0) or 1.0
+        plain = self._mean(count, 0) or 1.0
         found, best = 0, count / plain
         for length in LENGTHS:
             if length > most:
                 break
             expected = count + sum(_expected(chance, length) for chance in chances)
-            rate = expected / (self._least(count, length) or plain * (1 + ASSUMED_COST * length))
+            rate = expected / (self._mean(count, length) or plain * (1 + ASSUMED_COST * length))
             if rate > best:
                 found, best = length, rate
         return found
 
     def lacks_plain(self, count: int) -> bool:
         """Whether steps with proposals have been timed, and there is nothing to compare them with."""
-        return self._least(count, 0) is None and any(self._least(count, length) for length in LENGTHS)
+        return self._mean(count, 0) is None and any(self._mean(count, length) for length in LENGTHS)
 
-    def _least(self, count: int, length: int) -> float | None:
+    def _mean(self, count: int, length: int) -> float | None:
         """None also for what has not been seen for long: the machine, or the texts, may be others by now."""
         shape = (count, length)
         if shape not in self._times:
@@ -116,7 +117,7 @@ class Costs:
             del self._times[shape], self._seen_at[shape]
             return None
         times = self._times[shape]
-        return min(times) if len(times) >= _ENOUGH_TIMES else None
+        return sum(times) / len(times) if len(times) >= _ENOUGH_TIMES else None
 
 
 def _expected(chance: float, length: int) -> float:

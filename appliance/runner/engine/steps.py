@@ -16,6 +16,10 @@ A prompt that begins like what its partition has in the cache is computed from t
 begins like another of the same principal's that is being computed waits for it: so the choices of one request compute
 its prompt once.
 
+A draw that a grammar refused at first may take longer than a step (``engine.search``). All such draws together get
+``SEARCH_TOKENS`` of each step, by principal in turn; a sequence whose draw is not done sits out the next steps, and
+nobody else waits for it.
+
 Where the operator allows it, a step may also decode tokens that are only expected to come (``engine.speculation``).
 Computing them counts as service, taken or not.
 
@@ -44,9 +48,11 @@ from appliance.runner.engine.logprobs import Logprobs
 from appliance.runner.engine.model import LoadError, Model, TokenIds
 from appliance.runner.engine.rehearsal import rehearse
 from appliance.runner.engine.sampling import Draw, Sampler, draw_rows
+from appliance.runner.engine.search import Search
 from appliance.runner.engine.speculation import Drafter, Speculation, draw_ahead
 from appliance.runner.engine.streams import Place, Streams
 from appliance.runner.engine.vocabulary import Vocabulary
+from appliance.runner.rounds import Rounds
 
 MOST_WAITING: Final = 256
 """Jobs that wait for a slot. One more is refused."""
@@ -56,6 +62,10 @@ PROMPT_TOKENS: Final = 256
 """Of prompts in one step while somebody is answering. Measured in CPU time on one thread, 8 and 32 callers with prompts
 of 128 and 512 tokens: with 256 the median time to the first token is that with 512 within 10 %, and the longest time
 between two tokens half of it; with 128 the first token comes a third later, with 64 up to three times as late."""
+
+SEARCH_TOKENS: Final = 4096
+"""Tokens about which grammars are asked in one step, but for one of each draw: 1 to 2 milliseconds, with the dearest
+grammars that are let in 4."""
 
 _NO_ROOM: Final = 1
 _ANSWER_TOKEN_COST: Final = 2  # of service, beside a prompt token's 1: it needs a slot for a step of its own
@@ -150,7 +160,8 @@ class Event(NamedTuple):
 class _Sequence:
     """A job in a slot. ``position`` counts the tokens in the KV cache; the last of ``answer`` is not yet there.
 
-    ``waits`` for others that may have the same prompt, before it computes anything.
+    ``waits`` for others that may have the same prompt, before it computes anything. ``search`` is that of a draw which
+    is not done; the last of ``answer`` is in the cache meanwhile.
     """
 
     __slots__ = (
@@ -161,6 +172,7 @@ class _Sequence:
         "position",
         "prompt_tokens",
         "sampler",
+        "search",
         "settled",
         "slot",
         "waits",
@@ -177,6 +189,7 @@ class _Sequence:
         self.settled = 0  # the position at the last ``Stepper._settle``
         self.answer: list[int] = []
         self.waits = True
+        self.search: Search | None = None
 
     @property
     def partition(self) -> Hashable:
@@ -213,6 +226,7 @@ class Stepper:
         least_copied = max(_LEAST_COPIED_TOKENS, context.stream_cells // _COPIED_CELLS_PER_TOKEN)
         self._streams = Streams(context.slots, least_copied if context.can_cut else None)
         self._active: list[_Sequence] = []  # in the order of the slots
+        self._searching: Rounds[tuple[_Sequence, Search]] = Rounds()
         self._refused: list[Event] = []
         self._begun: list[Job] = []
         self._ends: dict[int, bool] = {}  # token -> whether it ends an answer
@@ -260,18 +274,66 @@ class Stepper:
         events, self._refused = self._refused, []
         self._leave(now, events)
         self._admit(now, events)
-        if self._speculation is not None and (proposals := self._speculation.propose(self._active)):
+        if (
+            self._speculation is not None
+            and not self._searching
+            and (proposals := self._speculation.propose(self._active))
+        ):
             self._step_ahead(self._speculation, proposals, events, now)
+            self._go_on(events, now)
             return events
         prompted, wanted = self._fill()
-        if not self._batch.size or not self._decode(events, now):
-            return events
-        self._count(prompted)
-        if wanted:
-            draws = draw_rows([sequence.sampler for sequence in wanted], self._context.logits(len(wanted)))
-            for sequence, draw in zip(wanted, draws, strict=True):
-                self._advance(sequence, draw, events, now)
+        if self._batch.size and self._decode(events, now):
+            self._count(prompted)
+            if wanted:
+                draws = draw_rows([sequence.sampler for sequence in wanted], self._context.logits(len(wanted)))
+                for sequence, draw in zip(wanted, draws, strict=True):
+                    self._take(sequence, draw, events, now)
+        self._go_on(events, now)
         return events
+
+    def _decode(self, events: list[Event], now: float) -> bool:
+        """Computes the batch. False when there was no room for it, and one that took much has been ended."""
+        for sequence in self._active if self._searching else ():
+            if sequence.search is not None:
+                sequence.search.keep_row()
+        status = self._context.decode(self._batch)
+        if status == _NO_ROOM:
+            largest = max(self._active, key=lambda sequence: sequence.position)
+            self._end(largest, events, now, "error", "no room in the KV cache")
+            return False
+        if status != 0:
+            raise RuntimeError(f"llama_decode returned {status}")
+        return True
+
+    def _take(self, sequence: _Sequence, draw: Draw | Search | None, events: list[Event], now: float) -> None:
+        """What was drawn behind the last token of a sequence, or is searched for. That token is in the cache now."""
+        if sequence.answer:
+            sequence.position += 1
+        if isinstance(draw, Search):
+            sequence.search = draw
+            self._searching.put(str(sequence.number), sequence.job.principal, (sequence, draw))
+        else:
+            self._advance(sequence, draw, events, now)
+
+    def _go_on(self, events: list[Event], now: float) -> None:
+        """With draws that are not done, one look of everybody's in turn, until what a step has for them is spent."""
+        left = SEARCH_TOKENS
+        while self._searching and left > 0:
+            number, principal, (sequence, search) = self._searching.take()
+            if looked := search.look():
+                left -= looked
+                self._searching.put(number, principal, (sequence, search))
+            else:
+                self._charge_search(sequence)
+                self._advance(sequence, sequence.sampler.end(search), events, now)
+
+    def _charge_search(self, sequence: _Sequence) -> None:
+        """A search is over. All that a step has for searches costs as much as a token of an answer."""
+        search, sequence.search = sequence.search, None
+        if search is not None:
+            cost = search.looked_at * _ANSWER_TOKEN_COST // SEARCH_TOKENS
+            self._queue.charge(sequence.job.principal, cost)
 
     def timed(self, start: float, end: float) -> None:
         """The last step took from ``start`` to ``end``."""
@@ -285,9 +347,13 @@ class Stepper:
     # --- into and out of the slots ----------------------------------------------------------------------------------
 
     def _leave(self, now: float, events: list[Event]) -> None:
-        """Lets go of what nobody waits for any longer, and of what has waited too long."""
+        """Lets go of what nobody waits for any longer, and of what has waited too long for a slot."""
         for sequence in [sequence for sequence in self._active if sequence.job.cancelled]:
             self._end(sequence, events, now, "cancelled")
+        if len(self._queue):
+            self._leave_queue(now, events)
+
+    def _leave_queue(self, now: float, events: list[Event]) -> None:
         late: set[str] = set()
 
         def leaves(job: Job) -> bool:
@@ -347,6 +413,8 @@ class Stepper:
         self, sequence: _Sequence, events: list[Event], now: float, reason: FinishReason, detail: str = ""
     ) -> None:
         self._settle()
+        if self._searching.pop(str(sequence.number)):
+            self._charge_search(sequence)
         self._active.remove(sequence)
         self._queue.done(sequence.job.principal)
         keep = bool(sequence.job.partition) and reason != "error"
@@ -368,40 +436,21 @@ class Stepper:
         slots than room."""
         batch, shares = self._batch, self._shares()
         batch.clear()
-        slots: list[int] = []
-        tokens: list[int] = []
-        positions: list[int] = []
         prompted, wanted = [], []
         for sequence in self._active:
             position = sequence.position
+            if sequence.search is not None:
+                continue
             if position >= sequence.prompt_tokens:
-                slots.append(sequence.slot)
-                tokens.append(sequence.answer[-1])
-                positions.append(position)
+                batch.add_last(sequence.slot, sequence.answer[-1], position)
                 wanted.append(sequence)
             elif share := shares.get(sequence.slot, 0):
-                if slots:
-                    batch.add_last(slots, tokens, positions)
-                    slots, tokens, positions = [], [], []
                 last = position + share == sequence.prompt_tokens
                 batch.add(sequence.slot, sequence.job.prompt[position : position + share], position, output=last)
                 prompted.append((sequence, share))
                 if last:
                     wanted.append(sequence)
-        if slots:
-            batch.add_last(slots, tokens, positions)
         return prompted, wanted
-
-    def _decode(self, events: list[Event], now: float) -> bool:
-        """Computes the batch. False when there was no room for it, and one that took much has been ended."""
-        status = self._context.decode(self._batch)
-        if status == _NO_ROOM:
-            largest = max(self._active, key=lambda sequence: sequence.position)
-            self._end(largest, events, now, "error", "no room in the KV cache")
-            return False
-        if status != 0:
-            raise RuntimeError(f"llama_decode returned {status}")
-        return True
 
     def _step_ahead(
         self, speculation: Speculation, proposals: list[list[int]], events: list[Event], now: float
@@ -425,7 +474,7 @@ class Stepper:
             drawn.append((sequence, draws))
         for sequence, draws in drawn:
             for draw in draws:
-                self._advance(sequence, draw, events, now)
+                self._take(sequence, draw, events, now)
 
     def _reject(self, sequence: _Sequence, kept: int, tokens: int) -> None:
         """Takes what was computed in vain off the end of a sequence, which pays for it."""
@@ -483,8 +532,6 @@ class Stepper:
         return Sampler(job.sampling, job.prompt, job.constraint, self._candidates, job.choice)
 
     def _advance(self, sequence: _Sequence, draw: Draw | None, events: list[Event], now: float) -> None:
-        if sequence.answer:
-            sequence.position += 1
         if draw is None:
             self._end(sequence, events, now, "error", sequence.sampler.failure)
         elif self._is_end(draw.token):
@@ -525,10 +572,11 @@ class Stepper:
             self._batch.add(slot, tokens, 0, output=True)
         self._try_batch(slots)
         self._batch.clear()
-        self._batch.add_last(list(range(slots)), [0] * slots, [length] * slots)
+        for slot in range(slots):
+            self._batch.add_last(slot, 0, length)
         self._try_batch(slots)
         self._batch.clear()
-        self._batch.add_last([0], [0], [length + 1])
+        self._batch.add_last(0, 0, length + 1)
         self._try_batch(1)
         if self._context.can_cut and slots > 1:
             self._try_copy(length + 2)
@@ -542,7 +590,7 @@ class Stepper:
         self._context.copy(0, 1)
         self._context.forget(1, length - 1)
         self._batch.clear()
-        self._batch.add_last([1], [0], [length - 1])
+        self._batch.add_last(1, 0, length - 1)
         self._try_batch(1)
 
     def _try_ahead(self, speculation: Speculation) -> None:

@@ -7,6 +7,7 @@ Not here: text to ids, ids to text (``engine.model``).
 
 import codecs
 import ctypes
+import re
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +22,7 @@ Ids = NDArray[np.int64]
 
 NO_IDS: Final[Ids] = np.zeros(0, np.int64)
 _MAX_PIECE_BYTES: Final = 1024
+_HALF_A_SURROGATE: Final = re.compile(rb"\xed[\xa0-\xbf]")
 
 _is_eog = short_call("llama_vocab_is_eog")
 _to_piece = short_call("llama_token_to_piece")
@@ -39,19 +41,20 @@ class Vocabulary(NamedTuple):
     ``ends``: of end-of-generation tokens. ``suppressed``: of those that the model's file says are never to be drawn.
     ``unseen``: of tokens that do not end an answer and may not stand in one that a grammar holds: they write something
     else than the grammar sees of them (nothing, a NUL), or more characters than its bounds are reckoned for
-    (``grammar.ambiguity``). ``ragged`` says of every token whether its bytes are anything but whole UTF-8
-    characters.
+    (``grammar.ambiguity``). ``misfits`` says of every token whether no text goes on with it where a character begins.
 
     ``levels``: all tokens that are neither ``ends`` nor ``unseen``, by how many other tokens of whole characters they
-    begin with; beside them their parents, the longest of these.
+    begin with; beside them their parents, the longest of these. ``roots`` has of every token the one on the first level
+    that it begins with, which may be itself.
     """
 
     size: int
     ends: Ids = NO_IDS
     suppressed: Ids = NO_IDS
     unseen: Ids = NO_IDS
-    ragged: NDArray[np.bool_] = np.zeros(0, np.bool_)
+    misfits: NDArray[np.bool_] = np.zeros(0, np.bool_)
     levels: tuple[Level, ...] = ()
+    roots: Ids = NO_IDS
 
     @classmethod
     def of(cls, model: Model) -> "Vocabulary":
@@ -69,15 +72,19 @@ class Vocabulary(NamedTuple):
                 unseen.append(token)
             else:
                 pieces[token] = piece
-        ragged = np.zeros(model.vocabulary_tokens, np.bool_)
-        ragged[[token for token, piece in pieces.items() if not _is_whole(piece)]] = True
+        ragged, misfits = np.zeros((2, model.vocabulary_tokens), np.bool_)
+        for token, piece in pieces.items():
+            if not piece.isascii():
+                ragged[token], misfits[token] = _judged(piece)
+        levels = _levels(pieces, ragged)
         return cls(
             size=model.vocabulary_tokens,
             ends=np.array(ends, np.int64),
             suppressed=_suppressed(pointer, model.vocabulary_tokens),
             unseen=np.array(unseen, np.int64),
-            ragged=ragged,
-            levels=_levels(pieces, ragged),
+            misfits=misfits,
+            levels=levels,
+            roots=_roots(model.vocabulary_tokens, levels),
         )
 
 
@@ -94,20 +101,33 @@ def _levels(pieces: dict[int, bytes], ragged: NDArray[np.bool_]) -> tuple[Level,
     return tuple(Level(ids, parents[ids]) for ids in levels)
 
 
+def _roots(size: int, levels: tuple[Level, ...]) -> Ids:
+    roots = np.arange(size)
+    for level in levels[1:]:
+        roots[level.ids] = roots[level.parents]
+    return roots
+
+
 def _is_long(piece: bytes) -> bool:
     if len(piece) <= MAX_PIECE_CHARACTERS:
         return False
     return len(piece.decode("utf-8", "replace")) > MAX_PIECE_CHARACTERS
 
 
-def _is_whole(piece: bytes) -> bool:
-    if piece.isascii():
-        return True
+def unfinished(data: bytes) -> bytes:
+    """The beginning of a character with which some bytes end. Raises ``UnicodeDecodeError`` when they are no text."""
+    _, whole = codecs.utf_8_decode(data, "strict", False)
+    if _HALF_A_SURROGATE.fullmatch(data, whole):  # which Python finds out one byte later
+        raise UnicodeDecodeError("utf-8", data, whole, len(data), "surrogate")
+    return data[whole:]
+
+
+def _judged(piece: bytes) -> tuple[bool, bool]:
+    """Whether it is anything but whole characters, and whether it is not the beginning of a text either."""
     try:
-        codecs.utf_8_decode(piece, "strict", True)
+        return bool(unfinished(piece)), False
     except UnicodeDecodeError:
-        return False
-    return True
+        return True, True
 
 
 def _suppressed(pointer: Any, size: int) -> Ids:

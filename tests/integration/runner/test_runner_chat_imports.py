@@ -13,6 +13,7 @@ from appliance.runner.chat.families import family_of
 from appliance.runner.chat.families.force import forced_call
 from appliance.runner.chat.placeholders import RenderError
 from appliance.runner.chat.template import ChatTemplate
+from tests.support.rendering import rendered
 
 before = set(sys.modules)
 call = ToolCall(id="c", name="f", arguments='{"a": "<"}')
@@ -20,19 +21,19 @@ turns = (Message(role="user", content="x"), Message(role="assistant", content=""
 source = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}{{ c | tojson }}{% endfor %}{% endfor %}"
 shown = ChatTemplate(source + "{{ tools | tojson }}{{ 9 ** 9 if tools | length > 1 }}", bos_text="", eos_text="")
 tool, broken, other = Tool(name="f"), Tool(name="f", parameters="{"), Tool(name="g")
-rendered = []
+lengths = []
 for tools in (tool,), (broken,), (tool, other):
     try:
-        rendered.append(len(shown.render(Conversation(messages=turns, tools=tools))))
+        lengths.append(len(rendered(shown, Conversation(messages=turns, tools=tools))))
     except RenderError:
-        rendered.append(0)
+        lengths.append(0)
 for marks in "<tool_call></think>", "<tool_call><function=<parameter=", "<|channel|><|message|>", "[TOOL_CALLS]":
     parser = family_of(marks).parser((tool,), call_id="r")
     for text in '<tool_call>{"name": "f", "arguments": {"a": 1}}', "<tool_call><function=f><parameter=a>1</parameter>":
         parser.feed(text)
     parser.finish()
 forced_call("hermes", "", (tool, other))
-print(sorted(set(sys.modules) - before), [size > 0 for size in rendered])
+print(sorted(set(sys.modules) - before), [size > 0 for size in lengths])
 """
 
 

@@ -352,7 +352,7 @@ def test_batch_rises_slot_by_slot(model: Model) -> None:
     seen = []
     add, add_last = machine.stepper._batch.add, machine.stepper._batch.add_last
     machine.stepper._batch.add = lambda slot, *a, **n: (seen.append(slot), add(slot, *a, **n))[1]  # type: ignore
-    machine.stepper._batch.add_last = lambda slots, *a: (seen.extend(slots), add_last(slots, *a))[1]  # type: ignore
+    machine.stepper._batch.add_last = lambda slot, *a: (seen.append(slot), add_last(slot, *a))[1]  # type: ignore
     machine.step()
     assert seen == [0, 1, 2, 3], "the late one is in the slot that came free"
     machine.context.close()

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import json
 import os
+import random
 from collections.abc import Callable, Iterator
 
 import msgspec
@@ -13,15 +14,19 @@ import numpy as np
 import pytest
 
 from appliance.core.values import Sampling
-from appliance.runner.engine.candidates import Candidates
+from appliance.runner.engine import search
+from appliance.runner.engine.candidates import Candidates, Rules
 from appliance.runner.engine.constraint import CompiledConstraint, ConstraintInvalid, compile_constraint
 from appliance.runner.engine.model import Model
 from appliance.runner.engine.native import llama
 from appliance.runner.engine.sampling import NOTHING_ALLOWED, Sampler
+from appliance.runner.engine.search import LOOK_TOKENS, Goal, Search
 from appliance.runner.engine.vocabulary import Vocabulary
-from appliance.runner.grammar.gbnf import check
+from appliance.runner.grammar.gbnf import GrammarInvalid, check
 from tests.support.chain_model import chain_model, long_script
+from tests.support.grammar_texts import drawn_grammar
 from tests.support.plain_sampling import Chained
+from tests.support.wordy_model import wordy_model
 
 BYTE = 5
 EOS, IM_START, IM_END = 2, 3, 4
@@ -103,6 +108,14 @@ def wanting(vocabulary: Vocabulary, *tokens: int) -> np.ndarray:
     return row
 
 
+def all_allowed(constraint: CompiledConstraint, candidates: Candidates) -> np.ndarray:
+    """By a search that nothing is enough for."""
+    row = np.zeros(candidates.vocabulary.size, np.float32)
+    search = Search(row, constraint, candidates, Rules(never=constraint.never), Goal(len(row) + 1))
+    search.finish()
+    return search.allowed
+
+
 class Slow:
     """The same by asking the grammar about every token at every step, with llama.cpp's own chain over all of them."""
 
@@ -177,14 +190,14 @@ def test_looking_at_few_tokens_does_not_change_what_is_drawn(
 
 @pytest.mark.parametrize("grammar", [*GRAMMARS, "unlike"])
 def test_token_is_not_overlooked_for_what_it_begins_with(
-    grammar: str, vocabulary: Vocabulary, compiled: Compile
+    grammar: str, vocabulary: Vocabulary, candidates: Candidates, compiled: Compile
 ) -> None:
     constraint = compiled((GRAMMARS | {"unlike": "root ::= [^\u4e01]*"})[grammar])
     every = np.setdiff1d(np.arange(vocabulary.size), vocabulary.unseen)
     random = np.random.default_rng(1)
     for _ in range(20):
         allowed = constraint.allowed(every)
-        assert constraint.all_allowed(vocabulary.unseen).tolist() == allowed.tolist()
+        assert all_allowed(constraint, candidates).tolist() == allowed.tolist()
         further = np.setdiff1d(allowed, vocabulary.ends)
         if not len(further):
             break
@@ -228,14 +241,14 @@ def test_end_inside_a_character_is_not_drawn(vocabulary: Vocabulary, sampler: Ca
 
 
 @pytest.mark.parametrize("broken", [b"\xed\xa0", b"\xe0\x80", b"\xe4 ", b"\xf5", b"\xff", b"\x80", b"\xc0"])
-def test_bytes_that_are_no_text_are_not_allowed(broken: bytes, compiled: Compile, vocabulary: Vocabulary) -> None:
+def test_bytes_that_are_no_text_are_not_allowed(broken: bytes, compiled: Compile, candidates: Candidates) -> None:
     constraint = compiled("root ::= [^a]*")
     for byte in broken[:-1]:
         constraint.accept(BYTE + byte)
     last = BYTE + broken[-1]
     assert not constraint.allows(last)
     assert last not in constraint.allowed(np.array([BYTE, last]))
-    assert last not in constraint.all_allowed(vocabulary.unseen)
+    assert last not in all_allowed(constraint, candidates)
 
 
 def test_control_token_does_not_stand_for_its_name(vocabulary: Vocabulary, sampler: Callable[..., Sampler]) -> None:
@@ -277,8 +290,8 @@ def test_grammar_that_is_none_is_refused(text: str, compiled: Compile) -> None:
         compiled(text)
 
 
-def test_grammar_of_nothing_allows_only_an_end(compiled: Compile, vocabulary: Vocabulary) -> None:
-    assert compiled('root ::= ""').all_allowed(vocabulary.unseen).tolist() == [EOS, IM_END]
+def test_grammar_of_nothing_allows_only_an_end(compiled: Compile, candidates: Candidates) -> None:
+    assert all_allowed(compiled('root ::= ""'), candidates).tolist() == [EOS, IM_END]
 
 
 def test_choices_do_not_share_their_place(compiled: Compile) -> None:
@@ -300,9 +313,8 @@ def test_closed_constraint_does_not_allow_everything(compiled: Compile, vocabula
     for use in (constraint.allows, constraint.accept):
         with pytest.raises(RuntimeError, match="closed"):
             use(BYTE)
-    for look in (constraint.allowed, constraint.all_allowed):
-        with pytest.raises(RuntimeError, match="closed"):
-            look(vocabulary.ends)
+    with pytest.raises(RuntimeError, match="closed"):
+        constraint.allowed(vocabulary.ends)
     with pytest.raises(RuntimeError, match="closed"):
         constraint.clone()
 
@@ -345,7 +357,9 @@ def test_token_longer_than_a_grammar_was_checked_for_is_never_tried() -> None:
 def test_vocabulary_is_seen_as_it_writes(model: Model, vocabulary: Vocabulary) -> None:
     assert vocabulary.ends.tolist() == [EOS, IM_END]
     assert vocabulary.unseen.tolist() == [0, 1, IM_START, BYTE]
-    assert np.flatnonzero(vocabulary.ragged).tolist() == list(range(BYTE + 128, BYTE + 256))
+    begin = [*range(0xC2, 0xF5)]
+    no_text = [BYTE + byte for byte in range(0x80, 0x100) if byte not in begin]
+    assert np.flatnonzero(vocabulary.misfits).tolist() == no_text
     told = np.concatenate([vocabulary.ends, vocabulary.unseen, *(level.ids for level in vocabulary.levels)])
     assert sorted(told.tolist()) == list(range(vocabulary.size))
     for number, level in enumerate(vocabulary.levels[1:], 1):
@@ -353,3 +367,113 @@ def test_vocabulary_is_seen_as_it_writes(model: Model, vocabulary: Vocabulary) -
         for token, parent in zip(level.ids.tolist(), level.parents.tolist(), strict=True):
             assert parent in above
             assert model.piece(token).startswith(model.piece(parent))
+
+
+@pytest.fixture(scope="module", params=range(2))
+def wordy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    descriptor = os.open(wordy_model(tmp_path_factory.mktemp("wordy"), 5000, request.param), os.O_RDONLY)
+    made = Model.load(descriptor)
+    os.close(descriptor)
+    yield made
+    made.close()
+
+
+BIASES = tuple((token, 100.0 if token % 3 else -3.0) for token in range(259, 659, 4))
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0.0),
+        Sampling(temperature=0.0, logit_bias=BIASES),
+        Sampling(temperature=0.0, typical_p=0.7, top_k=60),
+        Sampling(),
+        Sampling(top_p=1.0, min_p=0.02),
+        Sampling(top_p=0.9999, min_p=0.0, top_k=1000),
+        Sampling(top_p=0.9, min_p=0.0, top_k=1000, temperature=2.0),
+        Sampling(top_k=0, top_p=1.0, min_p=0.0, temperature=2.0, logit_bias=BIASES),
+        Sampling(repeat_penalty=1.5, frequency_penalty=0.7),
+        Sampling(repeat_penalty=0.5, presence_penalty=-2.0, logit_bias=BIASES[:9]),
+        Sampling(mirostat=1),
+    ],
+    ids=lambda sampling: ",".join(f"{name}={value}" for name, value in msgspec.structs.asdict(sampling).items()
+                                  if value != getattr(Sampling(), name))[:60],
+)  # fmt: skip
+def test_search_that_ends_early_draws_what_a_check_of_all_would(
+    sampling: Sampling, wordy: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random vocabularies, grammars and rows; with numbers so small that a search ends in every one of its ways."""
+    for name, number in {"LOOK_TOKENS": 50, "_FIRST_DEPTH": 32, "_NEXT_DEPTH": 128, "_LAST_DEPTH": 1000}.items():
+        monkeypatch.setattr(search, name, number)
+    vocabulary = Vocabulary.of(wordy)
+    candidates, chance = Candidates(vocabulary), np.random.default_rng(3)
+    looked, searches, grammars = [], 0, drawn_grammars(random.Random(len(sampling.logit_bias)))
+    for _grammar, text in zip(range(8), grammars, strict=False):
+        given = msgspec.structs.replace(sampling, seed=int(chance.integers(1000)))
+        compiled = compile_constraint(wordy, vocabulary, text)
+        with (
+            contextlib.closing(Sampler(given, NO_PROMPT, compiled, candidates)) as sampler,
+            contextlib.closing(Slow(wordy, vocabulary, text, given)) as slow,
+        ):
+            for _token in range(5):
+                row = chance.normal(0, chance.choice([1.0, 3.0, 9.0]), vocabulary.size).astype(np.float32)
+                row[chance.integers(vocabulary.size, size=chance.choice([1, 40, 400, 2000]))] += 12
+                begun = sampler.begin(row)
+                if isinstance(begun, Search):
+                    searches += 1
+                    drawn = sampler.finish(begun)
+                    looked.append(begun.looked_at)
+                else:
+                    drawn = begun
+                if drawn is None:
+                    assert sampler.failure == NOTHING_ALLOWED
+                    break
+                assert drawn.token == slow.draw(row)
+                if wordy.is_end(drawn.token):
+                    break
+    assert searches > 5
+    assert max(looked) <= vocabulary.size
+
+
+def drawn_grammars(chance: random.Random) -> Iterator[str]:
+    while True:
+        text = drawn_grammar(chance)
+        with contextlib.suppress(GrammarInvalid):
+            check(text)
+            yield text
+
+
+def test_search_goes_on_with_the_row_that_it_began_with(vocabulary: Vocabulary, candidates: Candidates,
+                                                        compiled: Compile) -> None:  # fmt: skip
+    """What the next decode overwrites."""
+    rows = np.zeros((1, vocabulary.size), np.float32)
+    rows[0] = wanting(vocabulary, EOS, BYTE + ord("b"), BYTE + ord("a"))
+    with contextlib.closing(
+        Sampler(Sampling(temperature=0.0), NO_PROMPT, compiled("root ::= [ab]"), candidates)
+    ) as drawing:
+        begun = drawing.begin(rows[0])
+        assert isinstance(begun, Search)
+        assert begun.look()
+        begun.keep_row()
+        rows[:] = np.nan
+        drawn = drawing.finish(begun)
+        assert drawn is not None and drawn.token == BYTE + ord("b")
+
+
+def test_look_is_never_at_more_than_a_few_tokens(
+    vocabulary: Vocabulary, candidates: Candidates, compiled: Compile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    allowed = CompiledConstraint.allowed
+    monkeypatch.setattr(
+        CompiledConstraint, "allowed", lambda self, ids: (asked.append(len(ids)), allowed(self, ids))[1]
+    )
+    row = np.zeros(vocabulary.size, np.float32)
+    begun = Search(row, compiled("root ::= [^b]*"), candidates, Rules(), Goal(vocabulary.size + 1))
+    counted = []
+    while looked := begun.look():
+        counted.append(looked)
+        assert asked.pop() <= min(LOOK_TOKENS, looked)
+        assert not asked
+    assert len(counted) >= begun.looked_at / LOOK_TOKENS
+    assert begun.looked_at <= vocabulary.size

@@ -150,7 +150,7 @@ MIXED = {
     "deep": [Sampling(seed=seed, top_k=200 + seed, presence_penalty=1.0) for seed in range(8)],
     "greedy": [GREEDY] * 8,
     "mixed": [GREEDY, *(Sampling(seed=1), Sampling(seed=2, mirostat=2), Sampling(seed=3, frequency_penalty=-1.0)) * 2],
-    "few": [Sampling(seed=seed) for seed in range(3)],
+    "two": [Sampling(seed=seed) for seed in range(2)],
 }
 
 
@@ -176,6 +176,19 @@ def test_row_that_is_not_finite_does_not_spoil_the_others() -> None:
     samplers = [Sampler(Sampling(seed=seed), NO_PROMPT, None, candidates) for seed in range(8)]
     drawn = draw_rows(samplers, some)
     assert [number for number, each in enumerate(drawn) if each is None] == [3, 5]
+    for sampler in samplers:
+        sampler.close()
+
+
+def test_row_of_equals_or_of_few_tokens_does_not_spoil_the_others() -> None:
+    some = rows(8)
+    some[2] = 1.0
+    some[4, 5:] = -np.inf
+    settings = [Sampling(seed=seed) for seed in range(8)]
+    candidates = Candidates(vocabulary())
+    samplers = [Sampler(sampling, NO_PROMPT, None, candidates) for sampling in settings]
+    together = [drawn.token for drawn in draw_rows(samplers, some) if drawn]
+    assert together == [draws(sampling, row[None])[0] for sampling, row in zip(settings, some, strict=True)]
     for sampler in samplers:
         sampler.close()
 

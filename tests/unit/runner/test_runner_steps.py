@@ -125,7 +125,7 @@ def test_batch_is_not_overfilled() -> None:
     batch = Batch(8, 2)
     batch.add(0, np.arange(8, dtype=np.int32), 0, output=True)
     with pytest.raises(ValueError, match="full"):
-        batch.add_last([0], [1], [1])
+        batch.add_last(0, 1, 1)
     with pytest.raises(ValueError, match="fit"):
         batch.add(1, np.arange(1, dtype=np.int32), 0, output=True)
 
