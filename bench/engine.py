@@ -14,7 +14,8 @@ no token ids and gets as many words that are one token each. The client's CPU is
 Two models with random weights (``tests/support/drawn_model.py``): *half-billion* computes tens of milliseconds per
 token; *mini* less than one, as a large model does on a fast GPU, so that it shows what a server adds to a step. A round
 is a closed loop of callers, as many requests each as there are waves. Each figure is the median of alternated
-repetitions (ours, peer, peer, ours ...), two with each of four pairs of processes. Columns:
+repetitions (ours, peer, peer, ours ...), two with each of four pairs of processes; the packaged server, of which there
+is one process, comes after or before both. Columns:
 
 * *tokens/s*: generated tokens over the whole time of a round, prompts included; *prompt/s*: tokens of longer prompts
   whose answer is one token; *first*: milliseconds from asking to the first text, in the rounds of whole answers;
@@ -28,8 +29,10 @@ Bars, exit status 1 when one is missed:
   1.10 from 8 on; with mini at 8 callers at least 2.5 times those of the packaged server;
 * first: the p50 is no worse at any number of callers; CPU: no more.
 
-``--quick`` takes two short repetitions of a few points: enough to see that it works, too few to quote. On a shared
-machine wall time is noise of several per cent; CPU and ratios are steadier. The last line is one JSON object.
+A whole run of *half-billion* takes about 40 minutes on two quiet cores, one of *mini* a third of that. What a point
+gave is said on stderr as soon as it is measured. ``--quick`` takes two short repetitions of a few points: enough to see
+that it works, too few to quote. On a shared machine wall time is noise of several per cent; CPU and ratios are
+steadier. The last line is one JSON object.
 """
 
 import argparse
@@ -39,7 +42,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,7 +64,8 @@ REPETITIONS: Final = 2
 """Of each process. Two processes of one program differ by several per cent, by where their memory lies."""
 CONTEXT_TOKENS: Final = 512
 THREADS: Final = 1
-LONG_PROMPT_TOKENS: Final = 256
+FIRST_PROMPT_TOKENS: Final = 16
+"""Of the first prompts of a process, which do not count."""
 
 BAR_ALONE: Final = 0.97
 BAR_TOGETHER: Final = 1.0
@@ -73,17 +77,33 @@ BAR_NO_MORE: Final = 1.0
 
 @dataclass(frozen=True)
 class Course:
-    """What is asked of one model. A lone caller asks twice as often, so that not one answer decides."""
+    """What is asked of one model. ``long_prompt_tokens`` is for the rounds of prompts."""
 
     shape: Shape
     prompt_tokens: int
     max_tokens: int
+    long_prompt_tokens: int
     waves: int
+    crowd: int
+    """From so many callers on everything is half as long: it is long enough in all."""
+
+    def of(self, callers: int) -> "Course":
+        """A lone caller asks twice as often, so that not one answer decides."""
+        if callers == 1:
+            return replace(self, waves=2 * self.waves)
+        if callers < self.crowd:
+            return self
+        return replace(
+            self,
+            prompt_tokens=self.prompt_tokens // 2,
+            max_tokens=self.max_tokens // 2,
+            long_prompt_tokens=self.long_prompt_tokens // 2,
+        )
 
 
 COURSES: Final = {
-    "mini": Course(MINI, prompt_tokens=128, max_tokens=128, waves=3),
-    "half-billion": Course(HALF_BILLION, prompt_tokens=64, max_tokens=64, waves=1),
+    "mini": Course(MINI, prompt_tokens=128, max_tokens=128, long_prompt_tokens=256, waves=3, crowd=64),
+    "half-billion": Course(HALF_BILLION, prompt_tokens=64, max_tokens=64, long_prompt_tokens=128, waves=1, crowd=16),
 }
 
 
@@ -147,12 +167,8 @@ class Run:
         return ordered[int(len(ordered) * 0.99)]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """One repetition, right after each other."""
-
-    ours: Run
-    peer: Run
+Repetition = dict[Kind, Run]
+"""One round on each server, right after each other."""
 
 
 class Point:
@@ -160,23 +176,26 @@ class Point:
 
     def __init__(self, client: Client, course: Course, callers: int, points: Points) -> None:
         self._client = client
-        self._course = course
+        self._course = course.of(callers)
         self._callers = callers
-        self._waves = course.waves * (2 if callers == 1 else 1)
-        self._answer_tokens = max(8, course.max_tokens // points.shorter)
+        self._answer_tokens = max(8, self._course.max_tokens // points.shorter)
+
+    def first(self, target: Target) -> None:
+        """Nobody's first request counts."""
+        self._run(target, -1, FIRST_PROMPT_TOKENS, 1)
 
     def answers(self, target: Target, seed: int) -> Run:
         return self._run(target, seed, self._course.prompt_tokens, self._answer_tokens)
 
     def prompts(self, target: Target, seed: int) -> Run:
-        return self._run(target, seed, LONG_PROMPT_TOKENS, 1)
+        return self._run(target, seed, self._course.long_prompt_tokens, 1)
 
     def _run(self, target: Target, seed: int, prompt_tokens: int, max_tokens: int) -> Run:
         around = Round(
             kind=target.kind,
             where=target.where,
             callers=self._callers,
-            waves=self._waves,
+            waves=self._course.waves,
             prompt_tokens=prompt_tokens,
             max_tokens=max_tokens,
             seed=seed,
@@ -186,20 +205,17 @@ class Point:
         )
         before = cpu_of(target.pid)
         told = self._client.play(around)
-        requests = self._callers * self._waves
+        requests = self._callers * self._course.waves
         if told.tokens != requests * max_tokens:
             raise RuntimeError(f"{target.kind}: {told.tokens} tokens in place of {requests * max_tokens}")
         return Run(told, cpu_of(target.pid) - before, requests * prompt_tokens)
 
 
-def pairs(ask: Callable[[Target, int], Run], ours: Target, peer: Target, seeds: Iterable[int]) -> list[Pair]:
-    """The order changes each time, so that neither is always the first."""
-    found = []
-    for seed in seeds:
-        order = (ours, peer) if seed % 2 == 0 else (peer, ours)
-        runs = {target.kind: ask(target, seed) for target in order}
-        found.append(Pair(runs[ours.kind], runs[peer.kind]))
-    return found
+def repetitions(ask: Callable[[Target, int], Run], targets: Sequence[Target], seeds: Iterable[int]) -> list[Repetition]:
+    """The order is turned each time, so that nobody is always the first."""
+    return [
+        {target.kind: ask(target, seed) for target in (targets if seed % 2 == 0 else targets[::-1])} for seed in seeds
+    ]
 
 
 # --- the servers ----------------------------------------------------------------------------------------------------
@@ -240,44 +256,43 @@ def measure(points: Points) -> dict[str, dict[int, dict[str, Any]]]:
 def figures_of(model: Path, course: Course, callers: int, points: Points) -> dict[str, Any]:
     """Each of the processes gets its share of the repetitions."""
     load = Load(runner_id="bench", context_tokens=CONTEXT_TOKENS, slots=callers, threads=points.threads)
-    answers, prompts, packaged, memory = [], [], [], {}
+    answers, prompts, memory = [], [], {}
     for process in range(points.processes):
         with servers(model, load, packaged=points.packaged and process == 0) as (client, targets):
             point = Point(client, course, callers, points)
-            ours, peer = targets["runner"], targets["llama-server"]
             for target in targets.values():
-                point.prompts(target, seed=-1)  # nobody's first request counts
+                point.first(target)
             seeds = range(process * points.repetitions, (process + 1) * points.repetitions)
-            answers.append(pairs(point.answers, ours, peer, seeds))
-            prompts.append(pairs(point.prompts, ours, peer, seeds))
-            if other := targets.get("packaged"):
-                packaged.append(pairs(point.answers, ours, other, seeds))
+            answers.append(repetitions(point.answers, list(targets.values()), seeds))
+            prompts.append(repetitions(point.prompts, [targets["runner"], targets["llama-server"]], seeds))
             memory |= {kind: memory_megabytes(target.pid) for kind, target in targets.items()}
     found: dict[str, Any] = {
         **_answer_figures(answers),
         "prompt_tokens_per_second": _compared(prompts, lambda run: run.prompt_tokens_per_second),
         "memory_megabytes": memory,
     }
-    if packaged:
-        found["packaged_tokens_per_second"] = _compared(packaged, lambda run: run.tokens_per_second)
+    if points.packaged:
+        found["packaged_tokens_per_second"] = _compared(answers[:1], lambda run: run.tokens_per_second, peer="packaged")
     return found
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def _answer_figures(together: Sequence[Sequence[Pair]]) -> dict[str, dict[str, Estimate]]:
+def _answer_figures(together: Sequence[Sequence[Repetition]]) -> dict[str, dict[str, Estimate]]:
     columns = ("tokens_per_second", "cpu_ms", "client_ms", "first_p50_ms", "first_p99_ms")
     return {name: _compared(together, lambda run, name=name: getattr(run, name)) for name in columns}
 
 
-def _compared(together: Sequence[Sequence[Pair]], value: Callable[[Run], float]) -> dict[str, Estimate]:
-    """Ours, the peer's, and ours by the peer's, of pairs by process."""
-    both = [[(value(pair.ours), value(pair.peer)) for pair in group] for group in together]
+def _compared(
+    together: Sequence[Sequence[Repetition]], value: Callable[[Run], float], peer: Kind = "llama-server"
+) -> dict[str, Estimate]:
+    """Ours, the peer's, and ours by the peer's, of repetitions by process."""
+    both = [[(value(runs["runner"]), value(runs[peer])) for runs in group] for group in together]
     return {
         "ours": Estimate.of([[ours for ours, _ in group] for group in both]),
-        "peer": Estimate.of([[peer for _, peer in group] for group in both]),
-        "ratio": Estimate.of([[ours / peer for ours, peer in group] for group in both]),
+        "peer": Estimate.of([[theirs for _, theirs in group] for group in both]),
+        "ratio": Estimate.of([[ours / theirs for ours, theirs in group] for group in both]),
     }
 
 
@@ -347,8 +362,9 @@ def _ratio(each: Estimate) -> str:
 
 
 def _brief(found: dict[str, Any]) -> str:
-    names = ("tokens_per_second", "cpu_ms", "first_p50_ms", "prompt_tokens_per_second")
-    return ", ".join(f"{name} {_ratio(found[name]['ratio'])}" for name in names)
+    names = ("tokens_per_second", "cpu_ms", "first_p50_ms", "prompt_tokens_per_second", "packaged_tokens_per_second")
+    each = [(name, found[name]) for name in names if name in found]
+    return ", ".join(f"{name} {_plain(it['ours'])} / {_plain(it['peer'])} = {_ratio(it['ratio'])}" for name, it in each)
 
 
 def _points() -> Points:

@@ -57,15 +57,15 @@ class Choice:
         text = self._text.feed(piece)
         if self._text.stopped:
             self.job.cancelled = True
-            return [*self._tell(self._read(text)), *self._end("stop")]
-        deltas = self._tell(self._read(text))
+            return [*self._say(text), *self._end("stop")]
+        deltas = self._say(text)
         if len(self._untold_logprobs) >= MAX_UNTOLD_LOGPROBS:
             deltas.append(self._delta())
         return deltas
 
     def finish(self, reason: FinishReason) -> list[RunnerDelta]:
         """The engine's last word about it."""
-        return [*self._tell(self._read(self._text.finish())), *self._end(reason)]
+        return [*self._say(self._text.finish()), *self._end(reason)]
 
     def _end(self, reason: FinishReason) -> list[RunnerDelta]:
         deltas = self._tell(self._parser.finish()) if self._parser else []
@@ -74,10 +74,10 @@ class Choice:
         self.reason = "tool-calls" if self._called and reason == "stop" else reason
         return deltas
 
-    def _read(self, text: str) -> Iterable[Piece]:
+    def _say(self, text: str) -> list[RunnerDelta]:
         if self._parser is not None:
-            return self._parser.feed(text)
-        return (Text(text),) if text else ()
+            return self._tell(self._parser.feed(text))
+        return [self._delta(text=text)] if text else []
 
     def _tell(self, pieces: Iterable[Piece]) -> list[RunnerDelta]:
         deltas = []

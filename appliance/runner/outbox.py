@@ -24,28 +24,30 @@ _MAX_DETAIL: Final = 500
 
 
 class _Growing:
-    """Deltas of one kind that are still in the box, and leave as one."""
+    """Deltas of one kind that are still in the box, and leave as one. Most are alone, and are not measured."""
 
-    __slots__ = ("_calls", "_parts", "_size")
+    __slots__ = ("_calls", "_parts", "_size", "first")
 
     def __init__(self, first: RunnerDelta) -> None:
-        self._parts = [first]
-        self._size = _size(first)
-        self._calls = len(first.tool_calls)
+        self.first: Final = first
+        self._parts: list[RunnerDelta] = []
 
     def takes(self, delta: RunnerDelta) -> bool:
         """Whether ``delta`` has become part of this one."""
+        first = self.first
+        if not self._parts:
+            self._parts, self._size, self._calls = [first], _size(first), len(first.tool_calls)
         self._size += _size(delta)
         self._calls += len(delta.tool_calls)
         grown = self._size <= _MAX_DELTA_CHARACTERS and self._calls <= MAX_TOOL_CALLS
-        if not grown or _kind(delta) != _kind(self._parts[0]):
+        if not grown or _kind(delta) != _kind(first):
             return False
         self._parts.append(delta)
         return True
 
     def message(self) -> RunnerDelta:
-        first, *others = self._parts
-        if not others:
+        first = self.first
+        if not self._parts:
             return first
         return RunnerDelta(
             request_id=first.request_id,
