@@ -60,6 +60,7 @@ class Course:
     answer_tokens: int
 
 
+QUICK_TOKENS: Final = 64
 COURSES: Final = {"mini": Course(MINI, 400), "half-billion": Course(HALF_BILLION, 64)}
 
 
@@ -187,10 +188,11 @@ def compared(
     }
 
 
-def measure(names: Sequence[str], callers: Sequence[int], repetitions: int) -> dict[str, Any]:
+def measure(names: Sequence[str], callers: Sequence[int], repetitions: int, *, quick: bool) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for name in names:
         course = COURSES[name]
+        course = Course(course.shape, QUICK_TOKENS) if quick else course
         path = cached_drawn_model(course.shape, setup.cache_directory() / "drawn-models")
         with closing(opened(path)) as model:
             for count in callers:
@@ -224,7 +226,7 @@ def main() -> int:
     parser.add_argument("--repetitions", type=int, default=8)
     options = parser.parse_args()
     names = options.models or (["mini"] if options.quick else list(COURSES))
-    figures = measure(names, options.callers, 1 if options.quick else options.repetitions)
+    figures = measure(names, options.callers, 1 if options.quick else options.repetitions, quick=options.quick)
     rows = []
     for place, found in figures.items():
         ratios = [

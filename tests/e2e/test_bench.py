@@ -67,3 +67,16 @@ def test_engine_bench_asks_both_servers_for_the_same():
             assert found[name]["ours"]["median"] > 0
             assert found[name]["peer"]["median"] > 0
         assert found["memory_megabytes"]["llama-server"]["rss"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_speculation_bench_has_guesses_as_right_as_it_says():
+    command = [sys.executable, "bench/speculation.py", "--quick", "--callers", "1"]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode in {0, 1}, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert (done.returncode == 1) == bool(summary["missed"])
+    figures = summary["figures"]
+    assert figures["mini, 1, repeats"]["accepted_share"] > 0.9  # rounding may change a token
+    assert figures["mini, 1, hostile"]["accepted_share"] == 0
