@@ -105,7 +105,11 @@ class IdentityProvider:
         finally:
             self._server.shutdown()
             self._thread.join()
-            self._server.server_close()
+            self.close()
+
+    def close(self) -> None:
+        """Nobody listens any more."""
+        self._server.server_close()
 
     def answer(self, path: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
         self.asked.append((path, headers, body))
