@@ -115,9 +115,13 @@ class _Answer:
         self._parser = httptools.HttpResponseParser(self)
         self._headers: dict[bytes, list[bytes]] = {}
         self._head_bytes = 0
+        self._begun = 0
         self._in_body = False
         self._body = bytearray()
         self.complete = False
+
+    def on_message_begin(self) -> None:
+        self._begun += 1
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.setdefault(name.lower(), []).append(value)
@@ -139,6 +143,8 @@ class _Answer:
             raise Unreachable("the answer asks for another protocol") from None
         except httptools.HttpParserError:
             raise Unreachable("the answer is not HTTP") from None
+        if self._begun > 1:  # also one that announces another, which nobody asked for
+            raise Unreachable("more than one answer")
         self._head_bytes += 0 if self._in_body else len(data)
         if self._head_bytes > MAX_HEAD_BYTES or len(self._body) > MAX_BODY_BYTES:
             raise Unreachable("the answer is too large")
