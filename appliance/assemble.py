@@ -146,7 +146,9 @@ async def gateway(config: Settings) -> None:
     )
     slots = Slots(config.limits.concurrent_requests or max(1, config.models.slots - 1))
     refusals = Tally()
-    link = LiaisonLink(config.liaison_socket, server_uids=frozenset({0, _uid(config.users.liaison)}))
+    link = LiaisonLink(
+        config.liaison_socket, now_seconds=_now_seconds, server_uids=frozenset({0, _uid(config.users.liaison)})
+    )
     challenges = issuers.challenges(config)
     gate = Gate(
         build_app(pipeline, body_limits, MetricsPage(pipeline, refusals, slots), challenges.metadata),  # type: ignore[arg-type]  # ASGI's scope is wider
@@ -160,7 +162,7 @@ async def gateway(config: Settings) -> None:
         now_seconds=_now_seconds,
         challenges=challenges,
     )
-    following = asyncio.create_task(link.run()) if config.issuer else None
+    following = _following(link) if config.issuer else None
     try:
         await gateway_process.serve(
             gate,
@@ -173,6 +175,18 @@ async def gateway(config: Settings) -> None:
     finally:
         if following is not None:
             following.cancel()
+
+
+def _following(link: LiaisonLink) -> asyncio.Task[None]:
+    """Should it end by itself, foreign keys run out after their time and opaque tokens are a 503: our own go on."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            log.critical("nobody follows the foreign issuers any more", exc_info=task.exception())
+
+    task = asyncio.create_task(link.run())
+    task.add_done_callback(ended)
+    return task
 
 
 def _policy(config: Settings) -> ReloadingPolicy:

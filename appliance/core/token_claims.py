@@ -119,6 +119,22 @@ def read(document: Mapping[str, Any], rules: IssuerRules) -> ReadClaims:
     )
 
 
+def check_within(claims: ReadClaims, rules: IssuerRules) -> None:
+    """For claims that another process read: they say nothing that ``read`` could not have said under these rules.
+
+    Raises ``Refused(TOKEN_INVALID)``.
+    """
+    groups = None if rules.groups is None else set(rules.groups.values())
+    if (
+        claims.issuer != rules.issuer
+        or claims.audience not in rules.audiences
+        or (rules.clients and claims.client_id not in rules.clients)
+        or (groups is not None and not groups.issuperset(claims.groups))
+        or (not rules.models_claim and claims.models != rules.models)
+    ):
+        raise _refused("claims beyond the rules of their issuer")
+
+
 def check_times(claims: ReadClaims, *, max_lifetime_seconds: int, now_seconds: int) -> None:
     """Raises ``Refused(TOKEN_INVALID)``."""
     expires, issued = claims.expires_at_seconds, claims.issued_at_seconds

@@ -1,6 +1,6 @@
 """The gateway's end of the liaison: foreign issuers' keys as they come, and answers about opaque tokens.
 
-Trusts: the liaison for what it says of the issuers that are configured, and of no other.
+Trusts: the liaison for the keys of the issuers that are configured, and for what their rules let an issuer say.
 Promises: a key set is in force until ``keep_seconds`` after it was fetched, and then no longer, whoever is down; keys
     are judged once more before they verify anything. The request path waits for nothing but an introspection.
 Not here: fetching and parsing (``liaison``).
@@ -8,7 +8,7 @@ Not here: fetching and parsing (``liaison``).
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -46,19 +46,22 @@ class ForeignKeys:
     def miss(self) -> None:
         self._link.hint(self.name)
 
-    def take(self, told: IssuerKeys) -> None:
+    def take(self, told: IssuerKeys, *, now_seconds: int) -> None:
         """Raises ``Fault`` for keys that are not good, and keeps what there was."""
         if self._told is None or told.keys != self._told.keys:
             self._keys = from_wire(told.keys, self._algorithms)
         self._told = told
-        self._until_seconds = told.fetched_at_seconds + self._keep_seconds
+        self._until_seconds = min(told.fetched_at_seconds, now_seconds) + self._keep_seconds
 
 
 class LiaisonLink:
     """One connection to the liaison, made again for as long as ``run`` runs."""
 
-    def __init__(self, path: Path, *, server_uids: frozenset[int] | None = None) -> None:
+    def __init__(
+        self, path: Path, *, now_seconds: Callable[[], int], server_uids: frozenset[int] | None = None
+    ) -> None:
         self._path = path
+        self._now_seconds = now_seconds
         self._server_uids = own_or_root() if server_uids is None else server_uids
         self._decoder: FrameDecoder[FromLiaison] = FrameDecoder(FromLiaison)
         self._connection: Connection[FromLiaison] | None = None
@@ -120,7 +123,7 @@ class LiaisonLink:
             log.error("the liaison speaks of an issuer that is not configured")
             return
         try:
-            source.take(message)
+            source.take(message, now_seconds=self._now_seconds())
         except Fault as fault:
             log.warning("issuer %s: the liaison's keys are not good: %s", message.name, fault.detail)
 

@@ -39,6 +39,7 @@ from appliance.core.token_claims import (
     check_not_expired,
     check_scopes,
     check_times,
+    check_within,
     read,
 )
 from appliance.core.values import Digest, Presented, VerifiedClaims
@@ -175,6 +176,7 @@ class TokenVerifier:
         claims = await opaque.ask(unverified_token)
         if claims is None:
             raise _refused("its issuer does not call it active")
+        check_within(claims, opaque.rules)
         return _known(claims, opaque.rules, token_sha256, now_seconds, until_seconds=now_seconds + opaque.cache_seconds)
 
     def _confirm(self, confirmation: Confirmation | None, presented: Presented, now_seconds: int) -> None:

@@ -149,7 +149,7 @@ def test_absent_files_are_the_operators_mistake() -> None:
 
 
 def test_verifier_believes_what_is_configured(tmp_path: Path) -> None:
-    link = LiaisonLink(tmp_path / "nobody.sock")
+    link = LiaisonLink(tmp_path / "nobody.sock", now_seconds=lambda: 0)
     made = issuers.verifier(parsed(one=LEAST), parse_keys(of(GOOD)), link)
     assert set(made._issuers) == {"https://paddock.local", "https://idp.example"}
     assert issuers.challenges(parsed(one=LEAST)).metadata is None

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.token_claims import Confirmation, IssuerRules, ReadClaims, read
@@ -81,22 +82,31 @@ def told(keys: KeySet, fetched_at_seconds: int = NOW) -> IssuerKeys:
 
 
 def foreign(tmp_path: Any, algorithms: frozenset[str] = EVERY) -> ForeignKeys:
-    return ForeignKeys("one", algorithms, keep_seconds=100, link=LiaisonLink(tmp_path / "nobody.sock"))
+    return ForeignKeys(
+        "one", algorithms, keep_seconds=100, link=LiaisonLink(tmp_path / "nobody.sock", now_seconds=lambda: NOW)
+    )
 
 
 def test_last_good_keys_are_kept_for_a_bounded_time(tmp_path: Any) -> None:
     source = foreign(tmp_path)
     assert source.keys(NOW) is None
-    source.take(told(key_set("first")))
+    source.take(told(key_set("first")), now_seconds=NOW + 1000)
     known = source.keys(NOW + 99)
     assert known is not None
     assert set(known) == {"first"}
     assert source.keys(NOW + 100) is None
-    source.take(told(key_set("first"), NOW + 100))
+    source.take(told(key_set("first"), NOW + 100), now_seconds=NOW + 1000)
     assert source.keys(NOW + 199) is known  # the same object, so that cached tokens stay verified
-    source.take(told(key_set("second"), NOW + 150))
+    source.take(told(key_set("second"), NOW + 150), now_seconds=NOW + 1000)
     assert set(source.keys(NOW + 199) or ()) == {"second"}
     source.miss()  # nobody is connected: nothing happens
+
+
+def test_keys_from_the_future_are_kept_for_no_longer(tmp_path: Any) -> None:
+    source = foreign(tmp_path)
+    source.take(told(key_set("first"), NOW + 10_000), now_seconds=NOW)
+    assert source.keys(NOW + 99) is not None
+    assert source.keys(NOW + 100) is None
 
 
 @pytest.mark.parametrize(
@@ -110,9 +120,9 @@ def test_last_good_keys_are_kept_for_a_bounded_time(tmp_path: Any) -> None:
 )  # fmt: skip
 def test_bad_keys_of_the_liaison_change_nothing(tmp_path: Any, keys: tuple[PublicKey, ...]) -> None:
     source = foreign(tmp_path, frozenset({"ES256"}))
-    source.take(told(key_set("first")))
+    source.take(told(key_set("first")), now_seconds=NOW + 1000)
     with pytest.raises(Fault):
-        source.take(IssuerKeys(name="one", keys=keys, fetched_at_seconds=NOW + 50))
+        source.take(IssuerKeys(name="one", keys=keys, fetched_at_seconds=NOW + 50), now_seconds=NOW + 50)
     assert set(source.keys(NOW + 99) or ()) == {"first"}
     assert source.keys(NOW + 100) is None
 
@@ -257,7 +267,7 @@ def test_other_clients_required_and_refused_claims() -> None:
 
 
 def opaque(
-    confirmation: Confirmation | None, cache_seconds: int = 10, **changes: Any
+    confirmation: Confirmation | None, cache_seconds: int = 10, rules: dict[str, Any] | None = None, **changes: Any
 ) -> tuple[TokenVerifier, list[str]]:
     asked: list[str] = []
 
@@ -280,7 +290,9 @@ def opaque(
         return ReadClaims(**(fields | changes))
 
     return TokenVerifier(
-        [], opaque=OpaqueIssuer(RULES, ask, cache_seconds), proofs=ProofChecker("https://llm.example")
+        [],
+        opaque=OpaqueIssuer(structs.replace(RULES, **(rules or {})), ask, cache_seconds),
+        proofs=ProofChecker("https://llm.example"),
     ), asked
 
 
@@ -339,6 +351,26 @@ def test_expiry_ends_an_answer_that_is_still_cached() -> None:
     by, _ = opaque(None, cache_seconds=60, expires_at_seconds=NOW + 1)
     verify(by, TOKEN)
     assert refusal(by, TOKEN, NOW + 31) == (Reason.TOKEN_INVALID, "expired")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"issuer": "https://paddock.local"},
+        {"audience": "mail"},
+        {"groups": ("root",)},
+        {"models": ("*",)},
+        {"client_id": "other"},
+    ],
+    ids=str,
+)
+def test_liaison_cannot_say_more_than_the_issuers_rules_let_it(said: dict[str, Any]) -> None:
+    """One that were taken over would answer for people of that issuer, and be no administrator of ours."""
+    rules = {"groups": {"people": "staff"}, "models_claim": (), "clients": frozenset({"c"})}
+    by, _ = opaque(None, rules=rules)
+    assert verify(by, TOKEN).subject == "bob"
+    by, _ = opaque(None, rules=rules, **said)
+    assert refusal(by, TOKEN) == (Reason.TOKEN_INVALID, "claims beyond the rules of their issuer")
 
 
 def test_opaque_token_is_no_token_without_an_issuer_of_them() -> None:
