@@ -1,6 +1,7 @@
 """Wires the rooms into processes. The only module that knows every room.
 
-``gateway``, ``notary`` and ``warden`` each run one process until ``stop`` is set or a signal arrives.
+``gateway``, ``notary``, ``warden`` and, where foreign issuers are believed, ``liaison`` each run one process until
+``stop`` is set or a signal arrives.
 
 Trusts: the settings.
 Promises: a process that cannot have everything it needs raises ``Fault`` before it serves anything.
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal
 
-from appliance import __version__, settings
+from appliance import __version__, issuers, settings
 from appliance.core.admit import AdmitLimits
 from appliance.core.catalogue import Catalogue
 from appliance.core.quota import Budget
@@ -35,8 +36,9 @@ from appliance.gateway.slots import Slots
 from appliance.gateway.tally import Tally
 from appliance.gateway.warden_client import WardenClient
 from appliance.gateway.wire import WireLimits
+from appliance.identity.foreign import LiaisonLink
 from appliance.identity.keys import load_keys
-from appliance.identity.tokens import JwtVerifier
+from appliance.identity.liaison import Liaison
 from appliance.ipc.connection import listen
 from appliance.ipc.notary_client import NotaryClient
 from appliance.limits.budget import MemoryTokenBudget
@@ -76,11 +78,24 @@ or from a slow disk, the gateway may give up before; the warden goes on, and who
 log = logging.getLogger(__name__)
 
 
+RESOLVER_FILES: Final = (
+    Path("/etc/gai.conf"),
+    Path("/etc/host.conf"),
+    Path("/etc/hosts"),
+    Path("/etc/nsswitch.conf"),
+    Path("/etc/resolv.conf"),
+    Path("/etc/services"),
+    Path("/run/systemd/resolve"),
+)
+DNS_PORT: Final = 53
+
+
 def fence(role: Role, config: Settings) -> None:
     """Leaves this process what its role still opens while it serves. Raises ``Misconfigured`` as ``confine`` does."""
     readable: dict[Role, tuple[Path, ...]] = {
         "gateway": (config.policy_dir,),  # again whenever its files change
         "warden": (config.models_dir, config.trust_dir, Path("/proc")),  # where file systems and runners are looked at
+        "liaison": RESOLVER_FILES,
     }
     writable: dict[Role, tuple[Path, ...]] = {
         "notary": (config.notary_dir,),
@@ -91,6 +106,7 @@ def fence(role: Role, config: Settings) -> None:
         allow_degraded=config.sandbox.allow_degraded,
         readable=readable.get(role, ()),
         writable=writable.get(role, ()),
+        connect_ports=sorted(issuers.provider_ports(config) | {DNS_PORT}) if role == "liaison" else (),
     )
 
 
@@ -131,30 +147,47 @@ async def gateway(config: Settings) -> None:
     )
     slots = Slots(config.limits.concurrent_requests or max(1, config.models.slots - 1))
     refusals = Tally()
+    link = LiaisonLink(
+        config.liaison_socket, now_seconds=_now_seconds, server_uids=frozenset({0, _uid(config.users.liaison)})
+    )
+    challenges = issuers.challenges(config)
     gate = Gate(
-        build_app(pipeline, body_limits, MetricsPage(pipeline, refusals, slots)),  # type: ignore[arg-type]  # ASGI's scope is wider
+        build_app(pipeline, body_limits, MetricsPage(pipeline, refusals, slots), challenges.metadata),  # type: ignore[arg-type]  # ASGI's scope is wider
         pipeline,
-        verifier=JwtVerifier(
-            load_keys(jwks),
-            issuer=config.identity.issuer,
-            audience=config.identity.audience,
-            max_lifetime_seconds=config.identity.max_lifetime_seconds,
-        ),
+        verifier=issuers.verifier(config, load_keys(jwks), link),
         addresses=AddressGate(requests_per_minute=config.limits.address_requests_per_minute),
         rates=RequestRates(requests_per_minute=config.limits.principal_requests_per_minute),
         slots=slots,
         refusals=refusals,
         allowed_hosts=config.allowed_hosts,
         now_seconds=_now_seconds,
+        challenges=challenges,
     )
-    await gateway_process.serve(
-        gate,
-        notary=notary,
-        warden=warden,
-        policy=policy,
-        limits=WireLimits(request_seconds=_longest_request_seconds(config)),
-        listeners=lambda: _fenced_gateway_sockets(config),
-    )
+    following = _following(link) if config.issuer else None
+    try:
+        await gateway_process.serve(
+            gate,
+            notary=notary,
+            warden=warden,
+            policy=policy,
+            limits=WireLimits(request_seconds=_longest_request_seconds(config)),
+            listeners=lambda: _fenced_gateway_sockets(config),
+        )
+    finally:
+        if following is not None:
+            following.cancel()
+
+
+def _following(link: LiaisonLink) -> asyncio.Task[None]:
+    """Should it end by itself, foreign keys run out after their time and opaque tokens are a 503: our own go on."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            log.critical("nobody follows the foreign issuers any more", exc_info=task.exception())
+
+    task = asyncio.create_task(link.run())
+    task.add_done_callback(ended)
+    return task
 
 
 def _policy(config: Settings) -> ReloadingPolicy:
@@ -390,6 +423,19 @@ def _uid(user: str | None) -> int:
 
 def _operator_uids(config: Settings) -> frozenset[int]:
     return frozenset({0, os.getuid(), *map(_uid, config.users.operators)})
+
+
+async def liaison(config: Settings, stop: asyncio.Event) -> None:
+    """The process that talks with foreign issuers. Raises ``Misconfigured`` when there is none to talk with, or a file
+    of theirs is not as it must be."""
+    if not config.issuer:
+        raise Misconfigured("no issuer but our own is configured: there is nobody to talk with")
+    one = Liaison(issuers.key_providers(config), issuers.token_provider(config), now_seconds=_now_seconds)
+    issuers.load_resolver(config)
+    listening = _unix_listener("liaison", config.liaison_socket, 0o660)
+    gateway_uids = frozenset({_uid(config.users.gateway)})
+    fence("liaison", config)
+    await one.serve(listening, gateway_uids=gateway_uids, stop=stop)
 
 
 async def notary(config: Settings, stop: asyncio.Event, beside: Mapping[int, str] = MappingProxyType({})) -> None:

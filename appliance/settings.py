@@ -41,11 +41,85 @@ class GatewaySettings(Value, frozen=True, kw_only=True):
 
 
 class IdentitySettings(Value, frozen=True, kw_only=True):
-    """Whose tokens are believed. The local issuer is the notary."""
+    """Whose tokens are believed. The local issuer is the notary; ``issuer.NAME`` adds others. ``public_url`` is the
+    origin under which clients know this server: its identifier as a protected resource (RFC 9728), and what DPoP proofs
+    are made for (RFC 9449)."""
 
     issuer: Annotated[str, Meta(min_length=1, max_length=255)] = "https://paddock.local"
     audience: Annotated[str, Meta(min_length=1, max_length=255)] = "paddock"
     max_lifetime_seconds: Annotated[int, Meta(ge=60, le=86400)] = 86400
+    public_url: Annotated[str, Meta(max_length=255, pattern=r"\Ahttps://[a-z0-9.-]+(:[0-9]{1,5})?\Z")] | None = None
+
+
+ClaimPath = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=255)], ...], Meta(max_length=8)]
+HttpsUrl = Annotated[str, Meta(min_length=9, max_length=1024, pattern=r"\Ahttps://[^/?#@]+[^#@]*\Z")]
+Names = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=255)], ...], Meta(max_length=64)]
+Algorithm = Literal["ES256", "RS256", "PS256", "EdDSA"]
+
+
+class IssuerSettings(Value, frozen=True, kw_only=True):
+    """A foreign issuer whose tokens are believed, and how far: nothing that is not said here is.
+
+    Its tokens are JWTs if it has a ``jwks_uri``, or opaque ones that are asked about if it has an
+    ``introspection_endpoint``. Claims are named by their path from the outside in. ``token_types`` are the values of
+    ``typ`` that its JWTs may have, "" for none at all.
+    """
+
+    issuer: Annotated[str, Meta(min_length=1, max_length=255)]
+    audiences: Annotated[Names, Meta(min_length=1)]
+    ca_file: Path
+    audience_list: bool = False
+    jwks_uri: HttpsUrl | None = None
+    algorithms: tuple[Algorithm, ...] = ()
+    token_types: Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(min_length=1, max_length=4)] = (
+        "at+jwt",
+    )
+    introspection_endpoint: HttpsUrl | None = None
+    introspection_client_id: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+    introspection_secret_file: Path | None = None
+    introspection_cache_seconds: Annotated[int, Meta(ge=0, le=60)] = 1
+    refresh_seconds: Annotated[int, Meta(ge=10, le=86400)] = 300
+    cooldown_seconds: Annotated[int, Meta(ge=1, le=3600)] = 30
+    keep_seconds: Annotated[int, Meta(ge=60, le=7 * 86400)] = 86400
+    max_lifetime_seconds: Annotated[int, Meta(ge=60, le=86400)] = 86400
+    clients: Names = ()
+    scopes: Names = ()
+    required_claims: dict[str, str] = msgspec.field(default_factory=dict)
+    refused_claims: Names = ("nonce", "at_hash", "c_hash", "s_hash")
+    subject_claim: Annotated[ClaimPath, Meta(min_length=1)] = ("sub",)
+    client_claim: Annotated[ClaimPath, Meta(min_length=1)] = ("client_id",)
+    token_id_claim: ClaimPath = ("jti",)
+    groups_claim: ClaimPath = ()
+    groups: dict[str, str] = msgspec.field(default_factory=dict)
+    models_claim: ClaimPath = ()
+    models: Names = ()
+
+    def problems(self) -> list[str]:
+        """What each field by itself does not show."""
+        found = []
+        if (self.jwks_uri is None) == (self.introspection_endpoint is None):
+            found.append("needs a jwks_uri or an introspection_endpoint, and not both")
+        if self.jwks_uri is not None and not self.algorithms:
+            found.append("algorithms: must name at least one")
+        if self.introspection_endpoint is not None and None in (
+            self.introspection_client_id,
+            self.introspection_secret_file,
+        ):
+            found.append("introspection needs introspection_client_id and introspection_secret_file")
+        if not self._says_access_token and not self.clients:
+            found.append("clients: must name those whose tokens are meant for this server, since token_types does not")
+        if self.models and self.models_claim:
+            found.append("models: has no effect beside models_claim")
+        if self.groups and not self.groups_claim:
+            found.append("groups: has no effect without groups_claim")
+        if self.keep_seconds < self.refresh_seconds or self.refresh_seconds < self.cooldown_seconds:
+            found.append("keep_seconds must be at least refresh_seconds, and that at least cooldown_seconds")
+        return found
+
+    @property
+    def _says_access_token(self) -> bool:
+        """RFC 9068 section 4: no token of another kind has this type."""
+        return self.jwks_uri is None or set(self.token_types) <= {"at+jwt", "application/at+jwt"}
 
 
 class LimitSettings(Value, frozen=True, kw_only=True):
@@ -176,6 +250,7 @@ class UserSettings(Value, frozen=True, kw_only=True):
     gateway: str | None = None
     notary: str | None = None
     warden: str | None = None
+    liaison: str | None = None
     operators: tuple[str, ...] = ()
 
 
@@ -190,6 +265,7 @@ class Settings(Value, frozen=True, kw_only=True):
     runtime_dir: Path
     gateway: GatewaySettings = GatewaySettings()
     identity: IdentitySettings = IdentitySettings()
+    issuer: dict[str, IssuerSettings] = msgspec.field(default_factory=dict)
     limits: LimitSettings = LimitSettings()
     models: ModelSettings = ModelSettings()
     model: dict[str, NamedModelSettings] = msgspec.field(default_factory=dict)
@@ -228,6 +304,10 @@ class Settings(Value, frozen=True, kw_only=True):
     @property
     def warden_socket(self) -> Path:
         return self.runtime_dir / "warden.sock"
+
+    @property
+    def liaison_socket(self) -> Path:
+        return self.runtime_dir / "liaison.sock"
 
     @property
     def runner_socket(self) -> Path:
@@ -299,14 +379,26 @@ def parse(document: dict[str, Any]) -> Settings:
         problems.extend(f'model."{name}".{problem}' for problem in _conflicts(name, named, speculation))
     if values.get("models", ModelSettings()).speculation == "draft":
         problems.append('models.speculation: "draft" is for single models, each with its model.NAME.draft')
-    longest = len(os.fsencode(values.get("runtime_dir", ""))) + len("/notary.sock")
+    longest = len(os.fsencode(values.get("runtime_dir", ""))) + len("/liaison.sock")
     if longest > SOCKET_PATH_BYTES:
         problems.append(
             f"runtime_dir: its sockets would have {longest} bytes, of which Linux takes {SOCKET_PATH_BYTES}"
         )
+    problems.extend(_issuer_problems(values.get("issuer", {}), values.get("identity", IdentitySettings())))
     if problems:
         raise SettingsInvalid(problems)
     return Settings(**values)
+
+
+def _issuer_problems(issuers: dict[str, IssuerSettings], identity: IdentitySettings) -> list[str]:
+    """What the table of one issuer does not show by itself."""
+    found = [f'issuer."{name}": {problem}' for name, issuer in issuers.items() for problem in issuer.problems()]
+    found.extend(f'issuer."{name}": must have a name of at most 64 characters' for name in issuers if len(name) > 64)
+    names = [identity.issuer, *(issuer.issuer for issuer in issuers.values())]
+    found.extend(f"issuer: {name} is there twice" for name in sorted({name for name in names if names.count(name) > 1}))
+    if sum(issuer.introspection_endpoint is not None for issuer in issuers.values()) > 1:
+        found.append("issuer: an opaque token does not say whose it is, so only one may have an introspection_endpoint")
+    return found
 
 
 def _fields(kind: type[Value], document: dict[str, Any], prefix: str, problems: list[str]) -> dict[str, Any]:
@@ -318,12 +410,12 @@ def _fields(kind: type[Value], document: dict[str, Any], prefix: str, problems: 
         if name not in document:
             continue
         given = document[name]
-        if isinstance(field.type, type) and issubclass(field.type, Value):
+        if _is_table(field.type):
             if not isinstance(given, dict):
                 problems.append(f"{prefix}{name}: must be a table")
                 continue
             values[name] = field.type(**_fields(field.type, given, f"{prefix}{name}.", problems))
-        elif get_origin(field.type) is dict:
+        elif get_origin(field.type) is dict and _is_table(get_args(field.type)[1]):
             values[name] = _tables(get_args(field.type)[1], given, f"{prefix}{name}", problems)
         else:
             try:
@@ -346,19 +438,27 @@ def _conflicts(name: str, named: NamedModelSettings, speculation: Speculating) -
     return problems
 
 
+def _is_table(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Value)
+
+
 def _tables(kind: type[Value], given: Any, path: str, problems: list[str]) -> dict[str, Any]:
-    """A table of tables, one for each name."""
+    """A table of tables, one for each name. One that lacks what it must have is left out, with its problem told."""
     if not isinstance(given, dict):
         problems.append(f"{path}: must be a table of tables")
         return {}
+    required = [field.name for field in msgspec.structs.fields(kind) if field.required]
     found = {}
     for name, table in given.items():
         if not name:  # it would be what all models are loaded by, and only by the warden
             problems.append(f'{path}."": must have a name')
-        elif isinstance(table, dict):
-            found[name] = kind(**_fields(kind, table, f'{path}."{name}".', problems))
-        else:
+        elif not isinstance(table, dict):
             problems.append(f'{path}."{name}": must be a table')
+        else:
+            problems.extend(f'{path}."{name}".{field}: is missing' for field in required if field not in table)
+            values = _fields(kind, table, f'{path}."{name}".', problems)
+            if values.keys() >= set(required):
+                found[name] = kind(**values)
     return found
 
 

@@ -34,7 +34,7 @@ def defaults(kind: type[Value], prefix: str = "") -> dict[str, object]:
     for field in msgspec.structs.fields(kind):
         if isinstance(field.type, type) and issubclass(field.type, Value):
             found |= defaults(field.type, f"{field.name}.")
-        elif get_origin(field.type) is dict:
+        elif get_origin(field.type) is dict and isinstance(get_args(field.type)[1], type(Value)):
             found |= defaults(get_args(field.type)[1], f"{field.name}.NAME.")
         else:
             found[prefix + field.name] = field.default

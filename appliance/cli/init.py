@@ -38,7 +38,7 @@ def uids_of_services(config: Settings) -> set[int]:
     """The uids of the users that the settings name, operators not among them, though they must exist as well. Raises
     ``Misconfigured`` for one that does not."""
     users = config.users
-    services = [user for user in (users.gateway, users.notary, users.warden) if user is not None]
+    services = [user for user in (users.gateway, users.notary, users.warden, users.liaison) if user is not None]
     missing = [user for user in (*services, *users.operators) if not _exists(user)]
     if missing:
         raise Misconfigured(f"users: there is no user {', '.join(map(repr, missing))}")

@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _model_verbs(verbs, common)
     _audit_verbs(verbs, common)
     _sandbox_verbs(verbs, common)
-    for role in ("notary", "warden", "gateway"):
+    for role in ("notary", "warden", "liaison", "gateway"):
         one = _verb(verbs, role, _role, f"run the {role} alone (what 'serve' and the systemd units start)", common)
         one.set_defaults(role=role)
         one.add_argument("--parent", type=int, help="end when this process ends")
@@ -246,7 +246,7 @@ def _serve(options: argparse.Namespace) -> int:
         print(f"paddock serve: {error}", file=sys.stderr)
         return roles.EXIT_CONFIG
     logging.basicConfig(level=logging.INFO, format="%(asctime)s serve %(levelname)s: %(message)s")
-    return asyncio.run(supervise(options.config, config.state_dir))
+    return asyncio.run(supervise(options.config, config.state_dir, with_liaison=bool(config.issuer)))
 
 
 def _status(options: argparse.Namespace) -> int:

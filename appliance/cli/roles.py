@@ -1,4 +1,4 @@
-"""``paddock gateway``, ``paddock notary`` and ``paddock warden``: one process of one role.
+"""``paddock gateway``, ``notary``, ``warden`` and ``liaison``: one process of one role.
 
 Trusts: the settings file.
 Promises: a role that cannot work as configured says so in one line and ends with EX_CONFIG (78, sysexits.h); one that
@@ -68,5 +68,7 @@ async def _role(role: str, config: settings.Settings, beside: Mapping[int, str])
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     if role == "notary":
         await assemble.notary(config, stop, beside)
+    elif role == "liaison":
+        await assemble.liaison(config, stop)
     else:
         await assemble.warden(config, stop)

@@ -1,8 +1,9 @@
-"""``paddock serve``: the notary, the warden and the gateway as children of one process, restarted when they die.
+"""``paddock serve``: the notary, the warden and the gateway as children of one process, restarted when they die; and
+the liaison where foreign issuers are configured.
 
 Each child leads a session of its own, so that a terminal's Ctrl-C reaches only this process, which then stops them in
-the order in which they need each other: gateway, warden, notary. Children end with this process even if it is killed
-(PR_SET_PDEATHSIG, set by each child itself).
+the order in which they need each other: gateway, liaison, warden, notary. Children end with this process even if it is
+killed (PR_SET_PDEATHSIG, set by each child itself).
 
 Trusts: the children's exit statuses.
 Promises: a child that dies is started again; one that says that it cannot work as configured ends everything, with its
@@ -17,7 +18,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,10 @@ from appliance.core.refusals import Fault
 from appliance.settings import child_environment
 
 ROLES: Final = ("notary", "warden", "gateway")
+WITH_LIAISON: Final = ("notary", "warden", "liaison", "gateway")
+_PEERS: Final = ("gateway", "warden")
+"""Who talks with the notary."""
+
 STOP_SECONDS: Final = 30.0
 _REAP_SECONDS: Final = 5.0
 _RESTART_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
@@ -44,10 +49,11 @@ class Child:
 
 
 class Supervisor:
-    """Runs the three roles until ``stop`` is called or one of them refuses its configuration."""
+    """Runs the roles until ``stop`` is called or one of them refuses its configuration."""
 
-    def __init__(self, config_file: Path | None) -> None:
+    def __init__(self, config_file: Path | None, roles: Sequence[str] = ROLES) -> None:
         self._config_file = config_file
+        self._roles = roles
         self._children: dict[str, Child] = {}
         self._stopping = asyncio.Event()
         self.exit_status = 0
@@ -59,13 +65,13 @@ class Supervisor:
     async def run(self) -> int:
         """Returns the exit status of the whole."""
         async with asyncio.TaskGroup() as tasks:
-            keepers = [tasks.create_task(self._keep(role)) for role in ROLES]
+            keepers = [tasks.create_task(self._keep(role)) for role in self._roles]
             if os.getpid() == 1:
                 keepers.append(tasks.create_task(self._reap_orphans()))
             await self._stopping.wait()
             for keeper in keepers:
                 keeper.cancel()
-        for role in reversed(ROLES):
+        for role in reversed(self._roles):
             await self._end(role)
         return self.exit_status
 
@@ -107,7 +113,7 @@ class Supervisor:
 
     def _beside(self) -> list[str]:
         """A notary that is started again knows its old peers at once: one that was taken over would not greet it."""
-        living = [child for child in self._children.values() if child.role != "notary" and not child.ended.is_set()]
+        living = [child for child in self._children.values() if child.role in _PEERS and not child.ended.is_set()]
         return [word for child in living for word in ("--beside", f"{child.role}={child.process.pid}")]
 
     async def _end(self, role: str) -> None:
@@ -156,10 +162,10 @@ def _claim(state_dir: Path) -> int:
     return fd
 
 
-async def supervise(config_file: Path | None, state_dir: Path) -> int:
+async def supervise(config_file: Path | None, state_dir: Path, *, with_liaison: bool = False) -> int:
     """``paddock serve``: returns its exit status. Raises ``Fault`` when another serves this state directory."""
     _claim(state_dir)  # held until this process ends, however it ends
-    supervisor = Supervisor(config_file)
+    supervisor = Supervisor(config_file, WITH_LIAISON if with_liaison else ROLES)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.stop)

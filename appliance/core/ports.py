@@ -11,6 +11,7 @@ from appliance.core.values import (
     Admission,
     AnswerEvent,
     Digest,
+    Presented,
     Receipt,
     Reservation,
     RunnerFacts,
@@ -21,8 +22,12 @@ from appliance.core.values import (
 
 
 class TokenVerifier(Protocol):
-    def verify(self, unverified_token: str, *, now_seconds: int) -> VerifiedClaims:
-        """Bearer token -> claims. Raises ``Refused(TOKEN_INVALID)``. Never does network I/O."""
+    async def verify(self, presented: Presented, *, now_seconds: int) -> VerifiedClaims:
+        """Token, with the proof that it is the sender's where it is bound to a key -> claims.
+
+        Raises ``Refused(TOKEN_INVALID | PROOF_INVALID | SCOPE_MISSING)``, or ``Refused(ISSUER_UNAVAILABLE)`` where only
+        an issuer that is out of reach could tell.
+        """
         ...
 
 

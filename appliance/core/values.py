@@ -268,6 +268,18 @@ class Peer(Value, frozen=True, kw_only=True):
 # --- who asks -------------------------------------------------------------------------------------------------------
 
 
+class Presented(Value, frozen=True, kw_only=True):
+    """The credentials of one request, as they came. ``path`` is the canonical one, ``client_certificate_sha256`` of the
+    certificate with which the peer's TLS handshake was authenticated, as this gateway or a trusted proxy saw it."""
+
+    unverified_token: str
+    scheme: Literal["bearer", "dpop"] = "bearer"
+    unverified_proof: str | None = None
+    method: str = "GET"
+    path: str = "/"
+    client_certificate_sha256: bytes | None = None
+
+
 class VerifiedClaims(Value, frozen=True, kw_only=True):
     """The claims of a token whose signature, issuer, audience, type and times have been verified (RFC 9068)."""
 

@@ -15,8 +15,10 @@ from litestar.enums import MediaType
 from litestar.params import FromPath
 
 from appliance.core.exposition import MEDIA_TYPE
+from appliance.core.refusals import Reason, Refused
 from appliance.gateway.answering import BodyLimits
 from appliance.gateway.asgi import Receive, Scope, Send
+from appliance.gateway.challenges import METADATA_PATH
 from appliance.gateway.computation import ComputationRoute
 from appliance.gateway.gate import exchange_of
 from appliance.gateway.generation import GenerationRoute
@@ -31,8 +33,10 @@ _Request = Request[Any, Any, Any]
 AsgiRoute = Callable[[Exchange, Scope, Receive, Send], Awaitable[None]]
 
 
-def build_app(pipeline: Pipeline, limits: BodyLimits, metrics: MetricsPage) -> Litestar:
-    """The routes. Litestar's OpenAPI pages are off."""
+def build_app(
+    pipeline: Pipeline, limits: BodyLimits, metrics: MetricsPage, resource_metadata: bytes | None = None
+) -> Litestar:
+    """The routes. Litestar's OpenAPI pages are off. Without ``resource_metadata`` their route finds nothing."""
     answers: dict[str, AsgiRoute] = {
         "/v1/chat/completions": GenerationRoute(pipeline, limits, ChatSurface()),
         "/v1/completions": GenerationRoute(pipeline, limits, CompletionSurface()),
@@ -45,8 +49,15 @@ def build_app(pipeline: Pipeline, limits: BodyLimits, metrics: MetricsPage) -> L
 
     @get("/healthz", media_type=MediaType.JSON)
     async def healthz() -> dict[str, str]:
-        """Liveness, the one route without a token: it says nothing but that the process answers."""
+        """Liveness, for which no token is needed: it says nothing but that the process answers."""
         return {"status": "ok"}
+
+    @get(METADATA_PATH)
+    async def read_resource_metadata() -> Response[bytes]:
+        """Where to get a token from, for which none is needed either (RFC 9728 section 3)."""
+        if resource_metadata is None:
+            raise Refused(Reason.NOT_FOUND)
+        return Response(resource_metadata, media_type=MediaType.JSON, headers={"cache-control": "no-store"})
 
     @get("/v1/models", media_type=MediaType.JSON)
     async def list_models(request: _Request) -> dict[str, Any]:
@@ -69,7 +80,7 @@ def build_app(pipeline: Pipeline, limits: BodyLimits, metrics: MetricsPage) -> L
         await answers[path](exchange_of(scope, path), scope, receive, send)
 
     return Litestar(
-        route_handlers=[healthz, list_models, get_model, read_metrics, answer],
+        route_handlers=[healthz, read_resource_metadata, list_models, get_model, read_metrics, answer],
         exception_handlers={Exception: _to_the_gate},
         openapi_config=None,
         logging_config=None,

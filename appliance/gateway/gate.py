@@ -1,7 +1,8 @@
 """The one door: every HTTP request comes in here, and every error goes out here.
 
-(1) the wire guard; (2) the coarse limit per address; (3) a verified bearer token, for everything but ``GET /healthz``;
-(4) one of the principal's slots; (5) its request rate, whatever the request asks for.
+(1) the wire guard; (2) the coarse limit per address; (3) a verified token, for everything but the public routes,
+``GET /healthz`` and, where it is configured, ``GET`` of the resource's metadata (RFC 9728); (4) one of the principal's
+slots; (5) its request rate, whatever the request asks for.
 It wraps the whole application, so no route, and no path without a route, can be reached without a token.
 
 Trusts: the verifier and the limiters that ``assemble`` gives it.
@@ -22,14 +23,20 @@ from litestar.exceptions import HTTPException, MethodNotAllowedException
 from appliance.core.claims import principal
 from appliance.core.ports import AddressLimiter, RateLimiter, TokenVerifier
 from appliance.core.refusals import Fault, Reason, Refused
+from appliance.core.values import Presented
 from appliance.gateway import guard
 from appliance.gateway.asgi import AsgiApp, Message, Receive, Scope, Send, header, peer_of
+from appliance.gateway.challenges import METADATA_PATH, Challenges
 from appliance.gateway.pipeline import Exchange, Pipeline, actor_of
 from appliance.gateway.problems import send_refusal
 from appliance.gateway.slots import Slots
 from appliance.gateway.tally import COUNTED, Tally
 
-PUBLIC_PATH: Final = b"/healthz"
+CLIENT_CERTIFICATE: Final = "paddock.client-certificate-sha256"
+"""Where in the scope the SHA-256 of the certificate stands (32 bytes) with which the client's TLS was authenticated.
+Only what ends TLS for this gateway may put it there."""
+
+_PUBLIC: Final = frozenset({b"/healthz"})
 _EXCHANGE: Final = "paddock.exchange"
 
 log = logging.getLogger(__name__)
@@ -57,6 +64,7 @@ class Gate:
         refusals: Tally,
         allowed_hosts: frozenset[str],
         now_seconds: Callable[[], int],
+        challenges: Challenges | None = None,
     ) -> None:
         self._inner = inner
         self._pipeline = pipeline
@@ -66,6 +74,8 @@ class Gate:
         self._slots = slots
         self._allowed_hosts = allowed_hosts
         self._now_seconds = now_seconds
+        self._challenges = challenges or Challenges()
+        self._public = _PUBLIC | ({METADATA_PATH.encode()} if self._challenges.metadata else set())
         self.refusals = refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +99,10 @@ class Gate:
                 refusal = await self._recorded(scope, _as_refusal(error, request_id))
                 if not send.started:
                     identified = _EXCHANGE in scope
-                    await send_refusal(send, refusal, path=path, request_id=request_id, close=not identified)
+                    challenge = self._challenges.header(refusal)
+                    await send_refusal(
+                        send, refusal, path=path, request_id=request_id, challenge=challenge, close=not identified
+                    )
         except OSError as error:
             log.info("request %s: the client left: %s", request_id, error)
 
@@ -97,9 +110,9 @@ class Gate:
         """Steps (1) to (5). Raises ``Refused``, or ``Fault`` when a limiter fails: then nobody gets through."""
         guard.check(scope, self._allowed_hosts)
         self._addresses.check(scope)
-        if (scope["method"], scope["raw_path"]) == ("GET", PUBLIC_PATH):
+        if scope["method"] == "GET" and scope["raw_path"] in self._public:
             return
-        claims = self._verifier.verify(_bearer_token(scope), now_seconds=self._now_seconds())
+        claims = await self._verifier.verify(_presented(scope), now_seconds=self._now_seconds())
         scope[_EXCHANGE] = exchange = Exchange(
             request_id=request_id,
             principal=principal(claims),
@@ -153,12 +166,31 @@ def _as_refusal(error: Exception, request_id: str) -> Refused:
     return Refused(Reason.INTERNAL, type(error).__name__, retry_after_seconds=1)
 
 
-def _bearer_token(scope: Scope) -> str:
-    """RFC 6750 section 2.1: the Authorization header is the only place for a token."""
+def _presented(scope: Scope) -> Presented:
+    """RFC 6750 section 2.1: the Authorization header is the only place for a token; RFC 9449 section 7.1: likewise with
+    the scheme DPoP, and one header with the proof."""
     value = header(scope, b"authorization")
     if value is None:
         raise Refused(Reason.TOKEN_MISSING)
     scheme, _, unverified_token = value.partition(" ")
-    if scheme.lower() != "bearer":
-        raise Refused(Reason.TOKEN_INVALID, "another scheme than Bearer")
-    return unverified_token
+    scheme = scheme.lower()
+    if scheme not in ("bearer", "dpop"):
+        raise Refused(Reason.TOKEN_INVALID, "another scheme than Bearer and DPoP")
+    if "," in unverified_token:  # a list of credentials; no token has one
+        raise Refused(Reason.TOKEN_MISPLACED, "more than one token")
+    return Presented(
+        unverified_token=unverified_token,
+        scheme="dpop" if scheme == "dpop" else "bearer",
+        unverified_proof=_proof(scope),
+        method=scope["method"],
+        path=scope["path"],
+        client_certificate_sha256=scope.get(CLIENT_CERTIFICATE),
+    )
+
+
+def _proof(scope: Scope) -> str | None:
+    """RFC 9449 section 4.3, (1)."""
+    values = [value for name, value in scope["headers"] if name == b"dpop"]
+    if len(values) > 1:
+        raise Refused(Reason.PROOF_INVALID, "more than one DPoP header")
+    return values[0].decode("latin-1") if values else None

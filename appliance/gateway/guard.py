@@ -34,7 +34,7 @@ def check(scope: Scope, allowed_hosts: frozenset[str]) -> None:
     _check_host(scope, allowed_hosts)
     _check_path(scope["raw_path"])
     if b"access_token=" in scope["query_string"]:
-        raise Refused(Reason.HEADER_INVALID, "a token in the query (RFC 6750 section 2.3 is not supported)")
+        raise Refused(Reason.TOKEN_MISPLACED, "a token in the query (RFC 6750 section 2.3 is not supported)")
 
 
 def _check_sizes(scope: Scope) -> None:
@@ -53,7 +53,8 @@ def _check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
             raise Refused(Reason.HEADER_INVALID, f"header name {name[:80]!r}")
     for name in SINGLE:
         if counts[name] > 1:
-            raise Refused(Reason.HEADER_INVALID, f"{name.decode()} occurs {counts[name]} times")
+            reason = Reason.TOKEN_MISPLACED if name == b"authorization" else Reason.HEADER_INVALID
+            raise Refused(reason, f"{name.decode()} occurs {counts[name]} times")
     if counts[b"content-encoding"]:
         raise Refused(Reason.MEDIA_TYPE_UNSUPPORTED, "a compressed body")
 

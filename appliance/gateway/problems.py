@@ -2,7 +2,7 @@
 
 Trusts: ``core.refusals``, whose public texts contain nothing of ours.
 Promises: no detail, path, address or stack is ever part of an answer.
-Not here: the audit record of a refusal (``pipeline``).
+Not here: the audit record of a refusal (``pipeline``); challenges (``challenges``).
 """
 
 from collections.abc import Mapping
@@ -19,14 +19,20 @@ SECURE_HEADERS: Mapping[bytes, bytes] = {
     b"x-content-type-options": b"nosniff",
 }
 
+_PARAM_OF_HEADERS = {Reason.METHOD_NOT_ALLOWED, Reason.SCOPE_MISSING}
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
-async def send_refusal(send: Send, refusal: Refused, *, path: str, request_id: str, close: bool = False) -> None:
-    """One complete error answer. With ``close`` the connection ends: what else a hostile peer sent is not read."""
+async def send_refusal(
+    send: Send, refusal: Refused, *, path: str, request_id: str, challenge: bytes | None = None, close: bool = False
+) -> None:
+    """One complete error answer, with ``challenge`` as its ``WWW-Authenticate``. With ``close`` the connection ends:
+    what else a hostile peer sent is not read."""
     openai = path.startswith("/v1/")
     body = msgspec.json.encode(openai_error(refusal) if openai else problem(refusal))
     headers = {**SECURE_HEADERS, b"x-request-id": request_id.encode(), **_extra_headers(refusal)}
+    if challenge is not None:
+        headers[b"www-authenticate"] = challenge
     if close:
         headers[b"connection"] = b"close"
     content_type = b"application/json" if openai else b"application/problem+json"
@@ -41,7 +47,7 @@ def openai_error(refusal: Refused) -> dict[str, Any]:
         "error": {
             "message": refusal.reason.text,
             "type": kind,
-            "param": None if refusal.reason is Reason.METHOD_NOT_ALLOWED else refusal.param,
+            "param": None if refusal.reason in _PARAM_OF_HEADERS else refusal.param,
             "code": refusal.reason.code,
             **_ahead(refusal),
         }
@@ -60,9 +66,6 @@ def _ahead(refusal: Refused) -> dict[str, int]:
 
 def _extra_headers(refusal: Refused) -> dict[bytes, bytes]:
     headers: dict[bytes, bytes] = {}
-    if refusal.reason.status == 401:  # RFC 6750 section 3: no error code when no token was sent
-        error = b', error="invalid_token"' if refusal.reason is Reason.TOKEN_INVALID else b""
-        headers[b"www-authenticate"] = b'Bearer realm="paddock"' + error
     if refusal.retry_after_seconds is not None:
         headers[b"retry-after"] = str(max(1, refusal.retry_after_seconds)).encode()
     if refusal.reason is Reason.BUDGET_EXHAUSTED:  # openai clients would retry a 429 by themselves

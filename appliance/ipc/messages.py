@@ -15,6 +15,7 @@ from msgspec import Meta
 from appliance.core import memory, values
 from appliance.core.memory import LoadOptions, MemoryPlan
 from appliance.core.records import ModelRef, Record
+from appliance.core.token_claims import ReadClaims
 from appliance.core.values import (
     MAX_COMPANIONS,
     MAX_VECTOR_WIDTH,
@@ -88,6 +89,58 @@ class AppendFailed(Value, frozen=True, kw_only=True, tag=True):
 
 ToNotary = Hello | Append
 FromNotary = Appended | AppendFailed
+
+# --- gateway -> liaison ---------------------------------------------------------------------------------------------
+
+IssuerName = Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class PublicKey(Value, frozen=True, kw_only=True):
+    """A verifying key of a foreign issuer, as SubjectPublicKeyInfo in DER."""
+
+    key_id: Annotated[str, Meta(min_length=1, max_length=128)]
+    algorithm: Literal["ES256", "RS256", "PS256", "EdDSA"]
+    spki: Annotated[bytes, Meta(max_length=2048)]
+
+
+class RefreshKeys(Value, frozen=True, kw_only=True, tag=True):
+    """A token named a key that is not in this issuer's set: there may be a newer set. There is no answer to it, but
+    for ``IssuerKeys`` if there is."""
+
+    name: IssuerName
+
+
+class Introspect(Value, frozen=True, kw_only=True, tag=True):
+    """Ask the issuer of opaque tokens for this one (RFC 7662)."""
+
+    call: int
+    token: Annotated[str, Meta(min_length=1, max_length=8192)]
+
+
+class IssuerKeys(Value, frozen=True, kw_only=True, tag=True):
+    """The set of one issuer as it was at a moment: sent to every gateway that connects, and after each fetch."""
+
+    name: IssuerName
+    keys: Annotated[tuple[PublicKey, ...], Meta(max_length=64)]
+    fetched_at_seconds: Annotated[int, Meta(ge=0, le=2**53)]
+
+
+class Introspected(Value, frozen=True, kw_only=True, tag=True):
+    """What the issuer said; None for a token that is not active."""
+
+    call: int
+    claims: ReadClaims | None
+
+
+class IntrospectionFailed(Value, frozen=True, kw_only=True, tag=True):
+    """The issuer could not be asked, or its answer means nothing."""
+
+    call: int
+    detail: Detail
+
+
+ToLiaison = RefreshKeys | Introspect
+FromLiaison = IssuerKeys | Introspected | IntrospectionFailed
 
 # --- operator -> notary (the admin socket) --------------------------------------------------------------------------
 

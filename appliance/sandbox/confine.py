@@ -1,6 +1,6 @@
 """The fence of a service, put on by itself once it has everything that it will ever open.
 
-The gateway, the notary and the warden are trusted when they start and talk to others ever after. So each starts as any
+The services are trusted when they start and talk to others ever after. So each starts as any
 process does, makes its sockets, reads what it needs, and then, before its first peer or client is accepted, gives up
 the rest: privileges, executable memory, files beyond its own, the network, every system call without a reason.
 
@@ -37,10 +37,12 @@ def confine(
     allow_degraded: Iterable[str],
     readable: Iterable[Path] = (),
     writable: Iterable[Path] = (),
+    connect_ports: Iterable[int] = (),
 ) -> tuple[str, ...]:
     """Irreversible. Returns the layers that are on, and says so in the operator's log.
 
-    Besides ``readable`` and ``writable`` only the Python installation can be read afterwards. The log names Landlock
+    Besides ``readable`` and ``writable`` only the Python installation can be read afterwards, and only to
+    ``connect_ports`` can TCP be connected, by a filter that allows any. The log names Landlock
     with its ABI: it covers TCP from 4 on, abstract sockets and signals from 6 on; before, the filter alone holds them.
     Raises ``Misconfigured`` for a layer that the host lacks and ``allow_degraded`` does not name, or cannot do without;
     ``RuntimeError`` beside another thread, since Landlock and capabilities are per thread.
@@ -52,7 +54,7 @@ def confine(
     _import_machine_code()
     try:
         program = seccomp.prepare_service(role, os.getpid())
-        _put_on(stack, program, [*python_installation(), *readable], writable)
+        _put_on(stack, program, [*python_installation(), *readable], writable, connect_ports)
         stack.require()
     except (bpf.PolicyError, layers.LayerMissing) as error:
         raise Misconfigured(f"this host cannot fence the {role} in: {error}") from error
@@ -61,12 +63,21 @@ def confine(
     return stack.on
 
 
-def _put_on(stack: layers.Stack, program: bytes, readable: Iterable[Path], writable: Iterable[Path]) -> None:
+def _put_on(
+    stack: layers.Stack,
+    program: bytes,
+    readable: Iterable[Path],
+    writable: Iterable[Path],
+    connect_ports: Iterable[int],
+) -> None:
     stack.apply(layers.NO_NEW_PRIVS, layers.no_new_privs)
     stack.apply(layers.NO_CAPABILITIES, layers.no_capabilities)
     stack.apply(layers.MDWE, layers.memory_deny_write_execute)
     stack.apply(
-        layers.LANDLOCK, lambda: landlock_files(readable=map(os.fspath, readable), writable=map(os.fspath, writable))
+        layers.LANDLOCK,
+        lambda: landlock_files(
+            readable=map(os.fspath, readable), writable=map(os.fspath, writable), connect_ports=connect_ports
+        ),
     )
     stack.apply(layers.NON_DUMPABLE, layers.non_dumpable)
     stack.apply(SECCOMP, lambda: seccomp.install(program))

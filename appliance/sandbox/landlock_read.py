@@ -21,7 +21,9 @@ from appliance.sandbox.syscalls import X86_64
 
 _ADD_RULE: Final = 445  # the same number on every architecture: it came after the tables were unified
 _RULE_PATH_BENEATH: Final = 1
+_RULE_NET_PORT: Final = 2
 _BIND_TCP: Final = 1
+_CONNECT_TCP: Final = 2
 
 _WRITE_FILE: Final = 1 << 1
 _READ_FILE: Final = 1 << 2
@@ -46,16 +48,20 @@ def landlock_read_only(paths: Iterable[str]) -> None:
     _restrict([(path, _READING) for path in paths], _may_connect)
 
 
-def landlock_files(*, readable: Iterable[str], writable: Iterable[str]) -> None:
-    """Restricts this thread and its children to come, without TCP and with every scope that the kernel knows.
+def landlock_files(*, readable: Iterable[str], writable: Iterable[str], connect_ports: Iterable[int] = ()) -> None:
+    """Restricts this thread and its children to come, without TCP but for connecting to ``connect_ports``, and with
+    every scope that the kernel knows. Before ABI 4 it cannot tell ports, and says nothing about any.
 
     A path that does not exist or cannot be reached is left out, which only makes less possible. Writing includes
     making and removing plain files and directories, not links, devices, sockets or moves between directories.
     """
-    _restrict([*((path, _READING) for path in readable), *((path, _CHANGING) for path in writable)])
+    rules = [*((path, _READING) for path in readable), *((path, _CHANGING) for path in writable)]
+    _restrict(rules, connect_ports=connect_ports)
 
 
-def _restrict(rules: list[tuple[str, int]], narrow: Callable[[bytes], bytes] = bytes) -> None:
+def _restrict(
+    rules: list[tuple[str, int]], narrow: Callable[[bytes], bytes] = bytes, connect_ports: Iterable[int] = ()
+) -> None:
     attributes = narrow(ruleset_attributes(landlock_abi()))
     (handled,) = unpack_from("<Q", attributes)
     ruleset = libc.syscall(X86_64["landlock_create_ruleset"], attributes, len(attributes), 0)
@@ -63,6 +69,8 @@ def _restrict(rules: list[tuple[str, int]], narrow: Callable[[bytes], bytes] = b
         for path, rights in rules:
             with suppress(FileNotFoundError, PermissionError):
                 _allow(ruleset, path, rights & handled)
+        for port in connect_ports if len(attributes) >= 16 else ():
+            libc.syscall(_ADD_RULE, ruleset, _RULE_NET_PORT, pack("<QQ", _CONNECT_TCP, port), 0)
         libc.syscall(X86_64["landlock_restrict_self"], ruleset, 0)
     finally:
         os.close(ruleset)

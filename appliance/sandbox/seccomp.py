@@ -1,4 +1,4 @@
-"""The filters of the runner, the validator and the three services: read, compiled, named by a digest, installed.
+"""The filters of the runner, the validator and the services: read, compiled, named by a digest, installed.
 
 The runner's stage 1 is installed before the first byte of a model is parsed, stage 2 once the model is loaded and every
 thread is started. Filters stack: a call must pass both, and none can be removed again. A service has one: its own
@@ -22,7 +22,7 @@ from appliance.core.values import Digest
 from appliance.sandbox import bpf, libc
 from appliance.sandbox.syscalls import X86_64
 
-Role = Literal["gateway", "notary", "warden"]
+Role = Literal["gateway", "notary", "warden", "liaison"]
 Stage = Literal["stage1", "stage2", "validate", "service"] | Role
 
 _SET_MODE_FILTER: Final = 1

@@ -123,6 +123,7 @@ X86_64: Final = {
     "perf_event_open": 298,
     "prlimit64": 302,
     "open_by_handle_at": 304,
+    "sendmmsg": 307,
     "setns": 308,
     "process_vm_readv": 310,
     "process_vm_writev": 311,

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import VerifiedClaims
+from appliance.core.values import Presented, VerifiedClaims
 from tests.fakes.steps import Steps
 from tests.support.made_values import CLAIMS
 
@@ -26,11 +26,13 @@ class FakeVerifier:
     def __init__(self, steps: Steps) -> None:
         self.claims = msgspec.structs.replace(CLAIMS)
         self.asked_at: list[int] = []
+        self.presented: list[Presented] = []
         self._steps = steps
 
-    def verify(self, unverified_token: str, *, now_seconds: int) -> VerifiedClaims:
+    async def verify(self, presented: Presented, *, now_seconds: int) -> VerifiedClaims:
         self._steps.note("verify")
         self.asked_at.append(now_seconds)
-        if unverified_token != "good":
+        self.presented.append(presented)
+        if presented.unverified_token != "good":
             raise Refused(Reason.TOKEN_INVALID, "not the good one")
         return self.claims

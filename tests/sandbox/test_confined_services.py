@@ -25,6 +25,7 @@ from tests.support.appliance import GROUP, TestAppliance, appliance
 from tests.support.chain_model import chain_model
 
 ROLES = ("gateway", "notary", "warden")
+EVERY_ROLE = (*ROLES, "liaison")
 CHILD = Path(__file__).parents[1] / "support" / "confined_child.py"
 NO_CAPABILITY = "0" * 16
 ABI = layers.landlock_abi()
@@ -78,6 +79,7 @@ DONE = {
 }
 DONE_BY = {
     "gateway": DONE | {"read the policy", "list the policy", "socket of Unix messages", "connect to a peer"},
+    "liaison": DONE | {"socket of IPv4", "socket of IPv4 datagrams", "socket of IPv6"},
     "notary": DONE
     | {"pidfd_open", "read a signing key", "read the log", "write the log", "make a directory in the log"},
     "warden": DONE
@@ -126,6 +128,15 @@ FOR_A_READER = {
     "connect to an abstract name": "EPERM" if ABI >= 6 else "done",
     "connect a leaked TCP socket": "EACCES" if ABI >= 4 else "done",
 }
+OTHER_FAMILIES = (
+    "of packets",
+    "of netlink",
+    "of the kernel's ciphers",
+    "of a hypervisor",
+    "of Unix streams",
+    "of Unix datagrams",
+    "of Unix messages",
+)
 SURVIVED_BY = {
     "gateway": FOR_A_READER
     | {"set-user-id afterwards": "EPERM", "pass a descriptor": "EPERM", "a socket pair": "EPERM"},
@@ -137,6 +148,10 @@ SURVIVED_BY = {
         "a socket pair": "EPERM",
     },
     "warden": FOR_A_READER | {"kill the host's process": "EPERM", "kill nobody": "EPERM"},
+    "liaison": FOR_A_READER
+    | dict.fromkeys((f"socket {family}" for family in OTHER_FAMILIES), "EAFNOSUPPORT")
+    | dict.fromkeys(("connect to a peer", "connect to an abstract name"), "EAFNOSUPPORT")
+    | {"pass a descriptor": "EPERM", "a socket pair": "EPERM", "set-user-id afterwards": "EPERM"},
 }
 """Everything else that is tried ends the process, but for opening files, which fails with EACCES."""
 
@@ -152,7 +167,7 @@ def expected(role: str, probe: str) -> str:
     return "EACCES" if probe.startswith(("read ", "write ")) else "killed"
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", EVERY_ROLE)
 def test_nothing_that_a_service_does_not_need_has_an_effect(server: TestAppliance, role: str) -> None:
     with subprocess.Popen(["sleep", "600"]) as victim:
         try:

@@ -82,7 +82,7 @@ RAW = [
     ("no token on an unknown path", b"GET /admin HTTP/1.1\r\nHost: H\r\n\r\n", 401),
     ("OPTIONS without a token", b"OPTIONS /v1/models HTTP/1.1\r\nHost: H\r\n\r\n", 401),
     ("HEAD without a token", b"HEAD /v1/models HTTP/1.1\r\nHost: H\r\n\r\n", 401),
-    ("two tokens in one header", b"GET / HTTP/1.1\r\nHost: H\r\nAuthorization: Bearer a, Bearer b\r\n\r\n", 401),
+    ("two tokens in one header", b"GET / HTTP/1.1\r\nHost: H\r\nAuthorization: Bearer a, Bearer b\r\n\r\n", 400),
     ("Basic", b"GET /v1/models HTTP/1.1\r\nHost: H\r\nAuthorization: Basic YTpi\r\n\r\n", 401),
     ("token in another header", b"GET /v1/models HTTP/1.1\r\nHost: H\r\nX-Api-Key: T\r\n\r\n", 401),
 ]  # fmt: skip

@@ -20,7 +20,9 @@ from litestar.exceptions import (
 from msgspec import UNSET
 
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.gateway.gate import Gate, exchange_of
+from appliance.core.values import Presented
+from appliance.gateway.challenges import METADATA_PATH, Challenges
+from appliance.gateway.gate import CLIENT_CERTIFICATE, Gate, exchange_of
 from appliance.gateway.slots import Slots
 from appliance.gateway.tally import Tally
 from tests.fakes.world import NOW, World
@@ -41,7 +43,7 @@ async def _ok(scope: Any, _receive: Any, send: Any) -> None:
 class Call:
     """One request at a gate around ``inner``."""
 
-    def __init__(self, world: World, inner: Inner = _ok) -> None:
+    def __init__(self, world: World, inner: Inner = _ok, challenges: Challenges | None = None) -> None:
         self.sent: list[Any] = []
         self.routed: list[Any] = []
 
@@ -59,6 +61,7 @@ class Call:
             refusals=Tally(),
             allowed_hosts=frozenset({HOST.decode()}),
             now_seconds=lambda: NOW,
+            challenges=challenges,
         )
 
     async def make(
@@ -69,6 +72,7 @@ class Call:
         headers: tuple[tuple[bytes, bytes], ...] = (),
         kind: str = "http",
         method: str = "GET",
+        **more: Any,
     ) -> None:
         bearer = [] if token is None else [(b"authorization", b"Bearer " + token.encode())]
         scope = {
@@ -80,6 +84,7 @@ class Call:
             "http_version": "1.1",
             "client": ("192.0.2.7", 4711),
             "headers": [(b"host", HOST), *bearer, *headers],
+            **more,
         }
         await self.gate(scope, self._receive, self._send)
 
@@ -143,6 +148,50 @@ def test_routed_request_carries_the_principal_and_no_path_of_the_callers() -> No
     run(scenario)
 
 
+@pytest.mark.parametrize("scheme", ["DPoP", "dpop", "DPOP"])
+def test_verifier_is_given_everything_that_a_token_may_be_bound_to(scheme: str) -> None:
+    async def scenario() -> None:
+        world = World()
+        headers = ((b"authorization", f"{scheme} good".encode()), (b"dpop", b"the proof"))
+        await Call(world).make(token=None, headers=headers, method="POST", **{CLIENT_CERTIFICATE: bytes(32)})
+        assert world.verifier.presented == [
+            Presented(
+                unverified_token="good",
+                scheme="dpop",
+                unverified_proof="the proof",
+                method="POST",
+                path="/v1/models",
+                client_certificate_sha256=bytes(32),
+            )
+        ]
+
+    run(scenario)
+
+
+def test_no_header_is_taken_for_a_certificate() -> None:
+    async def scenario() -> None:
+        world = World()
+        names = (b"x-forwarded-client-cert", b"client-cert", b"x-ssl-client-cert", CLIENT_CERTIFICATE.encode())
+        await Call(world).make(headers=tuple((name, b"x" * 32) for name in names))
+        assert [one.client_certificate_sha256 for one in world.verifier.presented] == [None]
+
+    run(scenario)
+
+
+def test_metadata_are_public_only_where_there_are_some() -> None:
+    async def scenario() -> None:
+        for challenges, status in ((Challenges(), 401), (Challenges("https://llm.example"), 200)):
+            for path in (METADATA_PATH, METADATA_PATH + "/x"):
+                call = Call(World(), challenges=challenges)
+                await call.make(token=None, path=path.encode())
+                assert call.status == (status if path == METADATA_PATH else 401)
+            call = Call(World(), challenges=challenges)
+            await call.make(token=None, path=METADATA_PATH.encode(), method="HEAD")
+            assert call.status == 401
+
+    run(scenario)
+
+
 def test_request_ids_are_new_each_time_and_never_the_callers() -> None:
     async def scenario() -> None:
         call = Call(World())
@@ -161,10 +210,10 @@ REFUSED = [
     ("empty token", {"token": ""}, Reason.TOKEN_INVALID),
     ("space before the token", {"token": " good"}, Reason.TOKEN_INVALID),
     ("space after the token", {"token": "good "}, Reason.TOKEN_INVALID),
-    ("two tokens", {"token": "good, Bearer good"}, Reason.TOKEN_INVALID),
-    ("two headers", {"headers": ((b"authorization", b"Bearer good"),)}, Reason.HEADER_INVALID),
+    ("two tokens", {"token": "good, Bearer good"}, Reason.TOKEN_MISPLACED),
+    ("two headers", {"headers": ((b"authorization", b"Bearer good"),)}, Reason.TOKEN_MISPLACED),
     ("Basic", {"token": None, "headers": ((b"authorization", b"Basic good"),)}, Reason.TOKEN_INVALID),
-    ("DPoP", {"token": None, "headers": ((b"authorization", b"DPoP good"),)}, Reason.TOKEN_INVALID),
+    ("two proofs", {"headers": ((b"dpop", b"a"), (b"dpop", b"a"))}, Reason.PROOF_INVALID),
     ("no scheme", {"token": None, "headers": ((b"authorization", b"good"),)}, Reason.TOKEN_INVALID),
     ("empty header", {"token": None, "headers": ((b"authorization", b""),)}, Reason.TOKEN_INVALID),
     ("a tab", {"token": None, "headers": ((b"authorization", b"Bearer\tgood"),)}, Reason.TOKEN_INVALID),

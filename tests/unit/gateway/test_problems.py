@@ -82,16 +82,6 @@ def test_only_paths_below_v1_get_openais_shape(path: str) -> None:
     assert answer(Refused(Reason.NOT_FOUND), path)[1][b"content-type"] == b"application/problem+json"
 
 
-def test_401_says_how_and_names_an_error_only_when_a_token_came() -> None:
-    """RFC 6750 section 3."""
-    assert answer(Refused(Reason.TOKEN_MISSING))[1][b"www-authenticate"] == b'Bearer realm="paddock"'
-    assert (
-        answer(Refused(Reason.TOKEN_INVALID))[1][b"www-authenticate"]
-        == b'Bearer realm="paddock", error="invalid_token"'
-    )
-    assert b"www-authenticate" not in answer(Refused(Reason.POLICY_DENIED))[1]
-
-
 def test_405_names_the_right_methods_in_the_header_only() -> None:
     _status, headers, body = answer(Refused(Reason.METHOD_NOT_ALLOWED, param="GET, HEAD"))
     assert headers[b"allow"] == b"GET, HEAD"

@@ -19,7 +19,8 @@ from appliance.sandbox.syscalls import X86_64
 from tests.support.bpf_machine import ARCH_I386, run, seccomp_data
 from tests.support.filter_rules import PID, arguments_that_fit, fits_another, one_bit_away
 
-ROLES: tuple[seccomp.Role, ...] = ("gateway", "notary", "warden")
+INSIDE: tuple[seccomp.Role, ...] = ("gateway", "notary", "warden")
+ROLES: tuple[seccomp.Role, ...] = (*INSIDE, "liaison")
 RULES = [(role, index) for role in ROLES for index in range(len(seccomp.load_policy(role).rules))]
 EPERM = RET_ERRNO | errno.EPERM
 
@@ -125,7 +126,7 @@ def test_what_one_service_needs_is_not_there_for_the_others(call: str) -> None:
     allowed = {role: call in seccomp.load_policy(role).allowed for role in ROLES}
     needed = {
         "kill": set(), "bind": set(), "memfd_create": {"warden"}, "socketpair": {"warden"}, "sendmsg": {"warden"},
-        "listen": {"gateway"}, "connect": {"gateway", "warden"},
+        "listen": {"gateway"}, "connect": {"gateway", "warden", "liaison"},
     }  # fmt: skip
     assert {role for role in ROLES if allowed[role]} == needed[call]
 
@@ -154,7 +155,20 @@ def test_gateway_makes_unix_sockets_only_and_the_notary_none() -> None:
     for family in (0, 2, 3, 10, 16, 17, 38, 40, 1 | 2**32):
         for kind in (1, 2, 3, 5):
             data = seccomp_data(X86_64["socket"], (family, kind, 0))
-            assert {run(program(role), data) for role in ROLES} == {RET_KILL_PROCESS}
+            assert {run(program(role), data) for role in INSIDE} == {RET_KILL_PROCESS}
+
+
+def test_liaison_makes_sockets_of_the_internet_and_no_others() -> None:
+    code = program("liaison")
+    for family in (2, 10):
+        for kind in (1, 2, 1 | 0x80800, 2 | 0x80000):
+            assert run(code, seccomp_data(X86_64["socket"], (family, kind, 0))) == RET_ALLOW
+        for kind in (3, 5, 1 | 2**32):
+            data = seccomp_data(X86_64["socket"], (family, kind, 0))
+            assert run(code, data) == RET_ERRNO | errno.EAFNOSUPPORT
+    for family in (0, 1, 3, 16, 17, 38, 40, 2 | 2**32):
+        data = seccomp_data(X86_64["socket"], (family, 1, 0))
+        assert run(code, data) == RET_ERRNO | errno.EAFNOSUPPORT
 
 
 @pytest.mark.parametrize("flags", [1, 2, 0x40, 0x200, 0x400, 0x410000 | 1, 0x200000, 0x241])

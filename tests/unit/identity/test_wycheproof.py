@@ -1,0 +1,106 @@
+"""Project Wycheproof's JSON Web Signature and JSON Web Key vectors as judges of the key and signature steps.
+
+Each vector has a verdict of ours, and each verdict that differs from Wycheproof's has its reason in ``WHY``: a genuine
+signature that we refuse all the same. There is none the other way round.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.core.refusals import Fault, Refused
+from appliance.identity import tokens
+from appliance.identity.keys import parse_foreign_keys
+
+FOLDER = Path(__file__).parents[2] / "vectors" / "wycheproof"
+OURS = frozenset({"ES256", "RS256", "PS256", "EdDSA"})
+
+
+def vectors(name: str) -> list[Any]:
+    document = json.loads((FOLDER / name).read_text(encoding="utf-8"))
+    return [
+        pytest.param(group, test, id=f"{test['tcId']} {group['comment']} {test['comment']}")
+        for group in document["testGroups"]
+        for test in group["tests"]
+    ]
+
+
+SIGNATURES, KEYS = vectors("json_web_signature_test.json"), vectors("json_web_key_test.json")
+
+
+def keys_of(group: dict[str, Any]) -> dict[str, Any]:
+    keys: dict[str, Any] = group.get("public") or group["private"]
+    return keys if "keys" in keys else {"keys": [keys]}
+
+
+def verdict(group: dict[str, Any], test: dict[str, Any]) -> str:
+    """ "accepted", or which step refuses."""
+    try:
+        keys = parse_foreign_keys(json.dumps(keys_of(group)).encode(), OURS)
+    except Fault:
+        return "key"
+    match = tokens._TOKEN.fullmatch(test["jws"])
+    if match is None:
+        return "shape"
+    try:
+        header = tokens._strict_object(tokens._decoded(match[1]))
+        (key,) = keys.values()
+        if not header.keys() <= {"alg", "kid", "typ"}:
+            return "header"
+        if header.get("alg") != key.algorithm:
+            return "algorithm"
+        tokens._check_signature(test["jws"], key)
+    except Refused:
+        return "signature"
+    return "accepted"
+
+
+def why(group: dict[str, Any], test: dict[str, Any]) -> str:
+    """Why a vector that is valid is not accepted here."""
+    algorithms = {key.get("alg") for key in keys_of(group)["keys"]}
+    if algorithms & {"HS256", "HS384", "HS512"}:
+        return "a shared secret is no verifying key"
+    if not algorithms <= OURS:
+        return "an algorithm that nobody can configure"
+    if test["comment"] == "emptyPayload":
+        return "an empty payload is no claims"
+    if test["comment"] == "Figure20":
+        return "its header says PS384 and its key PS256"
+    return ""
+
+
+@pytest.mark.parametrize(("group", "test"), SIGNATURES + KEYS)
+def test_no_invalid_vector_is_accepted_and_each_refused_valid_one_has_a_reason(
+    group: dict[str, Any], test: dict[str, Any]
+) -> None:
+    said = verdict(group, test)
+    if test["result"] == "invalid":
+        assert said != "accepted"
+    elif said != "accepted":
+        assert why(group, test)
+    else:
+        assert not why(group, test)
+
+
+def test_genuine_signatures_of_each_family_are_accepted() -> None:
+    accepted = [vector.values[0] for vector in SIGNATURES if verdict(*vector.values) == "accepted"]
+    assert {key["alg"] for group in accepted for key in keys_of(group)["keys"]} == {"ES256", "RS256", "PS256"}
+
+
+def test_forged_signatures_are_refused_by_the_signature_step() -> None:
+    """And not by a check before it that would hide a broken one."""
+    verdicts = [verdict(*vector.values) for vector in SIGNATURES if vector.values[1]["result"] == "invalid"]
+    assert verdicts.count("signature") > 250
+
+
+def test_weak_keys_are_refused_as_what_they_are() -> None:
+    for comment, told in (
+        ("rejectsKeyWithRocaVulnerability", "CVE-2017-15361"),
+        ("rejects1024bitRsaKey", "2048 to 8192 bits"),
+    ):
+        (group,) = [vector.values[0] for vector in KEYS if vector.values[1]["comment"] == comment]
+        with pytest.raises(Fault) as caught:
+            parse_foreign_keys(json.dumps(keys_of(group)).encode(), OURS)
+        assert told in caught.value.detail
