@@ -1,7 +1,8 @@
 """The one door: every HTTP request comes in here, and every error goes out here.
 
-(1) the wire guard; (2) the coarse limit per address; (3) a verified bearer token, for everything but ``GET /healthz``;
-(4) one of the principal's slots; (5) its request rate, whatever the request asks for.
+(1) the wire guard, and who asks where a proxy says so; (2) the coarse limit per address; (3) a verified bearer token,
+for everything but ``GET /healthz``; (4) one of the principal's slots; (5) its request rate, whatever the request asks
+for.
 It wraps the whole application, so no route, and no path without a route, can be reached without a token.
 
 Trusts: the verifier and the limiters that ``assemble`` gives it.
@@ -22,10 +23,10 @@ from litestar.exceptions import HTTPException, MethodNotAllowedException
 from appliance.core.claims import principal
 from appliance.core.ports import AddressLimiter, RateLimiter, TokenVerifier
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.gateway import guard
+from appliance.gateway import guard, origin
 from appliance.gateway.asgi import AsgiApp, Message, Receive, Scope, Send, header, peer_of
 from appliance.gateway.pipeline import Exchange, Pipeline, actor_of
-from appliance.gateway.problems import send_refusal
+from appliance.gateway.problems import SECURE_HEADERS, send_refusal
 from appliance.gateway.slots import Slots
 from appliance.gateway.tally import COUNTED, Tally
 
@@ -96,6 +97,9 @@ class Gate:
     async def _admit(self, scope: Scope, request_id: str, held: ExitStack) -> None:
         """Steps (1) to (5). Raises ``Refused``, or ``Fault`` when a limiter fails: then nobody gets through."""
         guard.check(scope, self._allowed_hosts)
+        if stripped := origin.settle(scope):
+            self.refusals.stripped_headers += len(stripped)
+            log.info("stripped from a request of %s: %s", peer_of(scope).address, ", ".join(stripped))
         self._addresses.check(scope)
         if (scope["method"], scope["raw_path"]) == ("GET", PUBLIC_PATH):
             return
@@ -125,7 +129,8 @@ class Gate:
 
 
 class _Once:
-    """Remembers whether an answer has started, after which no other can be given."""
+    """Remembers whether an answer has started, after which no other can be given; and no answer is one that a cache may
+    keep, or give to another."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -133,6 +138,10 @@ class _Once:
 
     async def __call__(self, message: Message) -> None:
         self.started = True
+        if message["type"] == "http.response.start":
+            said = {name.lower() for name, _value in message["headers"]}
+            missing = [field for field in SECURE_HEADERS.items() if field[0] not in said]
+            message = {**message, "headers": [*message["headers"], *missing]}
         await self._send(message)
 
 

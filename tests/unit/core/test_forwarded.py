@@ -107,8 +107,8 @@ GOOD = b":" + base64.b64encode(DER) + b":"
     "values",
     [
         [b""], [b"::"], [b":="], [GOOD[:-1]], [GOOD[1:]], [GOOD, GOOD], [GOOD + b", " + GOOD], [b":" + GOOD[4:]],
-        [b":a:"], [b":" + b"QQ=Q" + b":"], [pem().replace(b"%0A", b"\n")], [pem() + pem()], [b"-----BEGIN%20CERTIFICATE-----"],
-        [pem().replace(b"%20", b" ")], [GOOD + b";a=b"],
+        [b":a:"], [b":" + b"QQ=Q" + b":"], [pem().replace(b"%0A", b"\n")], [pem() + pem()],
+        [b"-----BEGIN%20CERTIFICATE-----"], [pem().replace(b"%20", b" ")], [GOOD + b";a=b"],
     ],
 )  # fmt: skip
 def test_certificate_that_is_none_is_refused(values: list[bytes]) -> None:
