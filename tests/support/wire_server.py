@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +118,14 @@ async def served(
         await task
 
 
-def gate_around(world: World, *, slots: int = 2, inner: AsgiApp | None = None, refusals: Tally | None = None) -> Gate:
+def gate_around(
+    world: World,
+    *,
+    slots: int = 2,
+    inner: AsgiApp | None = None,
+    refusals: Tally | None = None,
+    hosts: Iterable[str] = ("test",),
+) -> Gate:
     """The whole application on fakes, or ``inner``. It answers for any ``Host: test`` and knows the token ``good``."""
     held, refusals = Slots(slots), refusals or Tally()
     limits = BodyLimits(max_bytes=10_000, timeout_seconds=5.0)
@@ -130,6 +137,6 @@ def gate_around(world: World, *, slots: int = 2, inner: AsgiApp | None = None, r
         rates=world.rates,
         slots=held,
         refusals=refusals,
-        allowed_hosts=frozenset({"test"}),
+        allowed_hosts=frozenset(hosts),
         now_seconds=lambda: NOW,
     )
