@@ -32,10 +32,12 @@ FOR: Final = b"x-forwarded-for"
 PROTO: Final = b"x-forwarded-proto"
 CLIENT_CERT: Final = b"client-cert"
 _READ: Final = frozenset({FOR, PROTO, CLIENT_CERT})
-_OF_PROXIES = re.compile(
-    rb"forwarded|x-forwarded(-.*)?|x-real-ip|x-client-.*|x-cluster-client-ip|true-client-ip|cf-connecting-ip|"
-    rb"client-cert(-.*)?|x-ssl-.*|ssl-.*|x-user.*|x-tenant.*|x-remote-.*|remote-.*|x-auth-request-.*|x-original-.*"
-)
+_OF_PROXIES: Final = (
+    b"forwarded", b"x-forwarded", b"x-original-", b"x-real-ip", b"x-cluster-client-ip", b"true-client-ip", b"x-client-",
+    b"client-cert", b"ssl-", b"x-ssl-", b"x-user", b"x-tenant", b"remote-", b"x-remote-", b"x-auth-request-",
+    b"cf-connecting-",
+)  # fmt: skip
+"""How their names begin."""
 _ADDRESS = re.compile("[0-9A-Fa-f:.]{2,45}")
 _PEM = re.compile(
     rb"-----BEGIN%20CERTIFICATE-----(?:%0A)((?:[A-Za-z0-9]|%2B|%2F|%3D|%0A)+)-----END%20CERTIFICATE-----(?:%0A)?"
@@ -73,13 +75,12 @@ class Origin(Value, frozen=True, kw_only=True):
     client_certificate_sha256: str | None = None
 
 
-def split(headers: Iterable[Header]) -> tuple[list[Header], list[Header]]:
+def split(headers: list[Header]) -> tuple[list[Header], list[Header]]:
     """The headers of the request itself, and those by which proxies speak of clients."""
-    kept: list[Header] = []
-    told: list[Header] = []
-    for header in headers:
-        (told if _OF_PROXIES.fullmatch(header[0]) else kept).append(header)
-    return kept, told
+    told = [header for header in headers if header[0].startswith(_OF_PROXIES)]
+    if not told:
+        return headers, told
+    return [header for header in headers if not header[0].startswith(_OF_PROXIES)], told
 
 
 def origin(proxy: Peer, told: Iterable[Header], trust: Trust) -> Origin:

@@ -57,6 +57,7 @@ class TlsFolder:
             log.info("the certificate in %s is in use", self.folder)
 
     def _load(self) -> ssl.SSLContext:
+        _check_folder(self.folder)
         for name in self._names():
             _check_file(self.folder, name)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -95,6 +96,17 @@ async def follow(folders: Iterable[TlsFolder]) -> None:
         await asyncio.sleep(CHECK_SECONDS)
         for folder in followed:
             folder.look()
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises ``Misconfigured`` for one such as /etc, all of which the fence would have to leave readable. Folders of
+    Kubernetes' own, whose names begin with two dots, are where it keeps what it mounts."""
+    try:
+        others = [one.name for one in folder.iterdir() if one.is_dir() and not one.name.startswith("..")]
+    except OSError as error:
+        raise Misconfigured(f"{folder}: {error.strerror}") from error
+    if others:
+        raise Misconfigured(f"{folder}: has {others[0]!r} in it; certificates need a folder of their own")
 
 
 def _check_file(folder: Path, name: str) -> None:

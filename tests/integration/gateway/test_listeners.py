@@ -323,6 +323,19 @@ def test_header_of_a_stranger_is_not_read() -> None:
     run(scenario)
 
 
+def test_header_over_a_unix_socket_is_as_good_as_over_an_address(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        at = listen_unix(tmp_path / "http.sock", mode=0o600)
+        async with gateway(at=at, trust=UNIX, proxy_protocol=True) as (server, inner):
+            scope = await asked(server, inner, GET % CLAIMS, before=proxied("203.0.113.200"))
+            assert scope["client"] == ("203.0.113.200", 4711)
+            scope = await asked(server, inner, GET % CLAIMS, before=header(0x21, 0x31, bytes(216)))
+            assert scope["client"] == ("unix", 0)
+            await refused(server, PLAIN)
+
+    run(scenario)
+
+
 def test_header_is_refused_where_none_is_expected() -> None:
     async def scenario() -> None:
         async with gateway(trust=LOCAL) as (server, inner), server.client(before=proxied("203.0.113.9")) as client:
@@ -629,7 +642,8 @@ def spoil_by_size(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "spoil",
-    [spoil_key_mode, spoil_by_link, spoil_clients, spoil_clients_leaf, spoil_certificate, spoil_by_size,
+    [lambda path: (path / "more").mkdir(), spoil_key_mode, spoil_by_link,
+     spoil_clients, spoil_clients_leaf, spoil_certificate, spoil_by_size,
      lambda path: (path / "clients.pem").unlink(), lambda path: (path / "key.pem").write_text("")],
 )  # fmt: skip
 def test_folder_that_cannot_be_used_refuses_to_start(tmp_path: Path, spoil: Any) -> None:
