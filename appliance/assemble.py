@@ -199,25 +199,23 @@ def _fenced_listeners(config: Settings) -> list[Listener]:
 
 def _listeners(config: Settings) -> list[Listener]:
     """Raises ``Misconfigured`` for a descriptor that was inherited and belongs to no listener."""
-    inherited = enumerate(settings.inherited_listener_names(), settings.FIRST_INHERITED)
     by_name: dict[str, list[int]] = {}
-    for descriptor, name in inherited:
+    for descriptor, name in enumerate(settings.inherited_listener_names(), settings.FIRST_INHERITED):
         by_name.setdefault(name, []).append(descriptor)
     if by_name and not config.listen:
         return [Listener(inherited_listener(one, any_user=True)) for ones in by_name.values() for one in ones]
-    listeners = [Listener(sock, **_terms(one)) for one in config.listeners for sock in _sockets(one, by_name)]
-    if by_name:
-        raise Misconfigured(f"listen: nothing takes the inherited {', '.join(by_name)}")
-    return listeners
+    if unknown := by_name.keys() - {one.inherited for one in config.listen}:
+        raise Misconfigured(f"listen: nothing takes the inherited {', '.join(sorted(unknown))}")
+    return [Listener(sock, **_terms(one)) for one in config.listeners for sock in _sockets(one, by_name)]
 
 
 def _sockets(one: ListenSettings, by_name: dict[str, list[int]]) -> list[socket.socket]:
-    """One socket, or as many as the service manager passes under a name, which are taken out of ``by_name``."""
+    """One socket, or as many as the service manager passes under a name."""
     if one.host is not None:
         return [listen_tcp(one.host, one.port)]
     if one.path is not None:
         return [listen_unix(one.path, mode=one.mode, gid=_gid(one.group))]
-    descriptors = by_name.pop(one.inherited or "", [])
+    descriptors = by_name.get(one.inherited or "", [])
     if not descriptors:
         raise Misconfigured(f"listen: the service manager passes nothing named {one.inherited!r}")
     return [inherited_listener(descriptor, any_user=not one.users) for descriptor in descriptors]

@@ -13,7 +13,6 @@ Those and all others by which proxies are known to speak of clients are taken aw
 behind can read them: ``Forwarded`` (RFC 7239) too, which says the same in another way, and two ways can disagree.
 """
 
-import base64
 import binascii
 import hashlib
 import ipaddress
@@ -68,11 +67,11 @@ def network(text: str) -> Network:
 
 
 class Origin(Value, frozen=True, kw_only=True):
-    """What a request's proxy said of it. ``client_certificate_sha256`` is the ``x5t#S256`` of RFC 8705."""
+    """What a request's proxy said of it. ``client_certificate_sha256`` has 32 bytes: ``x5t#S256`` of RFC 8705."""
 
     peer: Peer
     scheme: str | None = None
-    client_certificate_sha256: str | None = None
+    client_certificate_sha256: bytes | None = None
 
 
 def split(headers: list[Header]) -> tuple[list[Header], list[Header]]:
@@ -97,11 +96,6 @@ def origin(proxy: Peer, told: Iterable[Header], trust: Trust) -> Origin:
         scheme=_scheme(values[PROTO]),
         client_certificate_sha256=_certificate_sha256(values[CLIENT_CERT]),
     )
-
-
-def thumbprint(certificate_der: bytes) -> str:
-    """``x5t#S256`` (RFC 8705 section 3.1): base64url of the SHA-256, without padding."""
-    return base64.urlsafe_b64encode(hashlib.sha256(certificate_der).digest()).rstrip(b"=").decode()
 
 
 def _client(proxy: Peer, lines: list[bytes], trust: Trust) -> Peer:
@@ -132,14 +126,14 @@ def _scheme(values: list[bytes]) -> str | None:
     raise Refused(Reason.HEADER_INVALID, f"X-Forwarded-Proto: {values[0][:80]!r}")
 
 
-def _certificate_sha256(values: list[bytes]) -> str | None:
+def _certificate_sha256(values: list[bytes]) -> bytes | None:
     if not values:
         return None
     encoded = _base64_of(values[0])
     if len(values) > 1 or encoded is None or len(encoded) % 4:  # binascii would pass over a pad too many
         raise Refused(Reason.HEADER_INVALID, f"{len(values)} Client-Cert, or malformed")
     try:
-        return thumbprint(binascii.a2b_base64(encoded, strict_mode=True))
+        return hashlib.sha256(binascii.a2b_base64(encoded, strict_mode=True)).digest()
     except binascii.Error:
         raise Refused(Reason.HEADER_INVALID, "Client-Cert is not base64") from None
 

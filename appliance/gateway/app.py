@@ -61,7 +61,7 @@ def build_app(pipeline: Pipeline, limits: BodyLimits, metrics: MetricsPage) -> L
     @get("/metrics")
     async def read_metrics(request: _Request) -> Response[bytes]:
         page = await metrics.text(exchange_of(request.scope, "/metrics"))
-        return Response(page.encode(), media_type=MEDIA_TYPE)
+        return Response(page.encode(), media_type=MEDIA_TYPE, headers={"cache-control": "no-store"})
 
     @asgi(list(answers), copy_scope=False)
     async def answer(scope: Any, receive: Any, send: Any) -> None:

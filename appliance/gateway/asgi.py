@@ -24,9 +24,9 @@ PIECE_BYTES: Final = 256 * 1024
 
 ARRIVAL: Final = "paddock.arrival"
 """In a scope: ``listeners.Arrival``, how the request's connection came."""
-CLIENT_CERTIFICATE: Final = "paddock.client_certificate_sha256"
-"""In a scope: the ``x5t#S256`` (RFC 8705 section 3.1) of the certificate with which the client authenticated itself,
-here or, after ``origin.settle``, at a trusted proxy; None without one."""
+CLIENT_CERTIFICATE: Final = "paddock.client-certificate-sha256"
+"""In a scope: the SHA-256 (32 bytes) of the certificate with which the client authenticated itself, here or, after
+``origin.settle``, at a trusted proxy; None without one."""
 
 
 def header(scope: Scope, name: bytes) -> str | None:

@@ -14,7 +14,7 @@ Not here: what the principal may do (``pipeline``).
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -128,9 +128,15 @@ class Gate:
         return refusal
 
 
+def _missing(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The secure headers that a route did not write itself: no answer of a principal may reach a cache without them."""
+    written = {name.lower() for name, _value in headers}
+    return [field for field in SECURE_HEADERS.items() if field[0] not in written]
+
+
 class _Once:
-    """Remembers whether an answer has started, after which no other can be given; and no answer is one that a cache may
-    keep, or give to another."""
+    """Remembers whether an answer has started, after which no other can be given. Every answer goes out with the
+    secure headers, whoever wrote it."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -139,9 +145,7 @@ class _Once:
     async def __call__(self, message: Message) -> None:
         self.started = True
         if message["type"] == "http.response.start":
-            said = {name.lower() for name, _value in message["headers"]}
-            missing = [field for field in SECURE_HEADERS.items() if field[0] not in said]
-            message = {**message, "headers": [*message["headers"], *missing]}
+            message["headers"] = [*message["headers"], *_missing(message["headers"])]
         await self._send(message)
 
 

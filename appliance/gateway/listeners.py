@@ -7,6 +7,7 @@ Not here: what is done with a connection (``porch``, ``wire``).
 """
 
 import errno
+import ipaddress
 import os
 import socket
 import stat
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from appliance.core.forwarded import Trust
+from appliance.core.proxy_protocol import unmapped
 from appliance.core.refusals import Fault, Misconfigured, Reason, Refused
 from appliance.core.values import UNIX_PEER, Peer, Value
 from appliance.gateway.tls import TlsFolder
@@ -80,7 +82,9 @@ def _socket_peer(connection: socket.socket) -> Peer:
         address = connection.getpeername()
     except OSError as error:
         raise Refused(Reason.CONNECTION_REFUSED, f"left: {error.strerror}") from error
-    return Peer(address=str(address[0]), port=int(address[1])) if isinstance(address, tuple) else UNIX_PEER
+    if not isinstance(address, tuple):
+        return UNIX_PEER
+    return Peer(address=str(unmapped(ipaddress.ip_address(address[0]))), port=int(address[1]))
 
 
 def listen_tcp(host: str, port: int) -> socket.socket:

@@ -26,6 +26,7 @@ import logging
 import ssl
 from collections import Counter
 from collections.abc import Callable
+from hashlib import sha256
 from http import HTTPStatus
 from typing import Any, Final, NoReturn, Protocol, cast
 
@@ -33,7 +34,6 @@ import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from appliance.core.forwarded import thumbprint
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Value
 from appliance.gateway.asgi import ARRIVAL, CLIENT_CERTIFICATE
@@ -133,7 +133,7 @@ class Wire(HttpToolsProtocol):
         self.brings_others = False
         self._arrive = arrive
         self._arrival: Arrival | None = None
-        self._certificate: str | None = None
+        self._certificate: bytes | None = None
         self._crowd = crowd
         self._limits = crowd.limits
         self._deadline: asyncio.TimerHandle | None = None
@@ -307,11 +307,11 @@ def _answer(reason: Reason) -> bytes:
     return head + b"".join(b"%s: %s\r\n" % field for field in fields.items()) + b"\r\n" + body
 
 
-def _certificate_sha256(transport: asyncio.BaseTransport) -> str | None:
+def _certificate_sha256(transport: asyncio.BaseTransport) -> bytes | None:
     """Of the certificate that OpenSSL has verified, where the peer has one."""
     tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
     certificate = tls and tls.getpeercert(binary_form=True)
-    return thumbprint(certificate) if certificate else None
+    return sha256(certificate).digest() if certificate else None
 
 
 def peer_name(address: str) -> str:

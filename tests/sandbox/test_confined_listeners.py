@@ -184,6 +184,23 @@ def test_fence_leaves_the_certificates_folder_and_nothing_beside_it(server: Test
     assert done.stdout.split() == list(tried.values()), done.stderr
 
 
+def test_socket_file_of_a_killed_gateway_keeps_the_next_one_from_nothing(server: TestAppliance) -> None:
+    """The fence lets none remove its own."""
+    path = str(server.directory / "http.sock")
+    server.kill("gateway")
+
+    def answers() -> bool:
+        with socket.socket(socket.AF_UNIX) as sock, suppress(OSError):
+            sock.settimeout(LIMIT_SECONDS)
+            sock.connect(path)
+            sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: llm.example.com\r\n\r\n")
+            return sock.recv(1000).startswith(b"HTTP/1.1 200 ")
+        return False
+
+    server.wait_until(answers, "another gateway at the same place")
+    server.wait_until(server.ready, "its models")
+
+
 def test_second_gateway_does_not_take_the_place_of_one_that_listens(server: TestAppliance) -> None:
     script = (
         "import sys; from pathlib import Path; from appliance import assemble, settings\n"

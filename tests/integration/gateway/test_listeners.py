@@ -6,12 +6,13 @@ import ssl
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from appliance.core.forwarded import Trust, network, thumbprint
+from appliance.core.forwarded import Trust, network
 from appliance.core.proxy_protocol import SIGNATURE
 from appliance.core.refusals import Fault, Misconfigured
 from appliance.gateway.asgi import CLIENT_CERTIFICATE, send_response
@@ -105,7 +106,7 @@ def test_trusted_proxy_is_believed_and_its_other_headers_go_too() -> None:
         async with gateway(trust=LOCAL) as (server, inner):
             scope = await asked(server, inner, GET % CLAIMS)
             assert (scope["client"], scope["scheme"]) == (("203.0.113.9", 0), "https")
-            assert scope[CLIENT_CERTIFICATE] == thumbprint(b"\x30\x03\x02\x01\x00")
+            assert scope[CLIENT_CERTIFICATE] == sha256(b"\x30\x03\x02\x01\x00").digest()
             assert scope["headers"] == [(b"host", b"test")]
             assert server.refusals.stripped_headers == 0
             assert (await asked(server, inner))["client"][0] == "127.0.0.1"
@@ -137,6 +138,22 @@ def test_headers_of_one_request_are_not_the_next_ones() -> None:
                 client.send(GET % header)
                 await client.answer()
                 assert inner.asked[-1]["client"][0] == address
+
+    run(scenario)
+
+
+def test_address_of_a_client_has_one_spelling_on_a_socket_of_both_families() -> None:
+    """As systemd makes it of a port alone; policy would not know the client in IPv6 clothes."""
+
+    async def scenario() -> None:
+        for trust, address in ((Trust(), "127.0.0.1"), (LOCAL, "203.0.113.9")):
+            at = listen_tcp("::", 0)
+            async with gateway(at=at, trust=trust) as (server, inner):
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                writer.write(GET % b"X-Forwarded-For: ::ffff:203.0.113.9\r\n")
+                await reader.readuntil(b"ok")
+                assert inner.asked[0]["client"][0] == address
+                writer.transport.abort()
 
     run(scenario)
 
@@ -456,7 +473,7 @@ def test_certificate_of_a_client_goes_with_its_requests(tmp_path: Path, required
         async with gateway(tls=folder(tmp_path, required)) as (server, inner):
             client = client_of(CA)
             scope = await asked(server, inner, tls=client_context(tmp_path, CA, client))
-            assert scope[CLIENT_CERTIFICATE] == thumbprint(client.der)
+            assert scope[CLIENT_CERTIFICATE] == sha256(client.der).digest()
 
     run(scenario)
 
@@ -467,7 +484,7 @@ def test_certificate_of_a_proxy_is_not_its_clients(tmp_path: Path) -> None:
             context = client_context(tmp_path, CA, client_of(CA))
             assert (await asked(server, inner, tls=context))[CLIENT_CERTIFICATE] is None
             scope = await asked(server, inner, GET % CLAIMS, tls=context)
-            assert scope[CLIENT_CERTIFICATE] == thumbprint(b"\x30\x03\x02\x01\x00")
+            assert scope[CLIENT_CERTIFICATE] == sha256(b"\x30\x03\x02\x01\x00").digest()
 
     run(scenario)
 
@@ -524,7 +541,7 @@ def test_proxy_header_goes_before_tls(tmp_path: Path) -> None:
             context = client_context(tmp_path, CA, client)
             scope = await asked(server, inner, GET % CLAIMS, before=proxied("203.0.113.44"), tls=context)
             assert scope["client"] == ("203.0.113.44", 4711)
-            assert (scope["scheme"], scope[CLIENT_CERTIFICATE]) == ("https", thumbprint(client.der))
+            assert (scope["scheme"], scope[CLIENT_CERTIFICATE]) == ("https", sha256(client.der).digest())
             await refused(server, PLAIN)
 
     run(scenario)

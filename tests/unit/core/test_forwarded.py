@@ -15,7 +15,7 @@ from appliance.core.values import UNIX_PEER, Peer
 PROXY = Peer(address="10.0.0.1", port=5000)
 TRUST = Trust(networks=(network("10.0.0.0/24"), network("2001:db8:1::/48")), unix=True)
 DER = b"\x30\x82\x01\x00" + bytes(range(256))
-X5T = base64.urlsafe_b64encode(hashlib.sha256(DER).digest()).decode().rstrip("=")
+X5T = hashlib.sha256(DER).digest()
 
 
 def client(*lines: str, proxy: Peer = PROXY) -> str:
