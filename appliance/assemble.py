@@ -9,6 +9,7 @@ Not here: starting and restarting the processes (``cli.supervisor``, or systemd)
 """
 
 import asyncio
+import grp
 import logging
 import os
 import pwd
@@ -17,7 +18,7 @@ import time
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from appliance import __version__, issuers, settings
 from appliance.core.admit import AdmitLimits
@@ -30,10 +31,12 @@ from appliance.gateway import serve as gateway_process
 from appliance.gateway.answering import BodyLimits
 from appliance.gateway.app import build_app
 from appliance.gateway.gate import Gate
+from appliance.gateway.listeners import Listener, inherited_listener, listen_tcp, listen_unix
 from appliance.gateway.metrics import MetricsPage
 from appliance.gateway.pipeline import Pipeline, Ports
 from appliance.gateway.slots import Slots
 from appliance.gateway.tally import Tally
+from appliance.gateway.tls import TlsFolder
 from appliance.gateway.warden_client import WardenClient
 from appliance.gateway.wire import WireLimits
 from appliance.identity.foreign import LiaisonLink
@@ -53,7 +56,7 @@ from appliance.notary.speakers import Process
 from appliance.policy.reload import ReloadingPolicy
 from appliance.sandbox.confine import confine
 from appliance.sandbox.seccomp import Role
-from appliance.settings import Settings
+from appliance.settings import ListenSettings, Settings
 from appliance.warden import main as warden_process
 from appliance.warden.cgroups import NotDelegated, RunnerGroups
 from appliance.warden.launch_spawn import SpawnLauncher
@@ -93,7 +96,7 @@ DNS_PORT: Final = 53
 def fence(role: Role, config: Settings) -> None:
     """Leaves this process what its role still opens while it serves. Raises ``Misconfigured`` as ``confine`` does."""
     readable: dict[Role, tuple[Path, ...]] = {
-        "gateway": (config.policy_dir,),  # again whenever its files change
+        "gateway": (config.policy_dir, *config.tls_dirs),  # again whenever their files change
         "warden": (config.models_dir, config.trust_dir, Path("/proc")),  # where file systems and runners are looked at
         "liaison": RESOLVER_FILES,
     }
@@ -171,7 +174,7 @@ async def gateway(config: Settings) -> None:
             warden=warden,
             policy=policy,
             limits=WireLimits(request_seconds=_longest_request_seconds(config)),
-            listeners=lambda: _fenced_gateway_sockets(config),
+            listeners=lambda: _fenced_listeners(config),
         )
     finally:
         if following is not None:
@@ -221,18 +224,45 @@ def _budget(config: Settings) -> Budget:
     )
 
 
-def _fenced_gateway_sockets(config: Settings) -> list[socket.socket]:
+def _fenced_listeners(config: Settings) -> list[Listener]:
     """The last thing before the first client: afterwards this process can make no other listener."""
-    sockets = _gateway_sockets(config)
+    listeners = _listeners(config)
     fence("gateway", config)
-    return sockets
+    return listeners
 
 
-def _gateway_sockets(config: Settings) -> list[socket.socket]:
-    inherited = settings.inherited_listeners()
-    if inherited:
-        return [socket.socket(fileno=3 + number) for number in range(inherited)]
-    return [gateway_process.listen(config.gateway.listen_host, config.gateway.listen_port)]
+def _listeners(config: Settings) -> list[Listener]:
+    """Raises ``Misconfigured`` for a descriptor that was inherited and belongs to no listener."""
+    by_name: dict[str, list[int]] = {}
+    for descriptor, name in enumerate(settings.inherited_listener_names(), settings.FIRST_INHERITED):
+        by_name.setdefault(name, []).append(descriptor)
+    if by_name and not config.listen:
+        return [Listener(inherited_listener(one, any_user=True)) for ones in by_name.values() for one in ones]
+    if unknown := by_name.keys() - {one.inherited for one in config.listen}:
+        raise Misconfigured(f"listen: nothing takes the inherited {', '.join(sorted(unknown))}")
+    return [Listener(sock, **_terms(one)) for one in config.listeners for sock in _sockets(one, by_name)]
+
+
+def _sockets(one: ListenSettings, by_name: dict[str, list[int]]) -> list[socket.socket]:
+    """One socket, or as many as the service manager passes under a name."""
+    if one.host is not None:
+        return [listen_tcp(one.host, one.port)]
+    if one.path is not None:
+        return [listen_unix(one.path, mode=one.mode, gid=_gid(one.group))]
+    descriptors = by_name.get(one.inherited or "", [])
+    if not descriptors:
+        raise Misconfigured(f"listen: the service manager passes nothing named {one.inherited!r}")
+    return [inherited_listener(descriptor, any_user=not one.users) for descriptor in descriptors]
+
+
+def _terms(one: ListenSettings) -> dict[str, Any]:
+    """What holds at a listener, as the arguments of ``Listener``."""
+    return {
+        "trust": one.trust,
+        "proxy_protocol": one.proxy_protocol,
+        "tls": TlsFolder(one.tls, one.client_certificates) if one.tls else None,
+        "uids": frozenset({0, *map(_uid, one.users)}) if one.users else None,
+    }
 
 
 async def _file_exists(path: Path) -> None:
@@ -401,7 +431,7 @@ def _runner_groups(config: Settings) -> Path | None:
 def _inherited(name: str) -> socket.socket | None:
     """The listening socket that the service manager passed under this name (``FileDescriptorName=``), if any."""
     names = settings.inherited_listener_names()
-    return socket.socket(fileno=3 + names.index(name)) if name in names else None
+    return socket.socket(fileno=settings.FIRST_INHERITED + names.index(name)) if name in names else None
 
 
 def _unix_listener(name: str, path: Path, mode: int) -> socket.socket:
@@ -419,6 +449,16 @@ def _uid(user: str | None) -> int:
         return pwd.getpwnam(user).pw_uid
     except KeyError:
         raise Misconfigured(f"users: there is no user {user!r}") from None
+
+
+def _gid(group: str | None) -> int | None:
+    """The gid of a group. Raises ``Misconfigured`` for an unknown one."""
+    if group is None:
+        return None
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise Misconfigured(f"listen: there is no group {group!r}") from None
 
 
 def _operator_uids(config: Settings) -> frozenset[int]:

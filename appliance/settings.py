@@ -12,6 +12,7 @@ Not here: whether the directories exist and are safe (each process checks what i
 import os
 import re
 import tomllib
+from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
@@ -20,6 +21,7 @@ import msgspec
 from msgspec import Meta
 
 from appliance.core.codec import canonical_json
+from appliance.core.forwarded import Trust, network
 from appliance.core.memory import KvType, LoadOptions, Speculating
 from appliance.core.values import MAX_ADAPTERS, Digest, SealMode, Value
 
@@ -27,8 +29,8 @@ Positive = Annotated[int, Meta(ge=1)]
 
 
 class GatewaySettings(Value, frozen=True, kw_only=True):
-    """The HTTP side. An empty ``allowed_hosts`` means the listening address, 127.0.0.1 and ``localhost``, with
-    the port."""
+    """The HTTP side. An empty ``allowed_hosts`` means the listening addresses and ``localhost``, with their ports.
+    ``listen_host`` and ``listen_port`` are the one listener where no ``[[listen]]`` says otherwise."""
 
     listen_host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
     listen_port: Annotated[int, Meta(ge=0, le=65535)] = 11435
@@ -38,6 +40,39 @@ class GatewaySettings(Value, frozen=True, kw_only=True):
     request_timeout_seconds: Annotated[int, Meta(ge=1, le=3600)] = 600
     runner_silence_seconds: Annotated[int, Meta(ge=1, le=600)] = 120
     queue_timeout_seconds: Annotated[int, Meta(ge=1, le=600)] = 60
+
+
+ClientCertificates = Literal["none", "optional", "required"]
+
+
+class ListenSettings(Value, frozen=True, kw_only=True):
+    """One place where clients or proxies connect: an address (``host``, ``port``), a Unix socket (``path``), or what
+    the service manager passes under a name (``inherited``, its ``FileDescriptorName=``).
+
+    ``trusted`` are the proxies whose word about their clients is taken here: addresses, networks, and ``unix`` for
+    whoever may connect to a Unix socket. With ``proxy_protocol`` they must give it in front of each connection.
+
+    A Unix socket has ``mode`` and ``group``; ``users``, where any are named, are the only ones besides root who may
+    connect. ``tls`` is the folder of ``certificate.pem``, ``key.pem`` and, where clients may have certificates,
+    ``clients.pem``.
+    """
+
+    host: Annotated[str, Meta(min_length=1)] | None = None
+    port: Annotated[int, Meta(ge=0, le=65535)] = 11435
+    path: Path | None = None
+    mode: Annotated[int, Meta(ge=0o600, le=0o770)] = 0o660
+    group: Annotated[str, Meta(min_length=1)] | None = None
+    users: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
+    inherited: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._-]{1,255}\Z")] | None = None
+    trusted: tuple[str, ...] = ()
+    proxy_protocol: bool = False
+    tls: Path | None = None
+    client_certificates: ClientCertificates = "none"
+
+    @property
+    def trust(self) -> Trust:
+        networks = tuple(network(one) for one in self.trusted if one != UNIX)
+        return Trust(networks=networks, unix=UNIX in self.trusted)
 
 
 class IdentitySettings(Value, frozen=True, kw_only=True):
@@ -264,6 +299,7 @@ class Settings(Value, frozen=True, kw_only=True):
     state_dir: Path
     runtime_dir: Path
     gateway: GatewaySettings = GatewaySettings()
+    listen: tuple[ListenSettings, ...] = ()
     identity: IdentitySettings = IdentitySettings()
     issuer: dict[str, IssuerSettings] = msgspec.field(default_factory=dict)
     limits: LimitSettings = LimitSettings()
@@ -315,11 +351,24 @@ class Settings(Value, frozen=True, kw_only=True):
         return self.runtime_dir / "runner.sock"
 
     @property
+    def listeners(self) -> tuple[ListenSettings, ...]:
+        """Where the gateway listens. Without ``[[listen]]``, what the service manager passes goes before."""
+        return self.listen or (ListenSettings(host=self.gateway.listen_host, port=self.gateway.listen_port),)
+
+    @property
+    def tls_dirs(self) -> tuple[Path, ...]:
+        return tuple(one.tls for one in self.listen if one.tls is not None)
+
+    @property
     def allowed_hosts(self) -> frozenset[str]:
-        """The values of ``Host`` that this gateway answers for, in lower case; port 80 is also the absent one."""
-        host, port = self.gateway.listen_host, self.gateway.listen_port
-        names = {f"[{host}]" if ":" in host else host, "localhost"}
-        default = {f"{name}:{port}" for name in names} | (names if port == 80 else set())
+        """The values of ``Host`` that this gateway answers for, in lower case; a scheme's own port is also the absent
+        one."""
+        default: set[str] = set()
+        for one in self.listeners:
+            if one.host is not None:
+                names = {f"[{one.host}]" if ":" in one.host else one.host, "localhost"}
+                default |= {f"{name}:{one.port}" for name in names}
+                default |= names if one.port == (443 if one.tls else 80) else set()
         return frozenset(name.lower() for name in self.gateway.allowed_hosts or default)
 
     def load_options(self, name: str) -> LoadOptions:
@@ -349,6 +398,9 @@ class SettingsInvalid(Exception):
 
 SOCKET_PATH_BYTES: Final = 107
 """unix(7): ``sun_path`` has 108 bytes, the last of them zero."""
+
+UNIX: Final = "unix"
+"""In ``listen.trusted``: whoever may connect to the Unix socket."""
 
 _DEFAULT_FILE: Final = Path("/etc/paddock/paddock.toml")
 
@@ -385,6 +437,7 @@ def parse(document: dict[str, Any]) -> Settings:
             f"runtime_dir: its sockets would have {longest} bytes, of which Linux takes {SOCKET_PATH_BYTES}"
         )
     problems.extend(_issuer_problems(values.get("issuer", {}), values.get("identity", IdentitySettings())))
+    problems.extend(_listen_problems(document, values))
     if problems:
         raise SettingsInvalid(problems)
     return Settings(**values)
@@ -401,6 +454,59 @@ def _issuer_problems(issuers: dict[str, IssuerSettings], identity: IdentitySetti
     return found
 
 
+def _listen_problems(document: dict[str, Any], values: dict[str, Any]) -> Iterator[str]:
+    """What no single field shows: a listener's settings that do not go together, or that nothing would come of."""
+    listeners: tuple[ListenSettings, ...] = values.get("listen", ())
+    if not listeners:
+        return
+    gateway = document.get("gateway")
+    for name in ("listen_host", "listen_port"):
+        if isinstance(gateway, dict) and name in gateway:
+            yield f"gateway.{name}: has no meaning beside [[listen]]"
+    for number, (given, one) in enumerate(zip(document["listen"], listeners, strict=True)):
+        yield from (f"listen[{number}]: {problem}" for problem in _problems_of(one, set(given)))
+    names = [one.inherited for one in listeners if one.inherited]
+    if len(set(names)) < len(names):
+        yield "listen: an inherited name occurs more than once"
+    hosts = values.get("gateway", GatewaySettings()).allowed_hosts
+    if not hosts and not any(one.host for one in listeners):
+        yield "gateway.allowed_hosts: must name what clients write, as no listener has an address"
+
+
+_MEANT_FOR: Final = {
+    "port": {"host"},
+    "mode": {"path"},
+    "group": {"path"},
+    "users": {"path", "inherited"},
+}
+
+
+def _problems_of(one: ListenSettings, given: set[str]) -> Iterator[str]:
+    places = given & {"host", "path", "inherited"}
+    if len(places) != 1:
+        yield "must have one of host, path and inherited"
+        return
+    for name in given & set(_MEANT_FOR):
+        if not places & _MEANT_FOR[name]:
+            yield f"{name} has no meaning here"
+    if one.mode & 0o007:
+        yield "mode lets everybody connect"
+    if one.path is not None and len(os.fsencode(one.path)) > SOCKET_PATH_BYTES:
+        yield f"path has more than the {SOCKET_PATH_BYTES} bytes that Linux takes"
+    if one.client_certificates != "none" and one.tls is None:
+        yield "client_certificates without tls"
+    if one.proxy_protocol and not one.trusted:
+        yield "proxy_protocol without trusted: nobody's header would be believed"
+    if one.host is not None and UNIX in one.trusted:
+        yield "trusted: nobody connects to an address by a Unix socket"
+    for name in one.trusted:
+        if name != UNIX:
+            try:
+                network(name)
+            except ValueError as error:
+                yield f"trusted: {error}"
+
+
 def _fields(kind: type[Value], document: dict[str, Any], prefix: str, problems: list[str]) -> dict[str, Any]:
     """Converts each field by itself, so that one mistake does not hide the next."""
     known = {field.name: field for field in msgspec.structs.fields(kind)}
@@ -415,6 +521,8 @@ def _fields(kind: type[Value], document: dict[str, Any], prefix: str, problems: 
                 problems.append(f"{prefix}{name}: must be a table")
                 continue
             values[name] = field.type(**_fields(field.type, given, f"{prefix}{name}.", problems))
+        elif field.type == tuple[ListenSettings, ...]:
+            values[name] = _array(ListenSettings, given, f"{prefix}{name}", problems)
         elif get_origin(field.type) is dict and _is_table(get_args(field.type)[1]):
             values[name] = _tables(get_args(field.type)[1], given, f"{prefix}{name}", problems)
         else:
@@ -462,6 +570,14 @@ def _tables(kind: type[Value], given: Any, path: str, problems: list[str]) -> di
     return found
 
 
+def _array(kind: type[Value], given: Any, path: str, problems: list[str]) -> tuple[Any, ...]:
+    """An array of tables."""
+    if not isinstance(given, list) or not all(isinstance(table, dict) for table in given):
+        problems.append(f"{path}: must be an array of tables")
+        return ()
+    return tuple(kind(**_fields(kind, table, f"{path}[{n}].", problems)) for n, table in enumerate(given))
+
+
 def _path_hook(kind: type, value: Any) -> Any:
     if kind is Path and isinstance(value, str) and Path(value).is_absolute():
         return Path(value)
@@ -478,12 +594,16 @@ def _default_directories() -> dict[str, str]:
     return {"state_dir": str(state_dir), "runtime_dir": str(runtime_dir)}
 
 
+FIRST_INHERITED: Final = 3
+"""sd_listen_fds(3): SD_LISTEN_FDS_START."""
+
+
 def inherited_listeners() -> int:
     """How many listening descriptors the service manager passed, from 3 on (sd_listen_fds(3)); 0 if none for us."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return 0
     count = os.environ.get("LISTEN_FDS", "")
-    return int(count) if count.isdigit() else 0
+    return int(count) if re.fullmatch("[0-9]{1,3}", count) else 0
 
 
 def inherited_listener_names() -> tuple[str, ...]:
@@ -491,7 +611,10 @@ def inherited_listener_names() -> tuple[str, ...]:
 
     Their order is the service manager's own, so whoever takes more than one must go by name.
     """
-    return tuple(os.environ.get("LISTEN_FDNAMES", "").split(":"))[: inherited_listeners()]
+    count = inherited_listeners()
+    names = os.environ.get("LISTEN_FDNAMES", "")
+    given = names.split(":")[:count] if names else []
+    return (*given, *["unknown"] * (count - len(given)))
 
 
 def child_environment() -> dict[str, str]:

@@ -109,6 +109,7 @@ PURE_IMPORTS = {
     "enum",
     "functools",
     "hashlib",
+    "ipaddress",
     "itertools",
     "json",
     "math",

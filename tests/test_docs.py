@@ -34,11 +34,19 @@ def defaults(kind: type[Value], prefix: str = "") -> dict[str, object]:
     for field in msgspec.structs.fields(kind):
         if isinstance(field.type, type) and issubclass(field.type, Value):
             found |= defaults(field.type, f"{field.name}.")
+        elif (inner := _array_of(field.type)) is not None:
+            found |= defaults(inner, f"{field.name}[].")
         elif get_origin(field.type) is dict and isinstance(get_args(field.type)[1], type(Value)):
             found |= defaults(get_args(field.type)[1], f"{field.name}.NAME.")
         else:
             found[prefix + field.name] = field.default
     return found
+
+
+def _array_of(kind: object) -> type[Value] | None:
+    """The kind of table of an array of tables."""
+    inner = get_args(kind)[0] if get_origin(kind) is tuple else None
+    return inner if isinstance(inner, type) and issubclass(inner, Value) else None
 
 
 def rows() -> dict[str, str]:

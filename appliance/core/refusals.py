@@ -17,6 +17,7 @@ class Reason(Enum):
     """The closed list: kebab-case code, HTTP status, public text."""
 
     # the wire (stage 0)
+    CONNECTION_REFUSED = ("connection-refused", 400, "The connection is not one that this server takes.")
     REQUEST_MALFORMED = ("request-malformed", 400, "The request is not well-formed HTTP.")
     HOST_INVALID = ("host-invalid", 400, "The request needs exactly one valid Host header.")
     HOST_FOREIGN = ("host-foreign", 421, "This server does not answer for that host.")

@@ -259,10 +259,18 @@ Asked = Generation | Vectors | Tokenisation | Detokenisation
 
 
 class Peer(Value, frozen=True, kw_only=True):
-    """Where a request came from, as the gateway's own socket saw it. A Unix socket has address ``unix`` and port 0."""
+    """Where a request came from, as the gateway's own socket saw it, or a proxy that it trusts. A Unix socket has
+    address ``unix`` and port 0; a proxy's word may come without a port, which is 0 then."""
 
     address: str
     port: int
+
+    @property
+    def is_unix(self) -> bool:
+        return self.address == UNIX_PEER.address
+
+
+UNIX_PEER: Final = Peer(address="unix", port=0)
 
 
 # --- who asks -------------------------------------------------------------------------------------------------------

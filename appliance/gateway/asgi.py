@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
 
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import Peer
+from appliance.core.values import UNIX_PEER, Peer
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -21,6 +21,12 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 PIECE_BYTES: Final = 256 * 1024
+
+ARRIVAL: Final = "paddock.arrival"
+"""In a scope: ``listeners.Arrival``, how the request's connection came."""
+CLIENT_CERTIFICATE: Final = "paddock.client-certificate-sha256"
+"""In a scope: the SHA-256 (32 bytes) of the certificate with which the client authenticated itself, here or, after
+``origin.settle``, at a trusted proxy; None without one."""
 
 
 def header(scope: Scope, name: bytes) -> str | None:
@@ -33,10 +39,10 @@ def header(scope: Scope, name: bytes) -> str | None:
 
 
 def peer_of(scope: Scope) -> Peer:
-    """The address that the gateway's own socket saw; forwarded headers play no part."""
+    """Who asks: the address that the gateway's own socket saw, or what a trusted proxy says of it (``origin``)."""
     client = scope.get("client")
     if not client:
-        return Peer(address="unix", port=0)
+        return UNIX_PEER
     return Peer(address=client[0], port=client[1] or 0)
 
 

@@ -1,8 +1,8 @@
 """The one door: every HTTP request comes in here, and every error goes out here.
 
-(1) the wire guard; (2) the coarse limit per address; (3) a verified token, for everything but the public routes,
-``GET /healthz`` and, where it is configured, ``GET`` of the resource's metadata (RFC 9728); (4) one of the principal's
-slots; (5) its request rate, whatever the request asks for.
+(1) the wire guard, and who asks where a proxy says so; (2) the coarse limit per address; (3) a verified token, for
+everything but the public routes, ``GET /healthz`` and, where it is configured, ``GET`` of the resource's metadata
+(RFC 9728); (4) one of the principal's slots; (5) its request rate, whatever the request asks for.
 It wraps the whole application, so no route, and no path without a route, can be reached without a token.
 
 Trusts: the verifier and the limiters that ``assemble`` gives it.
@@ -14,7 +14,7 @@ Not here: what the principal may do (``pipeline``).
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -24,11 +24,11 @@ from appliance.core.claims import principal
 from appliance.core.ports import AddressLimiter, RateLimiter, TokenVerifier
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import Presented
-from appliance.gateway import guard
+from appliance.gateway import guard, origin
 from appliance.gateway.asgi import AsgiApp, Message, Receive, Scope, Send, header, peer_of
 from appliance.gateway.challenges import METADATA_PATH, Challenges
 from appliance.gateway.pipeline import Exchange, Pipeline, actor_of
-from appliance.gateway.problems import send_refusal
+from appliance.gateway.problems import SECURE_HEADERS, send_refusal
 from appliance.gateway.slots import Slots
 from appliance.gateway.tally import COUNTED, Tally
 
@@ -109,6 +109,9 @@ class Gate:
     async def _admit(self, scope: Scope, request_id: str, held: ExitStack) -> None:
         """Steps (1) to (5). Raises ``Refused``, or ``Fault`` when a limiter fails: then nobody gets through."""
         guard.check(scope, self._allowed_hosts)
+        if stripped := origin.settle(scope):
+            self.refusals.stripped_headers += len(stripped)
+            log.info("stripped from a request of %s: %s", peer_of(scope).address, ", ".join(stripped))
         self._addresses.check(scope)
         if scope["method"] == "GET" and scope["raw_path"] in self._public:
             return
@@ -137,8 +140,15 @@ class Gate:
         return refusal
 
 
+def _missing(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The secure headers that a route did not write itself: no answer of a principal may reach a cache without them."""
+    written = {name.lower() for name, _value in headers}
+    return [field for field in SECURE_HEADERS.items() if field[0] not in written]
+
+
 class _Once:
-    """Remembers whether an answer has started, after which no other can be given."""
+    """Remembers whether an answer has started, after which no other can be given. Every answer goes out with the
+    secure headers, whoever wrote it."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -146,6 +156,8 @@ class _Once:
 
     async def __call__(self, message: Message) -> None:
         self.started = True
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], *_missing(message["headers"])]
         await self._send(message)
 
 

@@ -69,6 +69,8 @@ class MetricsPage:
         totals = self._refusals.totals()
         refused = [Sample({"reason": reason.code}, totals[reason.code]) for reason in Reason]
         yield family("paddock_refusals_total", "counter", "Requests that were refused.", refused)
+        name, text = "paddock_stripped_headers_total", "Header fields of proxies, taken away from whoever is none."
+        yield family(name, "counter", text, [Sample({}, self._refusals.stripped_headers)])
 
 
 def _of_runners(reports: tuple[RunnerReport, ...]) -> Iterator[str]:

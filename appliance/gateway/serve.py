@@ -13,15 +13,17 @@ import math
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 import uvicorn
 
 from appliance.core.records import PolicyLoaded
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.gateway import wire
+from appliance.gateway import tls, wire
 from appliance.gateway.asgi import AsgiApp
 from appliance.gateway.gate import Gate
+from appliance.gateway.listeners import BACKLOG, Arrival, Listener, direct
+from appliance.gateway.porch import Arrive, Porch
 from appliance.gateway.tally import Tally
 from appliance.gateway.warden_client import WardenClient
 from appliance.ipc.notary_client import NotaryClient
@@ -29,8 +31,6 @@ from appliance.ipc.notary_client import NotaryClient
 NOTARY_START_SECONDS: Final = 30.0
 GRACE_SECONDS: Final = 10
 SUMMARY_SECONDS: Final = 60
-BACKLOG: Final = 256
-"""asyncio accepts as many at a time, each with a descriptor, before ``wire`` sees the first of them."""
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ async def serve(
     warden: WardenClient,
     policy: RecordedPolicy,
     limits: wire.WireLimits,
-    listeners: Callable[[], Sequence[socket.socket]],
+    listeners: Callable[[], Sequence[Listener]],
 ) -> None:
     """Runs until a signal, or until the policy is out of reach and another gateway is needed; listens last.
 
@@ -65,62 +65,72 @@ async def serve(
         except TimeoutError:
             raise Refused(Reason.AUDIT_UNAVAILABLE, "the notary is not there") from None
         await notary.open(policy.record)
-        sockets = listeners()
-        log.info("listening on %s; policy %s", ", ".join(map(_name, sockets)), policy.record.policy_digest)
-        server = http_server(gate, limits, gate.refusals)
-        async with _background(_summarise(gate.refusals, notary)), _background(_follow(policy, notary, server)):
-            await server.serve(sockets=list(sockets))
+        opened = listeners()
+        log.info("listening on %s; policy %s", ", ".join(map(str, opened)), policy.record.policy_digest)
+        server = http_server(gate, limits, gate.refusals, opened)
+        async with (
+            _background(_summarise(gate.refusals, notary)),
+            _background(_follow(policy, notary, server)),
+            _background(tls.follow(one.tls for one in opened if one.tls is not None)),
+        ):
+            await server.serve()
         _write_summary(gate.refusals, notary)
         with contextlib.suppress(TimeoutError):  # the notary closes as gateway-lost what it did not hear of
             async with asyncio.timeout(GRACE_SECONDS):
                 await notary.drained()
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket. Raises ``Fault`` when the address is taken or not ours."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Accepted sockets inherit the protocol number, and asyncio sets TCP_NODELAY only where it says TCP: without it each
-    # answer of two writes waits for the peer's delayed acknowledgement, 40 ms.
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise Fault(f"cannot listen on {host} port {port}: {error.strerror}") from error
-    return sock
-
-
-def _name(sock: socket.socket) -> str:
-    address = sock.getsockname()
-    return f"{address[0]} port {address[1]}" if isinstance(address, tuple) else str(address)
-
-
-def http_server(app: AsgiApp, limits: wire.WireLimits, refusals: Tally) -> uvicorn.Server:
+def http_server(
+    app: AsgiApp, limits: wire.WireLimits, refusals: Tally, listeners: Sequence[Listener]
+) -> uvicorn.Server:
     """Every option that bears on safety is written out, also where it is the default."""
-    return _Server(
-        uvicorn.Config(
-            app,
-            http=wire.protocol(limits, refusals.strangers),
-            ws="none",
-            loop="asyncio",
-            lifespan="on",
-            proxy_headers=False,
-            server_header=False,
-            date_header=True,
-            access_log=False,
-            log_config=None,
-            log_level=logging.WARNING,
-            timeout_keep_alive=math.ceil(limits.keep_alive_seconds),
-            timeout_graceful_shutdown=GRACE_SECONDS,
-            limit_concurrency=None,  # it counts idle connections; ``wire`` bounds both kinds
-            backlog=BACKLOG,
-        )
+    config = uvicorn.Config(
+        app,
+        http=wire.Wire,
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        proxy_headers=False,  # ``origin`` reads them, from whom they may be believed
+        server_header=False,
+        date_header=True,
+        access_log=False,
+        log_config=None,
+        log_level=logging.WARNING,
+        timeout_keep_alive=math.ceil(limits.keep_alive_seconds),
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        limit_concurrency=None,  # it counts idle connections; ``wire`` bounds both kinds
     )
+    return _Server(config, listeners, wire.Crowd(limits, refusals.strangers))
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, listeners: Sequence[Listener], crowd: wire.Crowd) -> None:
+        super().__init__(config)
+        self._listeners = listeners
+        self._crowd = crowd
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Instead of uvicorn's, which knows one kind of listener."""
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            raise Fault("the application did not start")
+        self.servers = [await self._begin(listener) for listener in self._listeners]
+        self.started = True
+
+    async def _begin(self, listener: Listener) -> asyncio.Server:
+        if listener.proxy_protocol or listener.tls is not None:
+            return cast("asyncio.Server", Porch(listener, self._crowd, self._wire))
+
+        def arrive(transport: asyncio.BaseTransport) -> Arrival:
+            return direct(listener, transport.get_extra_info("socket"))
+
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(lambda: self._wire(arrive), sock=listener.sock, backlog=BACKLOG)
+
+    def _wire(self, arrive: Arrive) -> wire.Wire:
+        state = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
+        return wire.Wire(self._crowd, arrive, **state)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Takes the signals for the rest of the loop's life. uvicorn would raise them once more when it has served,

@@ -18,9 +18,11 @@ COUNTED: Final = frozenset({Reason.RATE_LIMITED, Reason.TOO_MANY_STREAMS})
 
 
 class Tally:
-    """``strangers`` counts, per reason code, what was refused before anybody was identified."""
+    """``strangers`` counts, per reason code, what was refused before anybody was identified; ``stripped_headers``,
+    since the start, headers of proxies that came from others."""
 
     def __init__(self) -> None:
+        self.stripped_headers = 0
         self.strangers: Counter[str] = Counter()
         self._known: dict[str, tuple[Actor, Counter[str]]] = {}
         self._past: Counter[str] = Counter()

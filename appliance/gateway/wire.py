@@ -21,11 +21,14 @@ Not here: what headers may say (``guard``); sizes and times of bodies (``asgi.re
 """
 
 import asyncio
-import functools
 import ipaddress
+import logging
+import ssl
 from collections import Counter
+from collections.abc import Callable
+from hashlib import sha256
 from http import HTTPStatus
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, NoReturn, Protocol, cast
 
 import httptools
 import msgspec
@@ -33,22 +36,27 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Value
+from appliance.gateway.asgi import ARRIVAL, CLIENT_CERTIFICATE
 from appliance.gateway.guard import MAX_HEADERS, MAX_TARGET_BYTES
+from appliance.gateway.listeners import Arrival
 from appliance.gateway.problems import SECURE_HEADERS, problem
 
 MAX_FRAMING_BYTES: Final = 24 * 1024
 """What a peer may send without a byte of a body: more than the guard allows for headers, so that it can say so."""
+WRITE_BUFFER_BYTES: Final = 64 * 1024
 LINGER_SECONDS: Final = 1.0
 """A sender that is cut off at once may never read why (RFC 9112 section 9.6)."""
+
+log = logging.getLogger(__name__)
 
 
 class WireLimits(Value, frozen=True, kw_only=True):
     """Times in seconds, and numbers of connections.
 
     ``request_seconds`` has to cover the longest honest request. A full write buffer drains to a quarter within
-    ``stalled_seconds``, or its peer does not read. One peer is an IPv4 address or an IPv6 /64; a peer on this machine
-    may be a proxy that brings everybody, so it is held to the total only, which leaves descriptors free under the usual
-    limit of 1024.
+    ``stalled_seconds``, or its peer does not read. One peer is an IPv4 address or an IPv6 /64; a trusted proxy, and a
+    peer on this machine, which may be one, brings everybody, so it is held to the total only, which leaves descriptors
+    free under the usual limit of 1024.
     """
 
     request_seconds: float
@@ -59,56 +67,73 @@ class WireLimits(Value, frozen=True, kw_only=True):
     connections_per_peer: int = 256
 
 
-def protocol(limits: WireLimits, refusals: Counter[str]) -> type[asyncio.Protocol]:
-    """What ``uvicorn.Config(http=)`` wants. ``refusals`` counts what is refused here, per reason code."""
-    return cast("type[asyncio.Protocol]", functools.partial(Wire, Crowd(limits, refusals)))
+class Guest(Protocol):
+    """One connection, as far as others are concerned. ``peer``: the name under which it is counted."""
+
+    peer: str
+    brings_others: bool
+
+    def abort(self) -> None: ...
 
 
 class Crowd:
-    """Who is connected. Room is made by ending whoever has asked nothing for longest."""
+    """Who is connected. Room is made by ending whoever has asked nothing for longest. ``refusals`` counts what is
+    refused here and before, per reason code."""
 
     def __init__(self, limits: WireLimits, refusals: Counter[str]) -> None:
         self.limits = limits
         self.refusals = refusals
         self._of_peer: Counter[str] = Counter()
-        self._idle: dict[Wire, None] = {}
+        self._idle: dict[Guest, None] = {}
 
-    def enter(self, wire: "Wire") -> bool:
+    def enter(self, guest: Guest) -> bool:
         """Counts one connection in. False when there is no room, and nobody idle whose room could be had."""
-        self._of_peer[wire.peer] += 1
-        if self._of_peer[wire.peer] > self.limits.connections_per_peer and not _is_local(wire.peer):
-            return self._end_one(wire.peer)
+        self._of_peer[guest.peer] += 1
+        if self._of_peer[guest.peer] > self.limits.connections_per_peer and not guest.brings_others:
+            return self._end_one(guest.peer)
         if self._of_peer.total() > self.limits.connections:
             return self._end_one(None)
         return True
 
-    def leave(self, wire: "Wire") -> None:
-        self._idle.pop(wire, None)
-        self._of_peer[wire.peer] -= 1
-        if not self._of_peer[wire.peer]:
-            del self._of_peer[wire.peer]
+    def leave(self, guest: Guest) -> None:
+        self._idle.pop(guest, None)
+        self._of_peer[guest.peer] -= 1
+        if not self._of_peer[guest.peer]:
+            del self._of_peer[guest.peer]
 
-    def idle(self, wire: "Wire") -> None:
-        self._idle[wire] = None
+    def idle(self, guest: Guest) -> None:
+        self._idle[guest] = None
 
-    def busy(self, wire: "Wire") -> None:
-        self._idle.pop(wire, None)
+    def busy(self, guest: Guest) -> None:
+        self._idle.pop(guest, None)
+
+    def refuse(self, refusal: Refused) -> None:
+        """Counts one connection that ends without an answer, since it has not asked in a language that we share."""
+        self.refusals[refusal.reason.code] += 1
+        log.info("refused: %s: %r", refusal.reason.code, refusal.detail)
 
     def _end_one(self, peer: str | None) -> bool:
-        longest = next((wire for wire in self._idle if peer in {None, wire.peer}), None)
+        longest = next((guest for guest in self._idle if peer in {None, guest.peer}), None)
         if longest is None:
             return False
         del self._idle[longest]
-        longest.transport.abort()
+        longest.abort()
         return True
 
 
 class Wire(HttpToolsProtocol):
-    """One connection. uvicorn calls it, and the parser calls the ``on_`` methods while it is fed."""
+    """One connection. uvicorn calls it, and the parser calls the ``on_`` methods while it is fed.
 
-    def __init__(self, crowd: Crowd, **uvicorns: Any) -> None:
+    ``arrive`` says how the connection came, once it is there, or raises ``Refused``.
+    """
+
+    def __init__(self, crowd: Crowd, arrive: Callable[[asyncio.BaseTransport], Arrival], **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
         self.peer = ""
+        self.brings_others = False
+        self._arrive = arrive
+        self._arrival: Arrival | None = None
+        self._certificate: bytes | None = None
         self._crowd = crowd
         self._limits = crowd.limits
         self._deadline: asyncio.TimerHandle | None = None
@@ -122,7 +147,19 @@ class Wire(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
-        self.peer = _peer(self.client)
+        transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)  # of TLS it would be eight times as much
+        try:
+            self._arrival = self._arrive(transport)
+        except Refused as refusal:
+            self._deaf = True
+            self._crowd.refuse(refusal)
+            transport.abort()
+            return
+        self._certificate = _certificate_sha256(transport)
+        peer = self._arrival.peer
+        self.client = (peer.address, peer.port)
+        self.peer = peer_name(peer.address)
+        self.brings_others = self._arrival.is_believed or is_local(self.peer)
         if self._crowd.enter(self):
             self._await_headers(self._limits.head_seconds)
         else:
@@ -130,11 +167,15 @@ class Wire(HttpToolsProtocol):
             self._end_in(self._limits.head_seconds)
             transport.close()
 
+    def abort(self) -> None:
+        self.transport.abort()
+
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._deadline, self._stalled):
             if timer is not None:
                 timer.cancel()
-        self._crowd.leave(self)
+        if self._arrival is not None:
+            self._crowd.leave(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -170,6 +211,8 @@ class Wire(HttpToolsProtocol):
             self._hear_no_more()
             self._stop(Reason.REQUEST_MALFORMED)
         super().on_message_begin()
+        scope = cast("dict[str, Any]", self.scope)
+        scope[ARRIVAL], scope[CLIENT_CERTIFICATE] = self._arrival, self._certificate
         self._in_body = False
 
     def on_url(self, url: bytes) -> None:
@@ -239,7 +282,10 @@ class Wire(HttpToolsProtocol):
                 return
         self._count_and_tell(reason)
         if not self.transport.is_closing():
-            self.transport.write_eof()
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            else:  # TLS ends both ways at once
+                self.transport.close()
             self._end_in(LINGER_SECONDS)
 
     def _count_and_tell(self, reason: Reason) -> None:
@@ -261,22 +307,27 @@ def _answer(reason: Reason) -> bytes:
     return head + b"".join(b"%s: %s\r\n" % field for field in fields.items()) + b"\r\n" + body
 
 
-def _peer(client: tuple[str, int] | None) -> str:
+def _certificate_sha256(transport: asyncio.BaseTransport) -> bytes | None:
+    """Of the certificate that OpenSSL has verified, where the peer has one."""
+    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    certificate = tls and tls.getpeercert(binary_form=True)
+    return sha256(certificate).digest() if certificate else None
+
+
+def peer_name(address: str) -> str:
     """The name under which a peer's connections are counted."""
-    if client is None:
-        return "unix"
     try:
-        address = ipaddress.ip_address(client[0])
+        parsed = ipaddress.ip_address(address)
     except ValueError:
-        return client[0]
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    if address.is_loopback:
-        return str(address)
-    return str(ipaddress.ip_network((int(address), 64), strict=False))  # a customer is given a whole /64 at least
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    if parsed.is_loopback:
+        return str(parsed)
+    return str(ipaddress.ip_network((int(parsed), 64), strict=False))  # a customer is given a whole /64 at least
 
 
-def _is_local(peer: str) -> bool:
+def is_local(peer: str) -> bool:
     return peer in {"unix", "::1"} or peer.startswith("127.")

@@ -7,9 +7,10 @@ slowapi fails open in four ways, each closed here: the variable or ``.env`` entr
 off (``_SettledLimiter`` reads neither), an empty key is skipped (refused first), a limit that it cannot parse is
 skipped (made from an integer), and whatever else makes it skip leaves no trace on the request, which is looked for.
 
-Trusts: the peer's address as the server's own socket saw it; this process's wall clock.
+Trusts: the client's address in the scope, which is what the server's own socket saw or a trusted proxy said; this
+    process's wall clock.
 Promises: on return the request has been counted against its address and is within the rate.
-Not here: addresses claimed in headers, which nobody may believe; rates of principals (``rates.py``).
+Not here: who may say an address in a header (the gateway's ``origin``); rates of principals (``rates.py``).
 """
 
 import functools

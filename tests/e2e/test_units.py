@@ -102,6 +102,13 @@ def test_the_inherited_listener_does_not_need_the_network(seen: dict) -> None:
 
 
 @booted
+def test_an_inherited_unix_socket_is_for_the_proxys_group_and_its_word_is_taken(seen: dict) -> None:
+    assert seen["through a proxy"]["www-data"] == "HTTP/1.1 404 Not Found"
+    assert "PermissionError" in seen["through a proxy"]["nobody"]
+    assert seen["addresses"] == ["127.0.0.1", "203.0.113.9"]
+
+
+@booted
 def test_no_unit_keeps_a_service_from_its_own_fence(seen: dict) -> None:
     landlock = f"landlock (ABI {layers.landlock_abi()})"
     whole = f"no-new-privs, no-capabilities, mdwe, {landlock}, non-dumpable, seccomp; missing: none"

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -161,7 +162,8 @@ class TestAppliance:
 
     @property
     def port(self) -> int:
-        return self.config.gateway.listen_port
+        """Of the first listener that has one."""
+        return next(one.port for one in self.config.listeners if one.host is not None)
 
     def token(
         self, subject: str = "alice", groups: tuple[str, ...] = (GROUP,), models: tuple[str, ...] = ("*",)
@@ -215,17 +217,20 @@ class TestAppliance:
         return [entry.record for entry in self.entries() if isinstance(entry.record, kind)]
 
 
-def _config(directory: Path, extra: str) -> str:
-    import socket
-
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _config(directory: Path, extra: str) -> str:
+    listen_port = "" if "[[listen]]" in extra else f"listen_port = {free_port()}"
     return f"""\
 state_dir = {json.dumps(str(directory / "state"))}
 runtime_dir = {json.dumps(str(directory / "run"))}
 [gateway]
-listen_port = {port}
+{listen_port}
 {extra}"""
 
 

@@ -49,8 +49,21 @@ def paddock(*arguments: str, user: str | None = None) -> str:
     return run(*PADDOCK, *arguments, user=user)
 
 
+LISTENERS = """
+[gateway]
+allowed_hosts = ["127.0.0.1:11435", "llm.example.com"]
+[[listen]]
+inherited = "http"
+[[listen]]
+inherited = "proxy"
+trusted = ["unix"]
+"""
+
+
 def set_up() -> None:
-    """docs/install.md, without the comments."""
+    """docs/install.md and docs/reverse-proxy.md, without the comments."""
+    with Path("/etc/paddock/paddock.toml").open("a") as settings:
+        settings.write(LISTENERS)
     paddock("init", *CONFIG)
     rules = {"closed": {"models": [], "subjects": []}, "groups": {"staff": {"models": ["demo"], "max_tokens": 64}}}
     Path("/var/lib/paddock/policy/data.json").write_text(json.dumps(rules))
@@ -60,7 +73,30 @@ def set_up() -> None:
     paddock("models", "sign", str(model), "--key", "/tmp/signer.key")
     paddock("models", "trust", "/tmp/signer.pem", "--signer", "tester", *CONFIG)
     paddock("models", "import", str(model), "--name", "demo", *CONFIG, user="paddock-warden")
+    run("systemctl", "enable", "--now", "paddock-gateway-unix.socket")
     run("systemctl", "start", "paddock.target")
+
+
+def asked_by_a_proxy(token: str, user: str, group: str) -> str:
+    """The first line of the answer to what www-data's group or another user asks at the Unix socket for a client."""
+    script = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.settimeout(20); s.connect('/run/paddock/http.sock');"
+        "s.sendall(sys.argv[1].encode()); print(s.recv(1000).decode().partition(chr(13))[0])"
+    )
+    lines = f"Host: llm.example.com\r\nAuthorization: Bearer {token}\r\nX-Forwarded-For: 203.0.113.9\r\n"
+    asked = f"GET /v1/models/absent HTTP/1.1\r\n{lines}\r\n"
+    who = ("setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups")
+    command = (*who, PADDOCK[0], "-I", "-B", "-c", script, asked)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
+
+
+def recorded_addresses() -> list[str]:
+    """Of the requests that are in the log."""
+    from appliance.audit.query import read_entries
+
+    records = (entry.record for entry in read_entries(Path("/var/lib/paddock/notary/log")))
+    return sorted({record.peer.address for record in records if hasattr(record, "peer")})
 
 
 def request(method: str, path: str, token: str | None = None, body: dict | None = None) -> tuple[int, str]:
@@ -204,6 +240,9 @@ def main() -> dict:
     seen["without token"] = request("GET", "/v1/models")[0]
     token = paddock("token", "issue", "--sub", "alice", "--group", "staff", "--model", "*", *CONFIG)
     seen["chat"] = chat_once_verified(token)
+    seen["through a proxy"] = {
+        user: asked_by_a_proxy(token, user, group) for user, group in (("www-data", "www-data"), ("nobody", "nogroup"))
+    }
     seen["runners"] = runners()
     for pid in seen["runners"]:
         os.kill(pid, 9)
@@ -230,6 +269,7 @@ def main() -> dict:
     run("systemctl", "stop", "paddock.target", "paddock-*")  # the pattern, so as to wait for each of them
     seen["runners at the end"] = runners()
     seen["audit"] = json.loads(paddock("audit", "verify", "/var/lib/paddock/notary/log", "--json"))
+    seen["addresses"] = recorded_addresses()
     seen["fences"] = {service: fence_of(service) for service in ("gateway", "notary", "warden")}
     seen["failed"] = run("systemctl", "list-units", "--failed", "--plain", "--no-legend", "paddock*")
     return seen

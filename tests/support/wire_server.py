@@ -2,7 +2,8 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,9 @@ from appliance.gateway.answering import BodyLimits
 from appliance.gateway.app import build_app
 from appliance.gateway.asgi import AsgiApp
 from appliance.gateway.gate import Gate
+from appliance.gateway.listeners import Listener, listen_tcp
 from appliance.gateway.metrics import MetricsPage
-from appliance.gateway.serve import http_server, listen
+from appliance.gateway.serve import http_server
 from appliance.gateway.slots import Slots
 from appliance.gateway.tally import Tally
 from appliance.gateway.wire import WireLimits
@@ -24,17 +26,28 @@ SMALL_BUFFER_BYTES = 4096
 
 @dataclass
 class Served:
-    port: int
+    listener: socket.socket
     refusals: Tally
 
+    @property
+    def port(self) -> int:
+        port: int = self.listener.getsockname()[1]
+        return port
+
     @asynccontextmanager
-    async def client(self, *, small_buffer: bool = False) -> AsyncIterator["Client"]:
-        sock = socket.socket()
+    async def client(
+        self, *, small_buffer: bool = False, before: bytes = b"", tls: ssl.SSLContext | None = None
+    ) -> AsyncIterator["Client"]:
+        """``before`` is sent before TLS begins."""
+        sock = socket.socket(self.listener.family)
         if small_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER_BYTES)
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
-        reader, writer = await asyncio.open_connection(sock=sock, limit=SMALL_BUFFER_BYTES)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(sock, self.listener.getsockname())
+        await loop.sock_sendall(sock, before)
+        host = {"server_hostname": "localhost"} if tls else {}
+        reader, writer = await asyncio.open_connection(sock=sock, limit=SMALL_BUFFER_BYTES, ssl=tls, **host)
         try:
             yield Client(reader, writer)
         finally:
@@ -86,32 +99,44 @@ class Client:
 
 
 @asynccontextmanager
-async def served(app: AsgiApp, refusals: Tally | None = None, **limits: Any) -> AsyncIterator[Served]:
-    listener = listen("127.0.0.1", 0)
+async def served(
+    app: AsgiApp, refusals: Tally | None = None, *, at: socket.socket | None = None, terms: Any = None, **limits: Any
+) -> AsyncIterator[Served]:
+    """``terms``: further arguments of ``Listener``."""
+    listener = at or listen_tcp("127.0.0.1", 0)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER_BYTES)
     refusals = refusals or Tally()
-    server = http_server(app, WireLimits(**({"request_seconds": 30.0} | limits)), refusals)
-    task = asyncio.create_task(server.serve(sockets=[listener]))
+    server = http_server(
+        app, WireLimits(**({"request_seconds": 30.0} | limits)), refusals, [Listener(listener, **(terms or {}))]
+    )
+    task = asyncio.create_task(server.serve())
     await until(lambda: server.started)
     try:
-        yield Served(listener.getsockname()[1], refusals)
+        yield Served(listener, refusals)
     finally:
         server.should_exit = True
         await task
 
 
-def gate_around(world: World, *, slots: int = 2) -> Gate:
-    """The whole application on fakes. It answers for any ``Host: test`` and knows the token ``good``."""
-    held, refusals = Slots(slots), Tally()
+def gate_around(
+    world: World,
+    *,
+    slots: int = 2,
+    inner: AsgiApp | None = None,
+    refusals: Tally | None = None,
+    hosts: Iterable[str] = ("test",),
+) -> Gate:
+    """The whole application on fakes, or ``inner``. It answers for any ``Host: test`` and knows the token ``good``."""
+    held, refusals = Slots(slots), refusals or Tally()
     limits = BodyLimits(max_bytes=10_000, timeout_seconds=5.0)
     return Gate(
-        build_app(world.pipeline, limits, MetricsPage(world.pipeline, refusals, held)),  # type: ignore[arg-type]
+        inner or build_app(world.pipeline, limits, MetricsPage(world.pipeline, refusals, held)),  # type: ignore[arg-type]
         world.pipeline,
         verifier=world.verifier,
         addresses=world.addresses,
         rates=world.rates,
         slots=held,
         refusals=refusals,
-        allowed_hosts=frozenset({"test"}),
+        allowed_hosts=frozenset(hosts),
         now_seconds=lambda: NOW,
     )

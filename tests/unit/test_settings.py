@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from appliance import settings
+from appliance.core.forwarded import Trust, network
 from appliance.core.memory import LoadOptions
 from appliance.settings import Settings, SettingsInvalid, load, parse
 
@@ -149,6 +150,72 @@ def test_hosts_are_those_that_a_client_would_write(gateway: dict[str, Any], host
     assert parse({"gateway": gateway}).allowed_hosts == hosts
 
 
+def listen(*tables: dict[str, Any], **gateway: Any) -> dict[str, Any]:
+    return {"listen": list(tables), "gateway": gateway}
+
+
+@pytest.mark.parametrize(
+    ("document", "hosts"),
+    [
+        (listen({"host": "192.0.2.7", "port": 8443}), {"192.0.2.7:8443", "localhost:8443"}),
+        (
+            listen({"host": "::1", "port": 443, "tls": "/t"}, {"host": "127.0.0.1"}),
+            {"[::1]:443", "[::1]", "localhost:443", "localhost", "127.0.0.1:11435", "localhost:11435"},
+        ),
+        (listen({"path": "/s"}, allowed_hosts=["Llm.example"]), {"llm.example"}),
+    ],
+)
+def test_hosts_of_several_listeners_are_those_of_all(document: dict[str, Any], hosts: set[str]) -> None:
+    assert parse(document).allowed_hosts == hosts
+
+
+def test_listeners_are_what_is_written_and_nothing_else() -> None:
+    one = parse(listen({"path": "/s", "trusted": ["unix", "10.0.0.0/8"]}, {"host": "::1"}, allowed_hosts=["h"]))
+    assert [(each.path, each.host) for each in one.listeners] == [(Path("/s"), None), (None, "::1")]
+    assert one.listen[0].trust == Trust(networks=(network("10.0.0.0/8"),), unix=True)
+    assert [each.host for each in parse({"gateway": {"listen_host": "::1"}}).listeners] == ["::1"]
+    assert parse({}).listeners[0].trust == Trust()
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"listen": {}}, "listen: must be an array of tables"),
+        ({"listen": [1]}, "listen: must be an array of tables"),
+        (listen({}), "listen[0]: must have one of host, path and inherited"),
+        (listen({"host": "h", "path": "/s"}), "listen[0]: must have one of"),
+        (listen({"host": "h", "surprise": 1}), "listen[0].surprise: unknown key"),
+        (listen({"host": ""}), "listen[0].host: "),
+        (listen({"host": "h", "port": 65536}), "listen[0].port: "),
+        (listen({"path": "relative"}), "listen[0].path: "),
+        (listen({"path": "/" + "s" * 107}), "listen[0]: path has more than the 107 bytes"),
+        (listen({"path": "/s", "port": 1}), "listen[0]: port has no meaning here"),
+        (listen({"host": "h", "mode": 0o600}), "listen[0]: mode has no meaning here"),
+        (listen({"inherited": "x", "group": "g"}), "listen[0]: group has no meaning here"),
+        (listen({"host": "h", "users": ["u"]}), "listen[0]: users has no meaning here"),
+        (listen({"path": "/s", "mode": 0o666}), "listen[0]: mode lets everybody connect"),
+        (listen({"path": "/s", "mode": 0o060}), "listen[0].mode: "),
+        (listen({"path": "/s", "mode": 0o4660}), "listen[0].mode: "),
+        (listen({"host": "h", "trusted": ["0.0.0.0/0"]}), "listen[0]: trusted: 0.0.0.0/0 is everybody"),
+        (listen({"host": "h", "trusted": ["::/0"]}), "listen[0]: trusted: ::/0 is everybody"),
+        (listen({"host": "h", "trusted": ["10.0.0.1/8"]}), "listen[0]: trusted: "),
+        (listen({"host": "h", "trusted": ["proxy"]}), "listen[0]: trusted: "),
+        (listen({"host": "h", "trusted": ["unix"]}), "listen[0]: trusted: nobody connects"),
+        (listen({"host": "h", "proxy_protocol": True}), "listen[0]: proxy_protocol without trusted"),
+        (listen({"host": "h", "client_certificates": "required"}), "listen[0]: client_certificates without tls"),
+        (listen({"host": "h", "client_certificates": "maybe", "tls": "/t"}), "listen[0].client_certificates: "),
+        (listen({"host": "h", "tls": "t"}), "listen[0].tls: "),
+        (listen({"path": "/s"}), "gateway.allowed_hosts: must name"),
+        (listen({"inherited": "a b"}), "listen[0].inherited: "),
+        (listen({"inherited": "a"}, {"inherited": "a"}, allowed_hosts=["h"]), "listen: an inherited name occurs"),
+        (listen({"host": "h"}, listen_port=1), "gateway.listen_port: has no meaning beside [[listen]]"),
+        (listen({"host": "h"}, listen_host="h"), "gateway.listen_host: has no meaning beside [[listen]]"),
+    ],
+)
+def test_listener_that_cannot_be_meant_is_refused(document: dict[str, Any], said: str) -> None:
+    assert any(problem.startswith(said) for problem in problems(document)), problems(document)
+
+
 def test_empty_listening_address_is_refused() -> None:
     """It would be every address of the machine."""
     assert problems({"gateway": {"listen_host": ""}})
@@ -250,6 +317,8 @@ def test_no_variable_sets_a_value(environment: pytest.MonkeyPatch) -> None:
         ("own", "", 0),
         ("own", "-1", 0),
         ("own", "x", 0),
+        ("own", "\u0662", 0),
+        ("own", "1000", 0),
         ("1", "2", 0),
         (None, "2", 0),
         ("", "2", 0),
@@ -264,6 +333,13 @@ def test_listeners_of_another_process_are_not_ours(
     environment.setenv("LISTEN_FDNAMES", "a:b:c")
     assert settings.inherited_listeners() == expected
     assert settings.inherited_listener_names() == ("a", "b", "c")[:expected]
+
+
+def test_listeners_without_names_have_that_of_the_manual(environment: pytest.MonkeyPatch) -> None:
+    """sd_listen_fds_with_names(3)."""
+    environment.setenv("LISTEN_PID", str(os.getpid()))
+    environment.setenv("LISTEN_FDS", "2")
+    assert settings.inherited_listener_names() == ("unknown", "unknown")
 
 
 def test_children_inherit_nothing_but_where_things_are(environment: pytest.MonkeyPatch) -> None:

@@ -66,3 +66,30 @@ def test_route_without_a_token_is_refused(server: TestAppliance, method: str, pa
 def test_healthz_says_nothing_but_that_it_lives(server: TestAppliance) -> None:
     answer = server.request("GET", "/healthz")
     assert (answer.status, answer.body) == (200, b'{"status":"ok"}')
+
+
+OF_AN_ANSWER = {
+    "allow",
+    "cache-control",
+    "connection",
+    "content-length",
+    "content-type",
+    "date",
+    "retry-after",
+    "transfer-encoding",
+    "vary",
+    "www-authenticate",
+    "x-content-type-options",
+    "x-request-id",
+}
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_no_answer_is_one_that_a_cache_keeps_or_says_more_than_it_must(
+    server: TestAppliance, method: str, path: str
+) -> None:
+    for token in (None, server.token(f"{method} {path}")):
+        answer = server.request(method, path, token=token)
+        assert answer.headers.get_all("Cache-Control") == ["no-store"]
+        assert answer.headers.get_all("Vary") == ["Authorization"]
+        assert {name.lower() for name in answer.headers} <= OF_AN_ANSWER

@@ -7,15 +7,15 @@ import pytest
 
 from appliance.core.refusals import Fault
 from appliance.gateway.slots import Slots
-from appliance.gateway.wire import Crowd, WireLimits, _is_local, _peer
+from appliance.gateway.wire import Crowd, WireLimits, is_local, peer_name
 
 
 class FakeWire:
     """As much of a connection as a crowd sees."""
 
     def __init__(self, address: str) -> None:
-        self.peer = _peer((address, 4711))
-        self.transport = self
+        self.peer = peer_name(address)
+        self.brings_others = is_local(self.peer)
         self.aborted = False
 
     def abort(self) -> None:
@@ -43,20 +43,20 @@ def enter(one: Crowd, address: str, *, idle: bool = True) -> tuple[FakeWire, boo
     ],
 )
 def test_addresses_of_one_peer_are_counted_together(one: str, other: str) -> None:
-    assert _peer((one, 1)) == _peer((other, 2))
+    assert peer_name(one) == peer_name(other)
 
 
 def test_addresses_of_two_peers_are_not() -> None:
-    assert _peer(("2001:db8:0:1::1", 1)) != _peer(("2001:db8:0:2::1", 1))
-    assert _peer(("192.0.2.7", 1)) != _peer(("192.0.2.8", 1))
-    assert _peer(None) == "unix"
+    assert peer_name("2001:db8:0:1::1") != peer_name("2001:db8:0:2::1")
+    assert peer_name("192.0.2.7") != peer_name("192.0.2.8")
+    assert peer_name("unix") == "unix"
 
 
 @pytest.mark.parametrize(
     ("address", "local"), [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("::2", False), ("12.7.0.1", False)]
 )
 def test_only_this_machine_is_local(address: str, local: bool) -> None:
-    assert _is_local(_peer((address, 1))) is local
+    assert is_local(peer_name(address)) is local
 
 
 def test_peer_with_too_many_connections_loses_its_own_oldest_idle_one() -> None:
@@ -81,6 +81,16 @@ def test_proxy_on_this_machine_is_held_to_the_total_only() -> None:
     one = crowd(connections=5, connections_per_peer=2)
     assert all(enter(one, "127.0.0.1", idle=False)[1] for _ in range(5))
     assert not enter(one, "127.0.0.1")[1]
+
+
+def test_trusted_proxy_is_held_to_the_total_only_and_its_neighbour_is_not() -> None:
+    one = crowd(connections=10, connections_per_peer=2)
+    for _ in range(5):
+        proxy: Any = FakeWire("192.0.2.1")
+        proxy.brings_others = True
+        assert one.enter(proxy)
+    assert all(enter(one, "192.0.2.2", idle=False)[1] for _ in range(2))
+    assert not enter(one, "192.0.2.2")[1]
 
 
 def test_connections_that_left_are_not_counted() -> None:
