@@ -13,7 +13,7 @@ Not here: what the principal may do (``pipeline``).
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -23,9 +23,9 @@ from appliance.core.claims import principal
 from appliance.core.ports import AddressLimiter, RateLimiter, TokenVerifier
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.gateway import guard
-from appliance.gateway.asgi import AsgiApp, Message, Receive, Scope, Send, header, peer_of
+from appliance.gateway.asgi import REFUSED_ON_WIRE, AsgiApp, Message, Receive, Scope, Send, header, peer_of
 from appliance.gateway.pipeline import Exchange, Pipeline, actor_of
-from appliance.gateway.problems import send_refusal
+from appliance.gateway.problems import SECURE_HEADERS, send_refusal
 from appliance.gateway.slots import Slots
 from appliance.gateway.tally import COUNTED, Tally
 
@@ -85,8 +85,10 @@ class Gate:
                 with ExitStack() as held:
                     await self._admit(scope, request_id, held)
                     await self._inner(scope, receive, send)
+                if REFUSED_ON_WIRE in scope:  # the caller has been told no, whatever was answered here
+                    raise scope[REFUSED_ON_WIRE]
             except Exception as error:  # noqa: BLE001 - the one place where everything unexpected becomes a 503
-                refusal = await self._recorded(scope, _as_refusal(error, request_id))
+                refusal = await self._recorded(scope, scope.get(REFUSED_ON_WIRE) or _as_refusal(error, request_id))
                 if not send.started:
                     identified = _EXCHANGE in scope
                     await send_refusal(send, refusal, path=path, request_id=request_id, close=not identified)
@@ -124,8 +126,15 @@ class Gate:
         return refusal
 
 
+def _missing(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The secure headers that a route did not write itself: no answer of a principal may reach a cache without them."""
+    written = {name.lower() for name, _value in headers}
+    return [field for field in SECURE_HEADERS.items() if field[0] not in written]
+
+
 class _Once:
-    """Remembers whether an answer has started, after which no other can be given."""
+    """Remembers whether an answer has started, after which no other can be given. Every answer goes out with the
+    secure headers, whoever wrote it."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -133,6 +142,8 @@ class _Once:
 
     async def __call__(self, message: Message) -> None:
         self.started = True
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], *_missing(message["headers"])]
         await self._send(message)
 
 

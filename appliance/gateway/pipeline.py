@@ -183,7 +183,7 @@ class Pipeline:
         decision, document = await self._decide(exchange, model)
         exchange.decision, exchange.policy_input = decision, document
         if not decision.allow:
-            raise Refused(Reason.MODEL_NOT_FOUND, f"hidden by policy: {', '.join(decision.reasons)}", param="model")
+            raise _hidden(decision)
         return model
 
     async def reports(self, exchange: Exchange) -> tuple[RunnerReport, ...]:
@@ -201,6 +201,8 @@ class Pipeline:
         admission = admit(request, principal, await self._catalogue(), ports.limits)  # 3
         decision, document = await self._decide(exchange, admission)  # 4
         exchange.decision, exchange.policy_input = decision, document
+        if not decision.allow:
+            await self._require_visible(exchange, admission.model, decision)
         decide.require_allowed(decision)
         admission = constrain(admission, decision.obligations)
         reservation = await ports.budget.reserve(  # 5
@@ -268,6 +270,15 @@ class Pipeline:
                 )
             )
 
+    async def _require_visible(self, exchange: Exchange, model: VerifiedModel, denied: Decision) -> None:
+        """To whoever may not see the model it does not exist: a denial would tell that it does.
+
+        Raises ``Refused(MODEL_NOT_FOUND)``.
+        """
+        listing, _document = await self._decide(exchange, model)
+        if not listing.allow:
+            raise _hidden(denied)
+
     async def _catalogue(self) -> tuple[VerifiedModel, ...]:
         try:
             return await self._ports.models.catalogue()
@@ -292,6 +303,9 @@ class Pipeline:
             policy_digest=self._ports.policy.policy_digest,
             input_digest=decide.input_digest(document),
         )
+        if decision.reasons == (decide.MALFORMED,):  # no answer either: policy has neither permitted nor denied
+            exchange.decision, exchange.policy_input = decision, document
+            raise Refused(Reason.POLICY_UNAVAILABLE, decide.MALFORMED, retry_after_seconds=1)
         return decision, document
 
     async def record_refusal(self, exchange: Exchange, refusal: Refused) -> Refused:
@@ -326,6 +340,10 @@ _REFUSED_OUTCOMES: dict[Reason, Outcome] = {
     Reason.REQUEST_TIMEOUT: "cancelled",
 }
 """Any other is the runner's no before it began."""
+
+
+def _hidden(decision: Decision) -> Refused:
+    return Refused(Reason.MODEL_NOT_FOUND, f"hidden by policy: {', '.join(decision.reasons)}", param="model")
 
 
 def actor_of(principal: Principal) -> Actor:

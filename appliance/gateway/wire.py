@@ -23,6 +23,7 @@ Not here: what headers may say (``guard``); sizes and times of bodies (``asgi.re
 import asyncio
 import functools
 import ipaddress
+import logging
 from collections import Counter
 from http import HTTPStatus
 from typing import Any, Final, NoReturn, cast
@@ -33,6 +34,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Value
+from appliance.gateway.asgi import REFUSED_ON_WIRE, Scope
 from appliance.gateway.guard import MAX_HEADERS, MAX_TARGET_BYTES
 from appliance.gateway.problems import SECURE_HEADERS, problem
 
@@ -40,6 +42,9 @@ MAX_FRAMING_BYTES: Final = 24 * 1024
 """What a peer may send without a byte of a body: more than the guard allows for headers, so that it can say so."""
 LINGER_SECONDS: Final = 1.0
 """A sender that is cut off at once may never read why (RFC 9112 section 9.6)."""
+
+
+log = logging.getLogger(__name__)
 
 
 class WireLimits(Value, frozen=True, kw_only=True):
@@ -232,18 +237,26 @@ class Wire(HttpToolsProtocol):
         self._deaf = True
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
+            # The gate, which knows whose request it is, accounts for it.
+            cast("Scope", cycle.scope)[REFUSED_ON_WIRE] = Refused(reason)
             cycle.disconnected = True
             cycle.message_event.set()
             if cycle.response_started:
                 self.transport.abort()
                 return
-        self._count_and_tell(reason)
+            self._tell(reason)
+        else:
+            self._count_and_tell(reason)
         if not self.transport.is_closing():
             self.transport.write_eof()
             self._end_in(LINGER_SECONDS)
 
     def _count_and_tell(self, reason: Reason) -> None:
         self._crowd.refusals[reason.code] += 1
+        log.info("refused: %s", reason.code)
+        self._tell(reason)
+
+    def _tell(self, reason: Reason) -> None:
         if not self.transport.is_closing():
             self.transport.write(_answer(reason))
 

@@ -58,6 +58,8 @@ def test_route_without_a_token_is_refused(server: TestAppliance, method: str, pa
     answer = server.request(method, path)
     if (method, path) == ("GET", "/healthz"):
         assert answer.status == 200
+    elif method == "TRACE":  # of no route, with or without a token
+        assert answer.status == 405
     else:
         assert answer.status == 401
         assert answer.headers["WWW-Authenticate"] == 'Bearer realm="paddock"'

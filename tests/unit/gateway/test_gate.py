@@ -161,7 +161,7 @@ REFUSED = [
     ("empty token", {"token": ""}, Reason.TOKEN_INVALID),
     ("space before the token", {"token": " good"}, Reason.TOKEN_INVALID),
     ("space after the token", {"token": "good "}, Reason.TOKEN_INVALID),
-    ("two tokens", {"token": "good, Bearer good"}, Reason.TOKEN_INVALID),
+    ("two tokens", {"token": "good, Bearer good"}, Reason.HEADER_INVALID),
     ("two headers", {"headers": ((b"authorization", b"Bearer good"),)}, Reason.HEADER_INVALID),
     ("Basic", {"token": None, "headers": ((b"authorization", b"Basic good"),)}, Reason.TOKEN_INVALID),
     ("DPoP", {"token": None, "headers": ((b"authorization", b"DPoP good"),)}, Reason.TOKEN_INVALID),
