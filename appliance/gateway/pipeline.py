@@ -193,6 +193,11 @@ class Pipeline:
         decide.require_allowed(exchange.decision)
         return await self._ports.models.reports()
 
+    async def require_described(self, exchange: Exchange) -> None:
+        """Raises ``Refused(POLICY_DENIED)`` unless policy lets the principal read what the API is."""
+        exchange.decision, exchange.policy_input = await self._decide(exchange, "describe")
+        decide.require_allowed(exchange.decision)
+
     @asynccontextmanager
     async def answer(self, exchange: Exchange, request: Asked) -> AsyncIterator[Answer]:
         """Stages 3 to 9. Raises ``Refused`` before the answer begins; inside, only the caller's own exceptions pass."""

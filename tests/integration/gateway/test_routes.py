@@ -50,6 +50,7 @@ def test_the_route_table_is_walked() -> None:
         "/tokenize",
         "/detokenize",
         "/metrics",
+        "/openapi.json",
     }
 
 
