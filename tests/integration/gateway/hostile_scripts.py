@@ -15,10 +15,11 @@ from typing import Any, Final
 import wasmtime
 
 from appliance.core.records import Closed, ModelRefused, Opened, PolicyLoaded, RefusedRequest, encode_entry
-from tests.integration.gateway.hostile_table import asking, get
+from tests.integration.gateway.hostile_table import asking, get, post
 from tests.support.appliance import TestAppliance, appliance
 from tests.support.chain_model import chain_model, long_script
 from tests.support.hostile_tokens import Forge, base64url
+from tests.support.public_vectors import vectors_folder
 from tests.support.raw_http import RawAnswer, ends, exchange, read_answer
 
 WORDS: Final = 4000
@@ -137,6 +138,25 @@ def unknown_key_ids(scene: Scene) -> None:
         data = Scene.filled(get(b"/v1/models", bearer=True), scene.server, unknown)
         assert exchange(scene.server.port, data).status == 401
     assert scene.server.log.count("refused: token-invalid") == before + 1000
+
+
+# --- 34 -------------------------------------------------------------------------------------------------------------
+
+
+def texts_of_a_suite(scene: Scene) -> None:
+    """JSONTestSuite, as bodies: not one of its texts is what a route asks for, and none is a fault of ours."""
+    token = scene.token()
+    texts = sorted((vectors_folder("json") / "test_parsing").glob("*.json"))
+    assert len(texts) == 318
+    for text in texts:
+        answer = exchange(scene.server.port, Scene.filled(post(text.read_bytes()), scene.server, token))
+        assert answer.status == 400, text.name
+        assert answer.code() in {"json-invalid", "field-invalid", "field-unknown"}, text.name
+        assert text.name[0] == "y" or answer.code() == "json-invalid" or text.name in TAKEN, text.name
+
+
+TAKEN: Final = frozenset({"i_number_double_huge_neg_exp.json", "i_number_real_underflow.json"})
+"""Numbers that are too small to be more than zero."""
 
 
 # --- 39 -------------------------------------------------------------------------------------------------------------
@@ -397,6 +417,7 @@ def many_streams(scene: Scene) -> None:
 
 SCRIPTS: Final = (
     Script(16, "a thousand unknown key ids", unknown_key_ids),
+    Script(34, "texts of JSONTestSuite", texts_of_a_suite),
     Script(39, "unknown and forbidden models look alike", unknown_and_forbidden_models),
     Script(42, "over the rate", too_often),
     Script(42, "over the budget", budget_spent),
