@@ -203,11 +203,11 @@ class Pipeline:
         """Stages 3 to 9. Raises ``Refused`` before the answer begins; inside, only the caller's own exceptions pass."""
         ports, principal = self._ports, exchange.principal
         exchange.model_name = request.model
-        admission = admit(request, principal, await self._catalogue(), ports.limits)  # 3
+        admission = await self._admitted(exchange, request)  # 3
         decision, document = await self._decide(exchange, admission)  # 4
         exchange.decision, exchange.policy_input = decision, document
         if not decision.allow:
-            await self._require_visible(exchange, admission.model, decision)
+            await self._require_visible(exchange, admission.model)
         decide.require_allowed(decision)
         admission = constrain(admission, decision.obligations)
         reservation = await ports.budget.reserve(  # 5
@@ -275,14 +275,26 @@ class Pipeline:
                 )
             )
 
-    async def _require_visible(self, exchange: Exchange, model: VerifiedModel, denied: Decision) -> None:
-        """To whoever may not see the model it does not exist: a denial would tell that it does.
+    async def _admitted(self, exchange: Exchange, request: Asked) -> Admission:
+        """Stage 3. Raises as ``admit``, to whoever may see the model; to others as if it did not exist."""
+        catalogue = await self._catalogue()
+        try:
+            return admit(request, exchange.principal, catalogue, self._ports.limits)
+        except Refused as refusal:
+            if refusal.reason is not Reason.MODEL_NOT_FOUND:
+                await self._require_visible(exchange, find_model(request.model, exchange.principal, catalogue))
+            raise
+
+    async def _require_visible(self, exchange: Exchange, model: VerifiedModel) -> None:
+        """To whoever may not see the model it does not exist: any other refusal would tell that it does.
 
         Raises ``Refused(MODEL_NOT_FOUND)``.
         """
-        listing, _document = await self._decide(exchange, model)
+        listing, document = await self._decide(exchange, model)
         if not listing.allow:
-            raise _hidden(denied)
+            if exchange.decision is None:
+                exchange.decision, exchange.policy_input = listing, document
+            raise _hidden(exchange.decision)
 
     async def _catalogue(self) -> tuple[VerifiedModel, ...]:
         try:

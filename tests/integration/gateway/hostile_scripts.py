@@ -168,6 +168,8 @@ def unknown_and_forbidden_models(scene: Scene) -> None:
         token = scene.token(groups=groups, models=models)
         for ask in (
             lambda name: asking(model=name),
+            lambda name: asking(model=name, messages=[{"role": "user", "content": "x" * 250_000}]),
+            lambda name: post(b'{"model":"%s","input":"a"}' % name.encode(), path=b"/v1/embeddings"),
             lambda name: get(b"/v1/models/" + name.encode(), bearer=True),
         ):
             forbidden, absent = (

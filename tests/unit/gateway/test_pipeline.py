@@ -156,6 +156,22 @@ def test_denial_tells_nobody_that_a_model_exists_who_may_not_see_it() -> None:
     run(scenario)
 
 
+def test_no_refusal_of_what_was_asked_tells_that_a_hidden_model_exists() -> None:
+    async def scenario() -> None:
+        world = World()
+        long = chat_request(prompt=TextPrompt(text="x" * 1_000_000))
+        assert (await refusal(world, request=long)).reason is Reason.PROMPT_TOO_LONG
+        assert world.policy.inputs[0]["action"]["operation"] == "list"
+        world.policy.raw_answer = DENIED
+        exchange = world.exchange()
+        refused = await refusal(world, exchange, request=long)
+        assert (refused.reason, refused.detail) == (Reason.MODEL_NOT_FOUND, "hidden by policy: no-group-permits-model")
+        assert exchange.decision is not None
+        assert_nothing_is_left(world, opened=False)
+
+    run(scenario)
+
+
 def test_denial_of_a_model_that_one_may_see_is_a_denial() -> None:
     async def scenario() -> None:
         world = World()
