@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format image bench clean
+.PHONY: demo test lint format image bench fuzz clean
 
 demo: .venv/.ready
 	$(BIN)/paddock demo
@@ -27,6 +27,10 @@ bench: .venv/.ready
 	$(BIN)/python bench/gate.py
 	$(BIN)/python bench/sandbox.py
 	$(BIN)/python bench/headers.py
+
+fuzz: .venv/.ready
+	$(BIN)/python -m tests.fuzz.run
+	$(BIN)/python -m pytest -p no:cacheprovider tests/e2e/test_openapi.py --openapi-examples 200
 
 .venv/.ready: tools/setup.py pyproject.toml $(wildcard requirements/*.txt)
 	$(PYTHON) tools/setup.py

@@ -49,3 +49,9 @@ good_metrics := json.patch(good, [
 	{"op": "replace", "path": "/model", "value": null},
 	{"op": "replace", "path": "/request/max_tokens", "value": null},
 ])
+
+# And the description of the API, for one of any group.
+good_description := json.patch(good_metrics, [
+	{"op": "replace", "path": "/principal/groups", "value": ["staff"]},
+	{"op": "replace", "path": "/action", "value": {"operation": "describe", "method": "GET", "route": "/openapi.json"}},
+])

@@ -25,12 +25,12 @@ action_complete if {
 }
 
 model_complete if {
-	asks_metrics
+	about_no_model
 	input.model == null
 }
 
 model_complete if {
-	not asks_metrics
+	not about_no_model
 	text(input.model.name)
 	text(input.model.digest)
 	text(input.model.signer)

@@ -10,13 +10,19 @@ decision := {
 	"obligations": {"max_tokens": permitted_tokens},
 } if {
 	count(deny) == 0
-	not asks_metrics
+	not about_no_model
 }
 
 decision := {"allow": true, "reasons": ["group-permits-metrics"], "obligations": {}} if {
 	count(deny) == 0
 	asks_metrics
 	metrics_permitted
+}
+
+decision := {"allow": true, "reasons": ["group-permits-description"], "obligations": {}} if {
+	count(deny) == 0
+	asks_description
+	description_permitted
 }
 
 decision := {"allow": false, "reasons": sort(deny), "obligations": {}} if {

@@ -17,3 +17,8 @@ deny contains "no-group-permits-metrics" if {
 	asks_metrics
 	not metrics_permitted
 }
+
+deny contains "no-group-permits-description" if {
+	asks_description
+	not description_permitted
+}

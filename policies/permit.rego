@@ -1,10 +1,17 @@
 # What must hold. Every name here is a positive fact, true or undefined, never false.
 package paddock
 
-operation_known if input.action.operation in {"chat", "complete", "embed", "rerank", "tokenise", "list", "metrics"}
+operation_known if input.action.operation in {"chat", "complete", "embed", "rerank", "tokenise", "list", "metrics", "describe"}
 
 # Numbers about the whole appliance: no model is asked for.
 asks_metrics if input.action.operation == "metrics"
+
+# The description of the API: it tells nothing of this appliance, so whoever may use anything of it may read it.
+asks_description if input.action.operation == "describe"
+
+about_no_model if asks_metrics
+
+about_no_model if asks_description
 
 # Closing stops somebody, or a model, at once and for every group. Missing lists are not empty lists: they deny.
 subject_open if {
@@ -21,7 +28,9 @@ model_open if {
 
 token_covers_model if names_model(input.principal.models)
 
-model_open if asks_metrics
+token_covers_model if asks_description
+
+model_open if about_no_model
 
 # The tokens that one answer may have: the largest number among the groups that permit the model.
 permitted_tokens := max(group_tokens) if count(group_tokens) > 0
@@ -36,11 +45,16 @@ group_tokens contains rule.max_tokens if {
 
 model_permitted if permitted_tokens
 
-model_permitted if asks_metrics
+model_permitted if about_no_model
 
 metrics_permitted if {
 	some group in input.principal.groups
 	group in data.metrics.groups
+}
+
+description_permitted if {
+	some group in input.principal.groups
+	is_object(data.groups[group])
 }
 
 names_model(models) if "*" in models

@@ -56,7 +56,7 @@ def test_policy_example_admits_who_it_says(tmp_path: Path) -> None:
         with server.open_request("POST", "/v1/chat/completions", token=token, body=body) as answer:
             assert answer.status == 200
             assert answer.read().endswith(b"data: [DONE]\n\n")
-        assert server.chat(server.token("bob", groups=("others",)), model="my-model").status == 403
+        assert server.chat(server.token("bob", groups=("others",)), model="my-model").status == 404
     finally:
         assert server.stop() == 0, server.log
 

@@ -67,7 +67,7 @@ def _choices(line: bytes) -> list[dict[str, Any]]:
 
 def forbidden_caller(appliance: Appliance, report: Report) -> None:
     answer = appliance.chat(appliance.token("mallory", groups=("visitors",)), QUESTION)
-    _expect_refusal(report, "policy-refusal", answer, 403, "policy-denied")
+    _expect_refusal(report, "policy-refusal", answer, 404, "model-not-found")
 
 
 def no_token(appliance: Appliance, report: Report) -> None:

@@ -8,7 +8,6 @@ Not here: the work itself; each group of verbs has a module beside this one.
 import argparse
 import asyncio
 import json
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from appliance import __version__, settings
 from appliance.cli import roles
+from appliance.cli.logs import log_to_stderr
 from appliance.core.refusals import Fault, Misconfigured, Refused
 from appliance.settings import SettingsInvalid
 
@@ -245,7 +245,7 @@ def _serve(options: argparse.Namespace) -> int:
     except Misconfigured as error:
         print(f"paddock serve: {error}", file=sys.stderr)
         return roles.EXIT_CONFIG
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s serve %(levelname)s: %(message)s")
+    log_to_stderr("%(asctime)s serve %(levelname)s: %(message)s")
     return asyncio.run(supervise(options.config, config.state_dir, with_liaison=bool(config.issuer)))
 
 

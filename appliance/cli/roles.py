@@ -7,7 +7,6 @@ Not here: what the roles are made of (``assemble``); restarting (``supervisor``,
 """
 
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from types import MappingProxyType
 from typing import Final
 
 from appliance import settings
+from appliance.cli.logs import log_to_stderr
 from appliance.core.refusals import Fault, Misconfigured, Refused
 from appliance.sandbox.layers import die_with_parent
 from appliance.settings import SettingsInvalid
@@ -37,9 +37,7 @@ def known_service(text: str) -> tuple[int, str]:
 
 def run(role: str, config_file: Path | None, parent: int | None, beside: Mapping[int, str] = NOBODY) -> int:
     """Runs until a signal. Returns the exit status. ``beside``: for the notary, the services that live already."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s {role} %(levelname)s %(name)s: %(message)s"
-    )
+    log_to_stderr(f"%(asctime)s {role} %(levelname)s %(name)s: %(message)s")
     if parent is not None:
         die_with_parent()
         if os.getppid() != parent:

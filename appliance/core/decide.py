@@ -30,6 +30,7 @@ ALLOW_REASONS: Final = frozenset(
     {
         "group-permits-model",
         "group-permits-metrics",
+        "group-permits-description",
         "subject-permitted",  # *
     }
 )
@@ -42,6 +43,7 @@ DENY_REASONS: Final = frozenset(
         "model-outside-token",
         "no-group-permits-model",
         "no-group-permits-metrics",
+        "no-group-permits-description",
         "outside-hours",  # *
         "peer-not-permitted",  # *
         "request-too-large",  # *
@@ -51,8 +53,8 @@ DENY_REASONS: Final = frozenset(
 # Ours alone: a policy that says it is malformed too.
 MALFORMED: Final = "policy-answer-malformed"
 
-Asked = Admission | VerifiedModel | Literal["metrics"]
-"""What was admitted; a model that a list might show; or numbers about the whole appliance."""
+Asked = Admission | VerifiedModel | Literal["metrics", "describe"]
+"""What was admitted; a model that a list might show; numbers about the whole appliance; or what its API is."""
 
 _MAX_TOKENS: Final = 2**31 - 1
 _MINUTE_SECONDS: Final = 60
@@ -63,11 +65,12 @@ _EPOCH_WEEKDAY: Final = 3  # 1 January 1970 was a Thursday; Monday is 0
 def policy_input(
     asked: Asked, *, principal: Principal, peer: Peer, method: str, route: str, now_seconds: int
 ) -> dict[str, Any]:
-    """The input document: may this principal have what was admitted, see a bare model in a list, or read the metrics?
+    """The input document: may this principal have what was admitted, see a bare model in a list, or read the metrics or
+    the description of the API?
 
-    Integers, strings and booleans only, and null for the model of the metrics, which are of all; ``weekday`` (Monday is
-    0) and ``minute_of_day`` are in UTC. ``route`` is the template of the route, never the caller's path. No text of a
-    prompt is in it, only counts; ``max_tokens`` are those of all choices together.
+    Integers, strings and booleans only, and null for the model of the last two, which are of none; ``weekday`` (Monday
+    is 0) and ``minute_of_day`` are in UTC. ``route`` is the template of the route, never the caller's path. No text of
+    a prompt is in it, only counts; ``max_tokens`` are those of all choices together.
     """
     return {
         "principal": {
@@ -90,15 +93,17 @@ def policy_input(
 
 
 def _model(asked: Asked) -> dict[str, str] | None:
-    if asked == "metrics":
+    if isinstance(asked, str):
         return None
     model = asked.model if isinstance(asked, Admission) else asked
     return {"name": model.name, "digest": str(model.digest), "signer": model.signer.name}
 
 
-def _operation(asked: Asked) -> Literal["chat", "complete", "embed", "rerank", "tokenise", "list", "metrics"]:
+def _operation(
+    asked: Asked,
+) -> Literal["chat", "complete", "embed", "rerank", "tokenise", "list", "metrics", "describe"]:
     if not isinstance(asked, Admission):
-        return "metrics" if asked == "metrics" else "list"
+        return asked if isinstance(asked, str) else "list"
     match asked.request:
         case Generation():
             return "chat" if isinstance(asked.request.prompt, Conversation) else "complete"

@@ -8,14 +8,17 @@ Not here: any rule about who may do what (``pipeline``); how an answer is writte
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
+import msgspec
 from litestar import Litestar, Request, Response, asgi, get
 from litestar.enums import MediaType
 from litestar.params import FromPath
 
+from appliance import __version__
 from appliance.core.exposition import MEDIA_TYPE
 from appliance.core.refusals import Reason, Refused
+from appliance.gateway import openapi
 from appliance.gateway.answering import BodyLimits
 from appliance.gateway.asgi import Receive, Scope, Send
 from appliance.gateway.challenges import METADATA_PATH
@@ -33,19 +36,33 @@ _Request = Request[Any, Any, Any]
 AsgiRoute = Callable[[Exchange, Scope, Receive, Send], Awaitable[None]]
 
 
+GENERATING: Final[dict[str, ChatSurface | CompletionSurface]] = {
+    "/v1/chat/completions": ChatSurface(),
+    "/v1/completions": CompletionSurface(),
+}
+COMPUTING: Final[dict[str, Any]] = {
+    "/v1/embeddings": vectors.EmbeddingsSurface(),
+    "/v1/rerank": vectors.RerankSurface(),
+    "/rerank": vectors.RerankSurface(),
+    "/tokenize": vocabulary.TokenizeSurface(),
+    "/detokenize": vocabulary.DetokenizeSurface(),
+}
+BODIES: Final[dict[str, type[msgspec.Struct]]] = {
+    path: surface.wire for path, surface in {**GENERATING, **COMPUTING}.items()
+}
+"""Route of a ``POST`` -> the type of its body."""
+
+
 def build_app(
     pipeline: Pipeline, limits: BodyLimits, metrics: MetricsPage, resource_metadata: bytes | None = None
 ) -> Litestar:
-    """The routes. Litestar's OpenAPI pages are off. Without ``resource_metadata`` their route finds nothing."""
+    """The routes. Litestar's own OpenAPI is off: it knows nothing of bodies that are read as bytes. Without
+    ``resource_metadata`` their route finds nothing."""
     answers: dict[str, AsgiRoute] = {
-        "/v1/chat/completions": GenerationRoute(pipeline, limits, ChatSurface()),
-        "/v1/completions": GenerationRoute(pipeline, limits, CompletionSurface()),
-        "/v1/embeddings": ComputationRoute(pipeline, limits, vectors.EmbeddingsSurface()),
-        "/v1/rerank": ComputationRoute(pipeline, limits, vectors.RerankSurface()),
-        "/rerank": ComputationRoute(pipeline, limits, vectors.RerankSurface()),
-        "/tokenize": ComputationRoute(pipeline, limits, vocabulary.TokenizeSurface()),
-        "/detokenize": ComputationRoute(pipeline, limits, vocabulary.DetokenizeSurface()),
+        **{path: GenerationRoute(pipeline, limits, surface) for path, surface in GENERATING.items()},
+        **{path: ComputationRoute(pipeline, limits, surface) for path, surface in COMPUTING.items()},
     }
+    description = openapi.document(__version__, BODIES)
 
     @get("/healthz", media_type=MediaType.JSON)
     async def healthz() -> dict[str, str]:
@@ -74,13 +91,26 @@ def build_app(
         page = await metrics.text(exchange_of(request.scope, "/metrics"))
         return Response(page.encode(), media_type=MEDIA_TYPE, headers={"cache-control": "no-store"})
 
+    @get("/openapi.json")
+    async def read_description(request: _Request) -> Response[bytes]:
+        await pipeline.require_described(exchange_of(request.scope, "/openapi.json"))
+        return Response(description, media_type=MediaType.JSON)
+
     @asgi(list(answers), copy_scope=False)
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         path = scope["path"]
         await answers[path](exchange_of(scope, path), scope, receive, send)
 
     return Litestar(
-        route_handlers=[healthz, read_resource_metadata, list_models, get_model, read_metrics, answer],
+        route_handlers=[
+            healthz,
+            read_resource_metadata,
+            list_models,
+            get_model,
+            read_metrics,
+            read_description,
+            answer,
+        ],
         exception_handlers={Exception: _to_the_gate},
         openapi_config=None,
         logging_config=None,

@@ -21,6 +21,8 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 PIECE_BYTES: Final = 256 * 1024
+REFUSED_ON_WIRE: Final = "paddock.refused-on-wire"
+"""In a scope: the ``Refused`` with which ``wire`` ended the connection while the request was under way."""
 
 ARRIVAL: Final = "paddock.arrival"
 """In a scope: ``listeners.Arrival``, how the request's connection came."""

@@ -25,16 +25,23 @@ from appliance.core.ports import AddressLimiter, RateLimiter, TokenVerifier
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import Presented
 from appliance.gateway import guard, origin
-from appliance.gateway.asgi import AsgiApp, Message, Receive, Scope, Send, header, peer_of
+from appliance.gateway.asgi import (
+    CLIENT_CERTIFICATE,
+    REFUSED_ON_WIRE,
+    AsgiApp,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    header,
+    peer_of,
+)
 from appliance.gateway.challenges import METADATA_PATH, Challenges
 from appliance.gateway.pipeline import Exchange, Pipeline, actor_of
 from appliance.gateway.problems import SECURE_HEADERS, send_refusal
 from appliance.gateway.slots import Slots
 from appliance.gateway.tally import COUNTED, Tally
 
-CLIENT_CERTIFICATE: Final = "paddock.client-certificate-sha256"
-"""Where in the scope the SHA-256 of the certificate stands (32 bytes) with which the client's TLS was authenticated.
-Only what ends TLS for this gateway may put it there."""
 
 _PUBLIC: Final = frozenset({b"/healthz"})
 _EXCHANGE: Final = "paddock.exchange"
@@ -95,8 +102,10 @@ class Gate:
                 with ExitStack() as held:
                     await self._admit(scope, request_id, held)
                     await self._inner(scope, receive, send)
+                if REFUSED_ON_WIRE in scope:  # the caller has been told no, whatever was answered here
+                    raise scope[REFUSED_ON_WIRE]
             except Exception as error:  # noqa: BLE001 - the one place where everything unexpected becomes a 503
-                refusal = await self._recorded(scope, _as_refusal(error, request_id))
+                refusal = await self._recorded(scope, scope.get(REFUSED_ON_WIRE) or _as_refusal(error, request_id))
                 if not send.started:
                     identified = _EXCHANGE in scope
                     challenge = self._challenges.header(refusal)

@@ -12,8 +12,9 @@ Not here: bodies (``asgi.read_body``), slow senders (the server's timeouts).
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from appliance.core.refusals import Reason, Refused
 from appliance.gateway.asgi import Scope
@@ -29,11 +30,15 @@ _SEGMENT = re.compile(rb"[A-Za-z0-9._~:@-]+")
 
 def check(scope: Scope, allowed_hosts: frozenset[str]) -> None:
     """Raises ``Refused`` for the first rule that the request breaks."""
+    if scope["http_version"] not in {"1.0", "1.1"}:
+        raise Refused(Reason.REQUEST_MALFORMED, "neither HTTP/1.0 nor HTTP/1.1")
+    if scope["method"] == "TRACE":  # it would send the credentials back (RFC 9110 section 9.3.8)
+        raise Refused(Reason.METHOD_NOT_ALLOWED, "TRACE")
     _check_sizes(scope)
     _check_headers(scope["headers"])
     _check_host(scope, allowed_hosts)
     _check_path(scope["raw_path"])
-    if b"access_token=" in scope["query_string"]:
+    if b"access_token=" in unquote_to_bytes(scope["query_string"]):
         raise Refused(Reason.TOKEN_MISPLACED, "a token in the query (RFC 6750 section 2.3 is not supported)")
 
 
@@ -46,7 +51,7 @@ def _check_sizes(scope: Scope) -> None:
         raise Refused(Reason.HEADERS_TOO_LARGE, f"{len(headers)} headers, {size} bytes")
 
 
-def _check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
+def _check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
     counts = Counter(name for name, _value in headers)
     for name in counts:
         if not _HEADER_NAME.fullmatch(name):  # an underscore and a dash become one name behind some servers
@@ -55,13 +60,14 @@ def _check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
         if counts[name] > 1:
             reason = Reason.TOKEN_MISPLACED if name == b"authorization" else Reason.HEADER_INVALID
             raise Refused(reason, f"{name.decode()} occurs {counts[name]} times")
+    for name, value in headers:
+        if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            raise Refused(Reason.REQUEST_MALFORMED, f"transfer-encoding {value[:80]!r}")
     if counts[b"content-encoding"]:
         raise Refused(Reason.MEDIA_TYPE_UNSUPPORTED, "a compressed body")
 
 
 def _check_host(scope: Scope, allowed_hosts: frozenset[str]) -> None:
-    if scope["http_version"] not in {"1.0", "1.1"}:
-        raise Refused(Reason.HOST_INVALID, "neither HTTP/1.0 nor HTTP/1.1")
     hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
     match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
     if match is None or int(match["port"] or 0) > 65535:

@@ -185,7 +185,7 @@ class Pipeline:
         decision, document = await self._decide(exchange, model)
         exchange.decision, exchange.policy_input = decision, document
         if not decision.allow:
-            raise Refused(Reason.MODEL_NOT_FOUND, f"hidden by policy: {', '.join(decision.reasons)}", param="model")
+            raise _hidden(decision)
         return model
 
     async def reports(self, exchange: Exchange) -> tuple[RunnerReport, ...]:
@@ -195,14 +195,21 @@ class Pipeline:
         decide.require_allowed(exchange.decision)
         return await self._ports.models.reports()
 
+    async def require_described(self, exchange: Exchange) -> None:
+        """Raises ``Refused(POLICY_DENIED)`` unless policy lets the principal read what the API is."""
+        exchange.decision, exchange.policy_input = await self._decide(exchange, "describe")
+        decide.require_allowed(exchange.decision)
+
     @asynccontextmanager
     async def answer(self, exchange: Exchange, request: Asked) -> AsyncIterator[Answer]:
         """Stages 3 to 9. Raises ``Refused`` before the answer begins; inside, only the caller's own exceptions pass."""
         ports, principal = self._ports, exchange.principal
         exchange.model_name = request.model
-        admission = admit(request, principal, await self._catalogue(), ports.limits)  # 3
+        admission = await self._admitted(exchange, request)  # 3
         decision, document = await self._decide(exchange, admission)  # 4
         exchange.decision, exchange.policy_input = decision, document
+        if not decision.allow:
+            await self._require_visible(exchange, admission.model)
         decide.require_allowed(decision)
         admission = constrain(admission, decision.obligations)
         reservation = await ports.budget.reserve(  # 5
@@ -270,6 +277,27 @@ class Pipeline:
                 )
             )
 
+    async def _admitted(self, exchange: Exchange, request: Asked) -> Admission:
+        """Stage 3. Raises as ``admit``, to whoever may see the model; to others as if it did not exist."""
+        catalogue = await self._catalogue()
+        try:
+            return admit(request, exchange.principal, catalogue, self._ports.limits)
+        except Refused as refusal:
+            if refusal.reason is not Reason.MODEL_NOT_FOUND:
+                await self._require_visible(exchange, find_model(request.model, exchange.principal, catalogue))
+            raise
+
+    async def _require_visible(self, exchange: Exchange, model: VerifiedModel) -> None:
+        """To whoever may not see the model it does not exist: any other refusal would tell that it does.
+
+        Raises ``Refused(MODEL_NOT_FOUND)``.
+        """
+        listing, document = await self._decide(exchange, model)
+        if not listing.allow:
+            if exchange.decision is None:
+                exchange.decision, exchange.policy_input = listing, document
+            raise _hidden(exchange.decision)
+
     async def _catalogue(self) -> tuple[VerifiedModel, ...]:
         try:
             return await self._ports.models.catalogue()
@@ -294,6 +322,9 @@ class Pipeline:
             policy_digest=self._ports.policy.policy_digest,
             input_digest=decide.input_digest(document),
         )
+        if decision.reasons == (decide.MALFORMED,):  # no answer either: policy has neither permitted nor denied
+            exchange.decision, exchange.policy_input = decision, document
+            raise Refused(Reason.POLICY_UNAVAILABLE, decide.MALFORMED, retry_after_seconds=1)
         return decision, document
 
     async def record_refusal(self, exchange: Exchange, refusal: Refused) -> Refused:
@@ -329,6 +360,10 @@ _REFUSED_OUTCOMES: dict[Reason, Outcome] = {
     Reason.READER_TOO_SLOW: "cancelled",
 }
 """Any other is the runner's no before it began."""
+
+
+def _hidden(decision: Decision) -> Refused:
+    return Refused(Reason.MODEL_NOT_FOUND, f"hidden by policy: {', '.join(decision.reasons)}", param="model")
 
 
 def actor_of(principal: Principal) -> Actor:

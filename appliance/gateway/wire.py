@@ -36,7 +36,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Value
-from appliance.gateway.asgi import ARRIVAL, CLIENT_CERTIFICATE
+from appliance.gateway.asgi import ARRIVAL, CLIENT_CERTIFICATE, REFUSED_ON_WIRE, Scope
 from appliance.gateway.guard import MAX_HEADERS, MAX_TARGET_BYTES
 from appliance.gateway.listeners import Arrival
 from appliance.gateway.problems import SECURE_HEADERS, problem
@@ -275,12 +275,16 @@ class Wire(HttpToolsProtocol):
         self._deaf = True
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
+            # The gate, which knows whose request it is, accounts for it.
+            cast("Scope", cycle.scope)[REFUSED_ON_WIRE] = Refused(reason)
             cycle.disconnected = True
             cycle.message_event.set()
             if cycle.response_started:
                 self.transport.abort()
                 return
-        self._count_and_tell(reason)
+            self._tell(reason)
+        else:
+            self._count_and_tell(reason)
         if not self.transport.is_closing():
             if self.transport.can_write_eof():
                 self.transport.write_eof()
@@ -290,6 +294,10 @@ class Wire(HttpToolsProtocol):
 
     def _count_and_tell(self, reason: Reason) -> None:
         self._crowd.refusals[reason.code] += 1
+        log.info("refused: %s", reason.code)
+        self._tell(reason)
+
+    def _tell(self, reason: Reason) -> None:
         if not self.transport.is_closing():
             self.transport.write(_answer(reason))
 

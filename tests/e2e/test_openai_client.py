@@ -132,9 +132,9 @@ def test_errors_are_the_clients_own_kinds(server: TestAppliance, client: openai.
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="nonsense").models.list()
     visitor = client.with_options(api_key=server.token("mallory", groups=("visitors",)))
-    with pytest.raises(openai.PermissionDeniedError) as denied:
+    with pytest.raises(openai.NotFoundError) as denied:
         visitor.chat.completions.create(model="chain", messages=messages)  # type: ignore[arg-type]
-    assert denied.value.code == "policy-denied"
+    assert denied.value.code == "model-not-found"
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="nothing", messages=messages)  # type: ignore[arg-type]
 
@@ -197,9 +197,9 @@ def test_status_names_signer_seal_and_every_layer(
 
 def test_refusal_of_a_known_principal_is_recorded_once(server: TestAppliance) -> None:
     answer = server.chat(server.token("eve", groups=("visitors",)))
-    assert answer.status == 403
+    assert answer.status == 404
     request_id = answer.headers["x-request-id"]
     (record,) = [record for record in server.records(RefusedRequest) if record.request_id == request_id]
-    assert (record.actor.subject, record.reason) == ("eve", "policy-denied")
+    assert (record.actor.subject, record.reason) == ("eve", "model-not-found")
     assert record.decision is not None
     assert record.decision.reasons == ("no-group-permits-model",)

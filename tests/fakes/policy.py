@@ -1,5 +1,6 @@
-"""``core.ports.PolicyEngine`` with one raw answer, which the test writes."""
+"""``core.ports.PolicyEngine`` with one raw answer, which the test writes, or one for each input."""
 
+from collections.abc import Callable
 from typing import Any
 
 from appliance.core.values import Digest
@@ -12,6 +13,7 @@ DENIED: dict[str, Any] = {"allow": False, "reasons": ["no-group-permits-model"],
 class FakePolicy:
     def __init__(self, steps: Steps) -> None:
         self.raw_answer: Any = ALLOWED
+        self.answer_to: Callable[[dict[str, Any]], Any] | None = None
         self.inputs: list[dict[str, Any]] = []
         self._steps = steps
 
@@ -22,4 +24,4 @@ class FakePolicy:
     async def evaluate(self, policy_input: dict[str, Any]) -> Any:
         await self._steps.reach("policy")
         self.inputs.append(policy_input)
-        return self.raw_answer
+        return self.raw_answer if self.answer_to is None else self.answer_to(policy_input)

@@ -52,6 +52,8 @@ class _Embeddings(Value, frozen=True, kw_only=True):
 class EmbeddingsSurface:
     """``POST /v1/embeddings``."""
 
+    wire = _Embeddings
+
     _decoder = BodyDecoder(_Embeddings, max_items=_MAX_IDS)
 
     def decode(self, body: bytes) -> _Embeddings:
@@ -106,6 +108,8 @@ class _Rerank(Value, frozen=True, kw_only=True):
 
 class RerankSurface:
     """``POST /v1/rerank`` and ``POST /rerank``."""
+
+    wire = _Rerank
 
     _decoder = BodyDecoder(_Rerank)
 

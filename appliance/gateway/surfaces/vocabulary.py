@@ -32,6 +32,8 @@ class _Tokenize(Value, frozen=True, kw_only=True):
 class TokenizeSurface:
     """``POST /tokenize``."""
 
+    wire = _Tokenize
+
     _decoder = BodyDecoder(_Tokenize)
 
     def decode(self, body: bytes) -> _Tokenize:
@@ -58,6 +60,8 @@ class _Detokenize(Value, frozen=True, kw_only=True):
 
 class DetokenizeSurface:
     """``POST /detokenize``."""
+
+    wire = _Detokenize
 
     _decoder = BodyDecoder(_Detokenize, max_items=MAX_DETOKENISE)
 

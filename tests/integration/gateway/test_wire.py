@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from appliance.gateway.asgi import send_response
+from appliance.gateway.asgi import REFUSED_ON_WIRE, send_response
 from appliance.gateway.wire import MAX_FRAMING_BYTES
 from tests.fakes.models import STARTED, delta
 from tests.fakes.world import World
@@ -29,6 +29,7 @@ class App:
     """Answers ``answer`` to everything, or holds every request until ``go``."""
 
     def __init__(self, *, held: bool = False, answer: bytes = b"ok") -> None:
+        self.begun: list[Any] = []
         self.asked: list[Any] = []
         self.bodies: list[bytes] = []
         self.answer = answer
@@ -52,6 +53,7 @@ class Reading(App):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
+            self.begun.append(scope)
             body, more = b"", True
             while more:
                 message = await receive()
@@ -242,7 +244,26 @@ def test_what_does_not_end_is_cut_soon_and_told_why(begin: bytes, more: bytes, s
             assert b"connection: close\r\n" in answer
             assert sent < 50_000_000
         assert app.bodies == []
-        assert sum(server.refusals.strangers.values()) == 1
+        handed_over = sum(REFUSED_ON_WIRE in scope for scope in app.begun)
+        assert sum(server.refusals.strangers.values()) + handed_over == 1
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("token", [b"good", b"bad"])
+def test_body_that_breaks_its_framing_is_accounted_for_once(token: bytes) -> None:
+    """As whoever sends it is identified or not: the request was under way already."""
+    head = POST.partition(b"Content-Length")[0].replace(b"good", token) + b"Transfer-Encoding: chunked\r\n\r\n"
+
+    async def scenario() -> None:
+        world = World()
+        gate = gate_around(world)
+        async with served(gate, gate.refusals) as server, server.client() as client:
+            client.send(head + b"2\r\n{}}\r\n")
+            assert (await client.rest()).startswith(b"HTTP/1.1 400 ")
+            await until(lambda: gate.refusals.totals().total() > 0)
+        assert gate.refusals.totals() == {"request-malformed": 1}
+        assert [record.reason for record in world.audit.refused] == ["request-malformed"] * (token == b"good")
 
     run(scenario)
 

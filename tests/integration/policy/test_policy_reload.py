@@ -27,7 +27,7 @@ def test_closed_subject_is_refused_within_seconds_and_on_record(server: TestAppl
     server.wait_until(lambda: status(server) == 200, "the policy that permits")
     before = len(server.records(PolicyLoaded))
     server.write_policy_data({**PERMITTED, "closed": {"models": [], "subjects": ["alice"]}})
-    server.wait_until(lambda: status(server) == 403, "the policy that closes alice")
+    server.wait_until(lambda: status(server) == 404, "the policy that closes alice")
     assert len(server.records(PolicyLoaded)) == before + 1
 
 

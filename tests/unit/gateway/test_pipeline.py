@@ -125,18 +125,62 @@ def test_failed_stage_ends_the_request_there_with_the_budget_whole(stage: str, f
     run(scenario)
 
 
-@pytest.mark.parametrize(
-    "raw_answer", [None, {}, True, "allow", DENIED, ALLOWED | {"allow": "true"}, ALLOWED | {"more": 1}]
-)
+@pytest.mark.parametrize("raw_answer", [None, {}, True, "allow", ALLOWED | {"allow": "true"}, ALLOWED | {"more": 1}])
 def test_nothing_is_reserved_or_leased_without_a_plain_yes(raw_answer: Any) -> None:
     async def scenario() -> None:
         world = World()
         world.policy.raw_answer = raw_answer
         exchange = world.exchange()
-        assert (await refusal(world, exchange)).reason is Reason.POLICY_DENIED
+        refused = await refusal(world, exchange)
+        assert (refused.reason, refused.retry_after_seconds) == (Reason.POLICY_UNAVAILABLE, 1)
         assert world.steps.seen == ["catalogue", "policy"]
         assert exchange.decision is not None
         assert not exchange.decision.allow
+        assert_nothing_is_left(world, opened=False)
+
+    run(scenario)
+
+
+def test_denial_tells_nobody_that_a_model_exists_who_may_not_see_it() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.policy.raw_answer = DENIED
+        exchange = world.exchange()
+        denied = await refusal(world, exchange)
+        absent = await refusal(world, request=chat_request(model="absent"))
+        assert (denied.reason, denied.param) == (absent.reason, absent.param) == (Reason.MODEL_NOT_FOUND, "model")
+        assert [asked["action"]["operation"] for asked in world.policy.inputs] == ["chat", "list"]
+        assert exchange.policy_input == world.policy.inputs[0]
+        assert_nothing_is_left(world, opened=False)
+
+    run(scenario)
+
+
+def test_no_refusal_of_what_was_asked_tells_that_a_hidden_model_exists() -> None:
+    async def scenario() -> None:
+        world = World()
+        long = chat_request(prompt=TextPrompt(text="x" * 1_000_000))
+        assert (await refusal(world, request=long)).reason is Reason.PROMPT_TOO_LONG
+        assert world.policy.inputs[0]["action"]["operation"] == "list"
+        world.policy.raw_answer = DENIED
+        exchange = world.exchange()
+        refused = await refusal(world, exchange, request=long)
+        assert (refused.reason, refused.detail) == (Reason.MODEL_NOT_FOUND, "hidden by policy: no-group-permits-model")
+        assert exchange.decision is not None
+        assert_nothing_is_left(world, opened=False)
+
+    run(scenario)
+
+
+def test_denial_of_a_model_that_one_may_see_is_a_denial() -> None:
+    async def scenario() -> None:
+        world = World()
+
+        def answered(policy_input: dict[str, Any]) -> Any:
+            return ALLOWED if policy_input["action"]["operation"] == "list" else DENIED
+
+        world.policy.answer_to = answered
+        assert (await refusal(world)).reason is Reason.POLICY_DENIED
         assert_nothing_is_left(world, opened=False)
 
     run(scenario)
@@ -212,13 +256,15 @@ def test_only_models_of_token_and_policy_are_visible() -> None:
         assert [model.name for model in await world.pipeline.visible_models(world.exchange())] == ["demo"]
         assert [asked["model"]["name"] for asked in world.policy.inputs] == ["demo"]
         assert world.policy.inputs[0]["action"]["operation"] == "list"
-        for raw_answer in (DENIED, None):
+        world.policy.raw_answer = DENIED
+        assert await world.pipeline.visible_models(world.exchange()) == []
+        for raw_answer, fault in ((None, None), (ALLOWED, Fault("down"))):
             world.policy.raw_answer = raw_answer
-            assert await world.pipeline.visible_models(world.exchange()) == []
-        world.steps.fail["policy"] = Fault("down")
-        with pytest.raises(Refused) as caught:
-            await world.pipeline.visible_models(world.exchange())
-        assert caught.value.reason is Reason.POLICY_UNAVAILABLE
+            if fault is not None:
+                world.steps.fail["policy"] = fault
+            with pytest.raises(Refused) as caught:
+                await world.pipeline.visible_models(world.exchange())
+            assert caught.value.reason is Reason.POLICY_UNAVAILABLE
 
     run(scenario)
 
@@ -518,7 +564,8 @@ def test_refusal_is_recorded_with_what_was_known() -> None:
         refused = await refusal(world, exchange)
         assert await world.pipeline.record_refusal(exchange, refused) is refused
         [record] = world.audit.refused
-        assert (record.reason, record.model_name, record.detail) == ("policy-denied", "demo", "no-group-permits-model")
+        assert (record.reason, record.model_name) == ("model-not-found", "demo")
+        assert record.detail == "hidden by policy: no-group-permits-model"
         assert record.decision is not None
         assert record.policy_input == world.policy.inputs[0]
 

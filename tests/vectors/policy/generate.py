@@ -56,6 +56,8 @@ METRICS = [
     ("request.max_tokens", None),
 ]
 
+DESCRIBE = [("action", {"operation": "describe", "method": "GET", "route": "/openapi.json"}), *METRICS[1:]]
+
 
 def allow(max_tokens):
     return {"allow": True, "reasons": [PERMITTED], "obligations": {"max_tokens": max_tokens}}
@@ -153,6 +155,14 @@ def cases():
     yield case("metrics-of-data-that-is-silent", no_metrics, *METRICS, watching, data={**DATA, "metrics": {}})
     yield case("a-model-for-the-group-of-the-metrics", deny(NO_GROUP), ("principal.groups", ["watch"]))
     yield case("no-model-and-no-metrics", deny(INCOMPLETE, "model-closed", NO_GROUP), ("model", None))
+
+    described = {"allow": True, "reasons": ["group-permits-description"], "obligations": {}}
+    yield case("description", described, *DESCRIBE)
+    yield case("description-by-a-token-for-one-model", described, *DESCRIBE, ("principal.models", ["demo"]))
+    yield case(
+        "description-of-no-group", deny("no-group-permits-description"), *DESCRIBE, ("principal.groups", ["nobody"])
+    )
+    yield case("description-by-a-closed-subject", deny("subject-closed"), *DESCRIBE, ("principal.subject", "mallory"))
 
     for section, fields in INPUT.items():
         for field in fields:

@@ -164,6 +164,8 @@ _DECODER: Final = BodyDecoder(ChatFields)
 class ChatSurface:
     """``generation.Surface``."""
 
+    wire = ChatFields
+
     def decode(self, body: bytes) -> Generation:
         wire = _DECODER.decode(body)
         talk = _conversation(wire)

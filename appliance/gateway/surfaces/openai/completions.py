@@ -63,6 +63,8 @@ _DECODER: Final = BodyDecoder(CompletionFields, max_items=_MAX_ITEMS)
 class CompletionSurface:
     """``generation.Surface``."""
 
+    wire = CompletionFields
+
     def decode(self, body: bytes) -> Generation:
         wire = _DECODER.decode(body)
         if wire.echo and wire.logprobs is not None:

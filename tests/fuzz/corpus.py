@@ -1,0 +1,96 @@
+"""What the fuzzing of each target starts from: small, and of every kind that there is."""
+
+import json
+from typing import Final
+
+from appliance.core.records import PolicyLoaded
+from appliance.core.values import Digest
+from appliance.ipc import frames, messages
+from tests.integration.gateway.hostile_table import BODIES, LOGGED, WIRE
+from tests.vectors.jwt import generate
+
+_CHAT: Final = {
+    "model": "demo",
+    "messages": [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}]},
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+        },
+        {"role": "tool", "content": "t", "tool_call_id": "c1"},
+    ],
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+    "tool_choice": "auto",
+}
+_FORMS: Final = {
+    **dict.fromkeys(("temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "mirostat_tau"), 0.5),
+    "model": "demo",
+    "messages": [{"role": "user", "content": "a\ud83d\ude00"}],
+    "max_tokens": 5,
+    "n": 2,
+    "seed": 1,
+    "stop": ["a", "b"],
+    "logit_bias": {"1": -100},
+    "logprobs": True,
+    "top_logprobs": 2,
+    "stream": True,
+    "stream_options": {"include_usage": True},
+    "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "string"}}},
+}
+_OBJECTS: Final = (
+    _CHAT,
+    _FORMS,
+    {"model": "demo", "messages": [{"role": "user", "content": "a"}], "grammar": 'root ::= "a"', "top_k": -1},
+    {"model": "demo", "prompt": [1, 2, 3], "echo": True, "best_of": 1},
+    {"model": "demo", "prompt": ["a"], "logprobs": 3},
+    {"model": "vectors", "input": ["a", "b"], "encoding_format": "base64", "dimensions": 8},
+    {"model": "vectors", "input": [[1], [2, 3]], "truncate": True},
+    {"model": "vectors", "query": "q", "documents": ["a", {"text": "b"}], "top_n": 1},
+    {"model": "demo", "content": "a", "add_special": True},
+    {"model": "demo", "tokens": [0, 1]},
+)
+_TEXTS: Final = tuple(json.dumps(one).encode() for one in _OBJECTS)
+_MESSAGES: Final = (
+    messages.Hello(role="gateway", open_requests=("r-1",)),
+    messages.Append(
+        call=1, record=PolicyLoaded(policy_digest=Digest.of(b""), data_digest=Digest.of(b"")), durable=True
+    ),
+    messages.Appended(call=1, index=1, leaf_hash=Digest.of(b"")),
+    messages.IssueToken(call=1, subject="a", client_id="b", groups=("c",), models=("*",), ttl_seconds=60),
+    messages.ListModels(call=1),
+    messages.AskFigures(call=1),
+    messages.Cancel(request_id="r-1"),
+    messages.RunnerStarted(request_id="r-1", prompt_tokens=3),
+    messages.RunnerDelta(request_id="r-1", text="a", tokens=1),
+    messages.RunnerEnd(request_id="r-1", reason="stop", prompt_tokens=3, completion_tokens=1),
+)
+_TINY: Final = (b"{}", b"[]", b'"\\ud83d\\ude00"', b"-0.0e-1", b"18446744073709551615", b'{"a":1,"\\u0061":2}', b"NaN")
+
+
+def _heads() -> tuple[bytes, ...]:
+    rows = [row.data for row in (*WIRE, *LOGGED, *BODIES) if len(row.data) < 1500]
+    return tuple(
+        data.replace(b"@HOST@", b"test").replace(b"@TOKEN@", b"good").replace(b'"chain"', b'"demo"') for data in rows
+    )
+
+
+SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
+    "json": (*_TINY, *_TEXTS),
+    "bodies": _TEXTS,
+    "tokens": (
+        generate.GOOD.encode(),
+        json.dumps(generate.HEADER).encode() + b"\n" + json.dumps(generate.CLAIMS).encode(),
+        b'{"alg":"none"}\n{"exp":1e9,"aud":["paddock"]}',
+    ),
+    "frames": tuple(map(frames.encode, _MESSAGES)),
+    "heads": _heads(),
+}
+DICTIONARY: Final = (
+    *(f'"{name}":' for one in _OBJECTS for name in one),
+    *("\\u0061", "\\ud800", "1e400", "-0", "NaN", "true", "null", "[[", "]]", "{}", '"role":"user"', '"text"'),
+    *("\r\n", "\r\n\r\n", "Host: test", "Authorization: Bearer good", "Content-Length: 2", "HTTP/1.1", "HTTP/1.0"),
+    *("Transfer-Encoding: chunked", "Content-Type: application/json", "0\r\n\r\n", "Connection: close", "Upgrade: h2c"),
+    *("GET ", "POST ", "/v1/models", "/v1/chat/completions", "/healthz", "/tokenize", "%2f", "..", "//", "?", "#"),
+    *('"alg":"ES256"', '"typ":"at+jwt"', '"kid":"first"', '"crit":', '"jwk":', '"exp":', '"aud":', '"iss":', '"nbf":'),
+)

@@ -1,0 +1,440 @@
+"""The rows of the table of hostile input that take time, company or a spoiled host."""
+
+import json
+import resource
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+import wasmtime
+
+from appliance.core.records import Closed, ModelRefused, Opened, PolicyLoaded, RefusedRequest, encode_entry
+from tests.integration.gateway.hostile_table import asking, get, post
+from tests.support.appliance import TestAppliance, appliance
+from tests.support.chain_model import chain_model, long_script
+from tests.support.hostile_tokens import Forge, base64url
+from tests.support.public_vectors import vectors_folder
+from tests.support.raw_http import RawAnswer, ends, exchange, read_answer
+
+WORDS: Final = 4000
+BUDGET: Final = 3000
+RATE: Final = 60
+OPEN: Final = "[limits]\naddress_requests_per_minute = 100_000\nprincipal_requests_per_minute = 1000\n"
+CONFIG: Final = "body_timeout_seconds = 2\n" + OPEN + "[models]\ncontext_tokens = 16384\nmax_loaded = 3\n"
+TIGHT: Final = (
+    f"[limits]\naddress_requests_per_minute = 100_000\nprincipal_requests_per_minute = {RATE}\n"
+    f"concurrent_requests = {RATE}\nbudget_tokens = {BUDGET}\n[models]\ncontext_tokens = 4096\n"
+)
+
+
+@dataclass
+class Scene:
+    """Appliances under test: one with room for everything, and one with little of it. What takes long by itself has
+    begun when the scene is staged."""
+
+    server: TestAppliance
+    tight: TestAppliance
+    slow_head: socket.socket
+    idle_reader: socket.socket
+    forge: Forge
+    began: float = field(default_factory=time.monotonic)
+    _names: Iterator[int] = field(default_factory=count)
+
+    @property
+    def servers(self) -> tuple[TestAppliance, ...]:
+        return (self.server, self.tight)
+
+    def fresh_name(self) -> str:
+        """Of a principal that has asked nothing yet: rates and budgets of rows do not meet."""
+        return f"caller-{next(self._names)}"
+
+    def token(self, server: TestAppliance | None = None, subject: str | None = None, **claims: Any) -> str:
+        """Signed here, so that the notary is not asked a thousand times."""
+        forge = Forge((server or self.server).config)
+        name = subject or self.fresh_name()
+        return forge.with_claims(sub=name, jti=f"of-{name}", **claims)
+
+    def send(self, data: bytes, *, server: TestAppliance | None = None, subject: str | None = None) -> RawAnswer:
+        server = server or self.server
+        return exchange(server.port, self.filled(data, server, self.token(server, subject)))
+
+    def traces(self, subject: str) -> list[str]:
+        """What the log of the roomy appliance says of this subject: reasons of refusals, and outcomes of answers."""
+        mine, told = set(), []
+        for entry in self.server.entries():
+            match entry.record:
+                case RefusedRequest(actor=actor, reason=reason) if actor.subject == subject:
+                    told.append(reason)
+                case Opened(actor=actor, request_id=request_id) if actor.subject == subject:
+                    mine.add(request_id)
+                case Closed(request_id=request_id, outcome=outcome) if request_id in mine:
+                    told.append(outcome)
+        return told
+
+    @staticmethod
+    def filled(data: bytes, server: TestAppliance, token: str) -> bytes:
+        return data.replace(b"@HOST@", b"127.0.0.1:%d" % server.port).replace(b"@TOKEN@", token.encode())
+
+
+@contextmanager
+def staged(directory: Path) -> Iterator[Scene]:
+    for name in ("server", "tight"):
+        (directory / name).mkdir()
+    models = {"chain": chain_model(), "long": chain_model(long_script(WORDS)), "spoiled": chain_model("soon spoiled")}
+    with ExitStack() as stage:
+        server = stage.enter_context(appliance(directory / "server", models, CONFIG))
+        tight = stage.enter_context(appliance(directory / "tight", {"chain": chain_model()}, TIGHT))
+        slow_head = stage.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+        slow_head.sendall(b"GET /healthz HTTP/1.1\r\nHost: ")
+        idle_reader = stage.enter_context(socket.socket())
+        idle_reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        idle_reader.connect(("127.0.0.1", server.port))
+        asked = asking(model="long", stream=True, max_tokens=WORDS, logprobs=True, top_logprobs=20)  # 2 kB a token
+        idle_reader.sendall(Scene.filled(asked, server, server.token("idle-reader")))
+        yield Scene(server, tight, slow_head, idle_reader, Forge(server.config))
+
+
+@dataclass(frozen=True)
+class Script:
+    """``play`` does the row and asserts what must come of it."""
+
+    number: int
+    name: str
+    play: Callable[[Scene], None]
+
+
+def one_record(server: TestAppliance, subject: str) -> RefusedRequest:
+    (record,) = [record for record in server.records(RefusedRequest) if record.actor.subject == subject]
+    assert isinstance(record, RefusedRequest)
+    return record
+
+
+def closed_record(server: TestAppliance, subject: str) -> Closed:
+    """Of the one answer to this subject; waits for it."""
+    (opened,) = [record for record in server.records(Opened) if record.actor.subject == subject]
+
+    def found() -> list[Closed]:
+        return [record for record in server.records(Closed) if record.request_id == opened.request_id]
+
+    server.wait_until(lambda: found() != [], "the closed record")
+    return found()[0]
+
+
+# --- 16 -------------------------------------------------------------------------------------------------------------
+
+
+def unknown_key_ids(scene: Scene) -> None:
+    """Each is refused by itself, and whoever sends them keeps nobody out."""
+    rest = scene.forge.token().partition(".")[2]
+    before = scene.server.log.count("refused: token-invalid")
+    for number in range(1000):
+        unknown = f"{base64url(scene.forge.header(kid=f'unknown-{number}'))}.{rest}"
+        data = Scene.filled(get(b"/v1/models", bearer=True), scene.server, unknown)
+        assert exchange(scene.server.port, data).status == 401
+    assert scene.server.log.count("refused: token-invalid") == before + 1000
+
+
+# --- 34 -------------------------------------------------------------------------------------------------------------
+
+
+def texts_of_a_suite(scene: Scene) -> None:
+    """JSONTestSuite, as bodies: not one of its texts is what a route asks for, and none is a fault of ours."""
+    token = scene.token()
+    texts = sorted((vectors_folder("json") / "test_parsing").glob("*.json"))
+    assert len(texts) == 318
+    for text in texts:
+        answer = exchange(scene.server.port, Scene.filled(post(text.read_bytes()), scene.server, token))
+        assert answer.status == 400, text.name
+        assert answer.code() in {"json-invalid", "field-invalid", "field-unknown"}, text.name
+        assert text.name[0] == "y" or answer.code() == "json-invalid" or text.name in TAKEN, text.name
+
+
+TAKEN: Final = frozenset({"i_number_double_huge_neg_exp.json", "i_number_real_underflow.json"})
+"""Numbers that are too small to be more than zero."""
+
+
+# --- 39 -------------------------------------------------------------------------------------------------------------
+
+
+def unknown_and_forbidden_models(scene: Scene) -> None:
+    """Alike for whoever may not list them: confined by the token, and by policy."""
+    for groups, models in ((("staff",), ("other",)), (("visitors",), ("*",))):
+        token = scene.token(groups=groups, models=models)
+        for ask in (
+            lambda name: asking(model=name),
+            lambda name: asking(model=name, messages=[{"role": "user", "content": "x" * 250_000}]),
+            lambda name: post(b'{"model":"%s","input":"a"}' % name.encode(), path=b"/v1/embeddings"),
+            lambda name: get(b"/v1/models/" + name.encode(), bearer=True),
+        ):
+            forbidden, absent = (
+                exchange(scene.server.port, Scene.filled(ask(name), scene.server, token)) for name in ("chain", "none")
+            )
+            assert (forbidden.status, forbidden.body) == (absent.status, absent.body)
+            assert forbidden.status == 404
+            assert forbidden.headers.keys() == absent.headers.keys()
+
+
+# --- 42 to 45: budgets ----------------------------------------------------------------------------------------------
+
+
+def too_often(scene: Scene) -> None:
+    data = get(b"/v1/models", bearer=True)
+    subject = scene.fresh_name()
+    answers = [scene.send(data, server=scene.tight, subject=subject) for _ in range(RATE + 3)]
+    assert [answer.status for answer in answers] == [200] * RATE + [429] * 3
+    assert answers[-1].code() == "rate-limited"
+    assert int(answers[-1].headers["retry-after"]) >= 1
+    assert [r for r in scene.tight.records(RefusedRequest) if r.actor.subject == subject] == []  # counted
+
+
+def budget_spent(scene: Scene) -> None:
+    subject = scene.fresh_name()
+    asked = asking(max_tokens=1000)
+    statuses = []
+    for _ in range(RATE):
+        answer = scene.send(asked, server=scene.tight, subject=subject)
+        statuses.append(answer.status)
+        if answer.status != 200:
+            break
+    assert statuses == [200] * (len(statuses) - 1) + [429]
+    assert answer.code() == "budget-exhausted"
+    assert one_record(scene.tight, subject).reason == "budget-exhausted"
+
+
+def more_than_the_whole_budget(scene: Scene) -> None:
+    subject = scene.fresh_name()
+    answer = scene.send(asking(max_tokens=BUDGET + 1), server=scene.tight, subject=subject)
+    assert (answer.status, answer.code()) == (400, "budget-too-small")
+    assert one_record(scene.tight, subject).reason == "budget-too-small"
+
+
+def no_max_tokens(scene: Scene) -> None:
+    subject = scene.fresh_name()
+    assert scene.send(asking(), subject=subject).status == 200
+    (opened,) = [record for record in scene.server.records(Opened) if record.actor.subject == subject]
+    assert opened.reserved_tokens > scene.server.config.models.default_max_tokens
+
+
+def parallel_calls(scene: Scene) -> None:
+    """Each reserves more than half of the budget, and what the first gives back does not make room for a second."""
+    subject = scene.fresh_name()
+    token = scene.token(scene.tight, subject)
+    data = Scene.filled(asking(max_tokens=BUDGET - 300), scene.tight, token)
+    with ExitStack() as held:
+        socks = [held.enter_context(socket.create_connection(("127.0.0.1", scene.tight.port), 20)) for _ in range(50)]
+        for sock in socks:
+            sock.sendall(data[:-1])
+        for sock in socks:
+            sock.sendall(data[-1:])
+        with ThreadPoolExecutor(50) as readers:
+            answers = list(readers.map(read_answer, socks))
+    assert sorted(answer.status for answer in answers) == [200] + [429] * 49
+    assert {answer.code() for answer in answers if answer.status == 429} == {"budget-exhausted"}
+    assert len([record for record in scene.tight.records(Opened) if record.actor.subject == subject]) == 1
+
+
+def stream_left_by_its_client(scene: Scene) -> None:
+    subject = scene.fresh_name()
+    data = Scene.filled(asking(model="long", stream=True, max_tokens=WORDS), scene.server, scene.token(subject=subject))
+    with socket.create_connection(("127.0.0.1", scene.server.port), 20) as sock:
+        sock.sendall(data)
+        assert b" 200 " in sock.recv(4096)
+    closed = closed_record(scene.server, subject)
+    assert closed.outcome == "cancelled"
+    assert closed.prompt_tokens > 0
+    assert closed.completion_tokens < WORDS
+
+
+def stream_at_its_end_of_tokens(scene: Scene) -> None:
+    """What was reserved is never exceeded, so the end is the caller's own bound or policy's; the stream tells it."""
+    subject = scene.fresh_name()
+    answer = scene.send(asking(model="long", stream=True, max_tokens=5), subject=subject)
+    assert b'"finish_reason":"length"' in answer.body
+    assert b"data: [DONE]" in answer.body
+    closed = closed_record(scene.server, subject)
+    assert (closed.outcome, closed.completion_tokens) == ("truncated", 5)
+
+
+def stream_whose_runner_dies(scene: Scene) -> None:
+    server, subject = scene.tight, scene.fresh_name()
+    asked = asking(stream=True, max_tokens=BUDGET - 500, ignore_eos=True)
+    with socket.create_connection(("127.0.0.1", server.port), 20) as sock:
+        sock.sendall(Scene.filled(asked, server, scene.token(server, subject)))
+        received = sock.recv(4096)
+        server.kill("runner")
+        while not received.endswith(b"0\r\n\r\n"):
+            received += (piece := sock.recv(65536))
+            assert piece, received[-300:]
+    assert b'"code":"runner-lost"' in received
+    assert closed_record(server, subject).outcome == "runner-lost"
+
+
+# --- 46 to 48: what we depend on ------------------------------------------------------------------------------------
+
+
+def policy_without_an_answer(scene: Scene) -> None:
+    """Undefined, of another type, endless, or none at all: never a yes, and never a no that looks like policy's own."""
+    server = scene.tight
+    place = server.config.policy_dir / "policy.wasm"
+    good = place.read_bytes()
+    kinds = {
+        "undefined": _module("[]"),
+        "text": _module('[{"result":{"allow":"true","reasons":["group-permits-model"],"obligations":{}}}]'),
+        "page": _module('[{"result":"<html>"}]'),
+        "endless": _module("[]", "(loop $again br $again) unreachable"),
+    }
+    try:
+        for kind, module in kinds.items():
+            _replace_policy(server, place, module)
+            for data in (asking(), get(b"/v1/models", bearer=True), get(b"/metrics", bearer=True)):
+                subject = scene.fresh_name()
+                answer = scene.send(data, server=server, subject=subject)
+                assert (answer.status, answer.code()) == (503, "policy-unavailable"), kind
+                assert int(answer.headers["retry-after"]) >= 1
+                assert one_record(server, subject).reason == "policy-unavailable"
+    finally:
+        _replace_policy(server, place, good)
+
+
+def _replace_policy(server: TestAppliance, place: Path, module: bytes) -> None:
+    known = len(server.records(PolicyLoaded))
+    fresh = place.with_suffix(".fresh")
+    fresh.write_bytes(module)
+    fresh.rename(place)
+    server.wait_until(lambda: len(server.records(PolicyLoaded)) > known, "the changed policy")
+    time.sleep(0.1)  # the record comes first, then the policy decides
+
+
+def _module(answer: str, evaluate: str = "i32.const 4096") -> bytes:
+    """The smallest module that looks like OPA's and gives this answer to everything."""
+    texts = {1024: "{}", 2048: '{"paddock/decision":0}', 4096: answer}
+    data = "".join(
+        f'(data (i32.const {place}) "{"".join(f"{chr(92)}{byte:02x}" for byte in (*text.encode(), 0))}")'
+        for place, text in texts.items()
+    )
+    return bytes(
+        wasmtime.wat2wasm(f"""(module
+            (import "env" "memory" (memory 2))
+            (import "env" "opa_abort" (func $abort (param i32)))
+            (export "memory" (memory 0))
+            (global (export "opa_wasm_abi_version") i32 (i32.const 1))
+            (global (export "opa_wasm_abi_minor_version") i32 (i32.const 3))
+            {data}
+            (func (export "builtins") (result i32) i32.const 1024)
+            (func (export "entrypoints") (result i32) i32.const 2048)
+            (func (export "opa_json_dump") (param i32) (result i32) local.get 0)
+            (func (export "opa_json_parse") (param i32 i32) (result i32) i32.const 8)
+            (func (export "opa_malloc") (param i32) (result i32) i32.const 70000)
+            (func (export "opa_heap_ptr_get") (result i32) i32.const 80000)
+            (func (export "opa_eval") (param i32 i32 i32 i32 i32 i32 i32) (result i32) {evaluate}))""")
+    )
+
+
+def log_that_cannot_be_written(scene: Scene) -> None:
+    server = scene.tight
+    token, notary = scene.token(server), server.pid_of("notary")
+    opened = len(server.records(Opened))
+    whole = resource.prlimit(notary, resource.RLIMIT_FSIZE)
+    resource.prlimit(notary, resource.RLIMIT_FSIZE, (0, whole[1]))  # every write fails, as on a full disk
+    try:
+        answer = exchange(server.port, Scene.filled(asking(), server, token))
+    finally:
+        resource.prlimit(notary, resource.RLIMIT_FSIZE, whole)
+    assert (answer.status, answer.code()) == (503, "audit-unavailable")
+    server.wait_until(lambda: server.chat(token, max_tokens=1).status == 200, "service once the log can be written")
+    assert len(server.records(Opened)) == opened + 1
+
+
+def model_that_changed_after_it_was_signed(scene: Scene) -> None:
+    blob = scene.server.blob_of("spoiled")
+    blob.chmod(0o600)
+    with blob.open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    answer = scene.send(asking(model="spoiled"))
+    assert (answer.status, answer.code()) == (503, "model-not-verified"), answer
+    assert [record.name for record in scene.server.records(ModelRefused)] == ["spoiled"]
+
+
+# --- 49 -------------------------------------------------------------------------------------------------------------
+
+
+def names_that_want_to_be_more_stay_in_their_record(scene: Scene) -> None:
+    odd = "=cmd|'/C calc'!A0\r\n{\"v\":1}\x1b[2J\u2028\u202e"
+    assert scene.send(asking(model=odd), subject=odd).status == 404
+    record = one_record(scene.server, odd)
+    assert record.model_name == odd
+    (leaf,) = [encode_entry(entry) for entry in scene.server.entries() if entry.record == record]
+    assert json.loads(leaf)["record"]["actor"]["subject"] == odd
+    assert leaf.splitlines() == [leaf]
+    assert not set(leaf) & {*range(32), 127}
+
+
+# --- 54 -------------------------------------------------------------------------------------------------------------
+
+
+def slow_head(scene: Scene) -> None:
+    assert ends(scene.slow_head)
+    assert time.monotonic() - scene.began > 5
+
+
+def slow_body(scene: Scene) -> None:
+    subject = scene.fresh_name()
+    whole = asking()
+    answer = scene.send(whole[:-5], subject=subject)
+    assert (answer.status, answer.code()) == (408, "body-timeout")
+    assert one_record(scene.server, subject).reason == "body-timeout"
+
+
+def idle_reader(scene: Scene) -> None:
+    """It may have been cut at the last token, of an answer that lay ready for it; it never gets the rest."""
+    assert closed_record(scene.server, "idle-reader").outcome in {"cancelled", "truncated"}
+    received = b""
+    with suppress(ConnectionResetError):
+        while piece := scene.idle_reader.recv(2**20):
+            received += piece
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert b"data: [DONE]" not in received
+
+
+def many_streams(scene: Scene) -> None:
+    subject = scene.fresh_name()
+    data = Scene.filled(asking(model="long", stream=True, max_tokens=WORDS), scene.server, scene.token(subject=subject))
+    with ExitStack() as held:
+        socks = [held.enter_context(socket.create_connection(("127.0.0.1", scene.server.port), 20)) for _ in range(8)]
+        for sock in socks:
+            sock.sendall(data)
+        statuses = [int(sock.recv(4096).split(b" ", 2)[1]) for sock in socks]
+    allowed = scene.server.config.models.slots - 1
+    assert sorted(statuses) == [200] * allowed + [429] * (8 - allowed)
+
+
+SCRIPTS: Final = (
+    Script(16, "a thousand unknown key ids", unknown_key_ids),
+    Script(34, "texts of JSONTestSuite", texts_of_a_suite),
+    Script(39, "unknown and forbidden models look alike", unknown_and_forbidden_models),
+    Script(42, "over the rate", too_often),
+    Script(42, "over the budget", budget_spent),
+    Script(42, "more than the whole budget", more_than_the_whole_budget),
+    Script(43, "no max_tokens", no_max_tokens),
+    Script(44, "50 parallel calls where one fits", parallel_calls),
+    Script(45, "stream left by its client", stream_left_by_its_client),
+    Script(45, "stream at the end of its tokens", stream_at_its_end_of_tokens),
+    Script(45, "stream whose runner dies", stream_whose_runner_dies),
+    Script(46, "policy without an answer", policy_without_an_answer),
+    Script(47, "log that cannot be written", log_that_cannot_be_written),
+    Script(48, "model that changed after it was signed", model_that_changed_after_it_was_signed),
+    Script(49, "names in records", names_that_want_to_be_more_stay_in_their_record),
+    Script(54, "slow headers", slow_head),
+    Script(54, "slow body", slow_body),
+    Script(54, "reader that does not read", idle_reader),
+    Script(54, "many streams of one principal", many_streams),
+)

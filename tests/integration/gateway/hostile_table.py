@@ -1,0 +1,441 @@
+# ruff: noqa: E501 - one row of a table is one line
+"""The table of hostile input: what is sent to the real server byte for byte, and what must come back.
+
+The numbers are those of the project's list of hostile input. A row that one exchange of bytes can show stands here; one
+that takes time, company or a spoiled host is a function of ``hostile_scripts``. What of a number cannot be shown yet,
+because the part that it is about is not there, stands in ``NOT_BUILT`` and nowhere else.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from tests.support.hostile_tokens import MISSING, Forge, base64url, in_seconds
+
+NOT_BUILT: Final[dict[int, str]] = {
+    9: "forwarded headers from a peer that is no proxy of ours: stripped and logged",
+    11: "resource_metadata in WWW-Authenticate (RFC 9728)",
+    16: "one refresh of foreign keys per cooldown, however many unknown key ids come",
+    19: "audience lists, where configured",
+    21: "revoked tokens, disabled clients, rotated keys",
+    22: "scopes: insufficient_scope",
+    23: "DPoP",
+    24: "tokens bound to a certificate",
+    25: "token endpoint: forms",
+    26: "token endpoint: unknown clients",
+    27: "token endpoint: scope and resource",
+    28: "refresh tokens",
+    29: "introspection",
+    30: "revocation",
+    46: "a limiter's store and a policy engine in processes of their own",
+    49: "export as CSV",
+    51: "remote engines",
+    53: "a stream through nginx",
+}
+"""Number -> what of it. Whoever builds one of these empties its line and adds its rows."""
+
+ALL_NUMBERS: Final = frozenset(range(1, 56))
+
+Told = Literal["line", "record", "closed", "nothing"]
+"""Where a row leaves its trace, and exactly one there: a line of the gateway's log while nobody is identified, a record
+of a known principal's refusal, or the closed record of one that the runner refused. ``nothing`` is an answer, not a
+refusal."""
+
+PATH: Final = b"/v1/chat/completions"
+GOOD: Final[dict[str, Any]] = {"model": "chain", "messages": [{"role": "user", "content": "hi"}]}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One exchange. In ``data``, ``@HOST@`` and ``@TOKEN@`` stand for the server's and a good token's; ``token`` makes
+    another. ``headers`` are what the answer's must begin with, by name in lower case, None for one
+    that must not be there. ``closes``: the server ends the connection after its answer."""
+
+    number: int
+    name: str
+    data: bytes
+    status: int
+    code: str
+    told: Told
+    token: Callable[[Forge], str] | None = None
+    headers: Mapping[str, str | None] = field(default_factory=dict)
+    param: str | None = None
+    closes: bool = False
+
+
+# --- how bytes are written ------------------------------------------------------------------------------------------
+
+
+def head(line: bytes, *fields: bytes, host: bytes | None = b"Host: @HOST@") -> bytes:
+    return b"\r\n".join([line, *([] if host is None else [host]), *fields, b"", b""])
+
+
+def get(target: bytes, *fields: bytes, bearer: bool = False, method: bytes = b"GET") -> bytes:
+    return head(b"%s %s HTTP/1.1" % (method, target), *([b"Authorization: Bearer @TOKEN@"] if bearer else []), *fields)
+
+
+def post(body: bytes, *fields: bytes, media_type: bytes = b"application/json", path: bytes = PATH) -> bytes:
+    typed = [b"Content-Type: " + media_type] if media_type else []
+    return get(path, *typed, b"Content-Length: %d" % len(body), *fields, bearer=True, method=b"POST") + body
+
+
+def asking(**fields: Any) -> bytes:
+    return post(json.dumps({**GOOD, **fields}).encode())
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def refused(number: int, name: str, data: bytes, status: int, code: str, **more: Any) -> Row:
+    """By the wire or the guard, before anybody is identified."""
+    return Row(number, name, data, status, code, "line", closes=True, **more)
+
+
+def denied(number: int, name: str, token: Callable[[Forge], str]) -> Row:
+    """A token that is none."""
+    return Row(
+        number, name, get(b"/v1/models", bearer=True), 401, "token-invalid", "line", token,
+        {"www-authenticate": "Bearer realm="}, closes=True,
+    )  # fmt: skip
+
+
+def bad(number: int, name: str, data: bytes, code: str = "field-invalid", status: int = 400, **more: Any) -> Row:
+    """By what a known principal asked."""
+    return Row(number, name, data, status, code, "record", **more)
+
+
+def raw(number: int, name: str, body: bytes) -> Row:
+    return bad(number, name, post(body), "json-invalid")
+
+
+def field_of(number: int, name: str, param: str | None = None, **fields: Any) -> Row:
+    return bad(number, name, asking(**fields), param=param or next(iter(fields)))
+
+
+def unfit(name: str, **fields: Any) -> Row:
+    """By the runner, which alone knows grammars."""
+    return Row(41, name, asking(**fields), 400, "field-invalid", "closed")
+
+
+LENGTH = b"Content-Length: 2"
+CHUNKED = b"Transfer-Encoding: chunked"
+NO_TOKEN = {"www-authenticate": "Bearer realm="}
+
+WIRE = [
+    refused(1, "both framings", get(b"/", LENGTH, CHUNKED, method=b"POST") + b"0\r\n\r\n", 400, "request-malformed"),
+    refused(1, "both framings, the other way round", get(b"/", CHUNKED, LENGTH, method=b"POST") + b"0\r\n\r\n", 400, "request-malformed"),
+    refused(1, "two lengths", get(b"/", LENGTH, b"Content-Length: 3", method=b"POST") + b"xx", 400, "request-malformed"),
+    refused(1, "one length twice", get(b"/", LENGTH, LENGTH, method=b"POST") + b"xx", 400, "request-malformed"),
+    refused(1, "list of lengths", get(b"/", b"Content-Length: 2, 2", method=b"POST") + b"xx", 400, "request-malformed"),
+    refused(1, "signed length", get(b"/", b"Content-Length: +2", method=b"POST") + b"xx", 400, "request-malformed"),
+    refused(1, "negative length", get(b"/", b"Content-Length: -2", method=b"POST") + b"xx", 400, "request-malformed"),
+    refused(1, "hexadecimal length", get(b"/", b"Content-Length: 0x2", method=b"POST") + b"xx", 400, "request-malformed"),
+    refused(1, "length beyond 64 bits", get(b"/", b"Content-Length: 18446744073709551618", method=b"POST") + b"xx", 400, "request-malformed"),
+    refused(1, "empty length", get(b"/", b"Content-Length: ", method=b"POST") + b"xx", 400, "request-malformed"),
+    refused(1, "unknown coding", get(b"/", b"Transfer-Encoding: xchunked", method=b"POST") + b"0\r\n\r\n", 400, "request-malformed"),
+    refused(1, "chunked, but not last", get(b"/", b"Transfer-Encoding: chunked, gzip", method=b"POST") + b"0\r\n\r\n", 400, "request-malformed"),
+    refused(1, "two codings", get(b"/", CHUNKED, b"Transfer-Encoding: identity", method=b"POST") + b"0\r\n\r\n", 400, "request-malformed"),
+    refused(1, "trailer", get(b"/healthz", CHUNKED, method=b"POST") + b"0\r\nAuthorization: x\r\n\r\n", 400, "header-invalid"),
+    refused(1, "bare line feeds", b"GET / HTTP/1.1\nHost: @HOST@\n\n", 400, "request-malformed"),
+    refused(1, "one bare line feed", b"GET / HTTP/1.1\r\nHost: @HOST@\nX: 1\r\n\r\n", 400, "request-malformed"),
+    refused(1, "folded header", get(b"/", b"X: a\r\n b"), 400, "request-malformed"),
+    refused(1, "NUL in a header", get(b"/", b"X: a\x00b"), 400, "request-malformed"),
+    refused(1, "CR in a header", get(b"/", b"X: a\rb"), 400, "request-malformed"),
+    refused(1, "NUL in a header's name", get(b"/", b"X\x00: a"), 400, "request-malformed"),
+    refused(1, "space before the colon", head(b"GET / HTTP/1.1", host=b"Host : @HOST@"), 400, "request-malformed"),
+    refused(1, "no colon", get(b"/", b"X"), 400, "request-malformed"),
+    refused(1, "empty name", get(b"/", b": x"), 400, "request-malformed"),
+    refused(1, "space before the first header", b"GET / HTTP/1.1\r\n Host: @HOST@\r\n\r\n", 400, "request-malformed"),
+    refused(2, "no host", head(b"GET / HTTP/1.1", host=None), 400, "host-invalid"),
+    refused(2, "empty host", head(b"GET / HTTP/1.1", host=b"Host: "), 400, "host-invalid"),
+    refused(2, "two hosts", get(b"/", b"Host: @HOST@"), 400, "host-invalid"),
+    refused(2, "another's host", head(b"GET / HTTP/1.1", host=b"Host: evil.example"), 421, "host-foreign"),
+    refused(2, "host without our port", head(b"GET / HTTP/1.1", host=b"Host: 127.0.0.1"), 421, "host-foreign"),
+    refused(2, "host of IPv6", head(b"GET / HTTP/1.1", host=b"Host: [::1]:1"), 421, "host-foreign"),
+    *[
+        refused(2, f"host with {mark.decode()}", head(b"GET / HTTP/1.1", host=b"Host: @HOST@" + mark + b"x"), 400, "host-invalid")
+        for mark in (b"/", b"#", b"?", b"@", b"\\", b",", b" ")
+    ],
+    refused(2, "host with a user", head(b"GET / HTTP/1.1", host=b"Host: a@@HOST@"), 400, "host-invalid"),
+    refused(2, "port beyond 65535", head(b"GET / HTTP/1.1", host=b"Host: a:99999"), 400, "host-invalid"),
+    refused(2, "port that is no number", head(b"GET / HTTP/1.1", host=b"Host: a:80x"), 400, "host-invalid"),
+    refused(3, "HTTP/0.9", b"GET /healthz\r\n\r\n", 400, "request-malformed"),
+    refused(3, "HTTP/1.0 without a host", head(b"GET /healthz HTTP/1.0", host=None), 400, "host-invalid"),
+    refused(3, "HTTP/2.0", head(b"GET /healthz HTTP/2.0"), 400, "request-malformed"),
+    refused(3, "HTTP/9.9", head(b"GET /healthz HTTP/9.9"), 400, "request-malformed"),
+    refused(3, "preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "request-malformed"),
+    refused(3, "TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64), 400, "request-malformed"),
+    Row(4, "h2c", get(b"/healthz", b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAAP__"), 200, "", "nothing", headers={"upgrade": None}),
+    Row(4, "h2c on a route with a token", get(b"/v1/models", b"Connection: Upgrade", b"Upgrade: h2c", bearer=True), 200, "", "nothing", headers={"upgrade": None}),
+    Row(4, "websocket", get(b"/healthz", b"Connection: Upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="), 200, "", "nothing", headers={"upgrade": None}),
+    refused(5, "100 fields", get(b"/", *[b"X: 1"] * 100), 431, "headers-too-large"),
+    refused(5, "65 fields", get(b"/healthz", *[b"X: 1"] * 64), 431, "headers-too-large"),
+    Row(5, "64 fields", get(b"/healthz", *[b"X: 1"] * 63), 200, "", "nothing"),
+    refused(5, "17 kB in one field", get(b"/", b"X: " + b"a" * 17_000), 431, "headers-too-large"),
+    refused(5, "17 kB in many fields", get(b"/", *[b"X: " + b"a" * 1000] * 17), 431, "headers-too-large"),
+    refused(5, "70 kB", get(b"/", b"X: " + b"a" * 70_000), 431, "headers-too-large"),
+    refused(6, "path of 5 kB", get(b"/" + b"a" * 5000), 414, "uri-too-long"),
+    refused(6, "query of 5 kB", get(b"/healthz?" + b"a" * 5000), 414, "uri-too-long"),
+    *[
+        refused(7, f"path {path.decode('latin-1')!r}", get(path), 400, "path-invalid")
+        for path in (
+            b"//v1/models", b"/v1//models", b"/v1/models/", b"/v1/./models", b"/v1/../healthz", b"/./healthz", b"/..",
+            b"/v1%2fmodels", b"/v1%2Fmodels", b"/v1%5cmodels", b"/v1/models%00", b"/%2e%2e/healthz", b"/%68ealthz",
+            b"/v1/models%23", b"/v1/models%3f", b"/v1/models%", b"/v1/models;x=1", b"/v1/models\\x", b"/healthz#x",
+            b"http://@HOST@/healthz", b"http://evil.example/healthz", b"//evil.example/healthz",
+        )
+    ],
+    refused(7, "path with a byte above 127", get(b"/v1/mod\xe9ls"), 400, "request-malformed"),
+    refused(7, "star", head(b"OPTIONS * HTTP/1.1"), 400, "path-invalid"),
+    refused(7, "authority", head(b"CONNECT evil.example:443 HTTP/1.1"), 400, "path-invalid"),
+    refused(8, "unknown path, no token", get(b"/admin"), 401, "token-missing", headers=NO_TOKEN),
+    refused(8, "wrong method, no token", get(b"/v1/models", method=b"DELETE"), 401, "token-missing", headers=NO_TOKEN),
+    bad(8, "unknown path", get(b"/admin", bearer=True), "not-found", 404),
+    bad(8, "unknown path below a known one", get(b"/v1/models/a/b", bearer=True), "not-found", 404),
+    bad(8, "path of another case", get(b"/V1/models", bearer=True), "not-found", 404),
+    bad(8, "wrong method", get(PATH, bearer=True), "method-not-allowed", 405, headers={"allow": "POST"}),
+    bad(8, "other wrong method", get(b"/v1/models", bearer=True, method=b"DELETE"), "method-not-allowed", 405, headers={"allow": "GET"}),
+    bad(8, "unknown method of HTTP", get(b"/v1/models", bearer=True, method=b"PROPFIND"), "method-not-allowed", 405, headers={"allow": "GET"}),
+    refused(8, "method that is none", head(b"FROBNICATE / HTTP/1.1"), 400, "request-malformed"),
+    refused(8, "method in small letters", head(b"get /healthz HTTP/1.1"), 400, "request-malformed"),
+    refused(9, "underscore", get(b"/healthz", b"X_Forwarded_For: 1"), 400, "header-invalid"),
+    refused(9, "underscore beside the dash", get(b"/healthz", b"X-Forwarded-For: 1", b"X_Forwarded_For: 2"), 400, "header-invalid"),
+    refused(9, "underscore in a name that is ours", get(b"/v1/models", b"Content_Length: 1", bearer=True), 400, "header-invalid"),
+]  # fmt: skip
+
+TOKENS = [
+    refused(10, "two headers", get(b"/v1/models", b"Authorization: Bearer a", b"Authorization: Bearer b"), 400, "header-invalid"),
+    refused(10, "a good one and another", get(b"/v1/models", b"Authorization: Bearer b", bearer=True), 400, "header-invalid"),
+    refused(10, "two in one header", get(b"/v1/models", b"Authorization: Bearer a, Bearer b"), 400, "header-invalid"),
+    refused(10, "a good one and another in one header", get(b"/v1/models", b"Authorization: Bearer @TOKEN@,Basic b"), 400, "header-invalid"),
+    refused(10, "in the query", get(b"/v1/models?access_token=@TOKEN@"), 400, "header-invalid"),
+    refused(10, "in the query and the header", get(b"/v1/models?access_token=@TOKEN@", bearer=True), 400, "header-invalid"),
+    refused(10, "in the query, escaped", get(b"/v1/models?a=1&access%5Ftoken=@TOKEN@", bearer=True), 400, "header-invalid"),
+    bad(10, "in the body", asking(access_token="x"), "field-unknown"),
+    bad(10, "in a form", post(b"access_token=@TOKEN@", media_type=b"application/x-www-form-urlencoded"), "media-type-unsupported", 415),
+    refused(11, "none", get(b"/v1/models"), 401, "token-missing", headers={"www-authenticate": "Bearer realm="}),
+    refused(11, "none, in another header", get(b"/v1/models", b"X-Api-Key: @TOKEN@"), 401, "token-missing", headers=NO_TOKEN),
+    refused(11, "none, as a cookie", get(b"/v1/models", b"Cookie: access_token=@TOKEN@"), 401, "token-missing", headers=NO_TOKEN),
+    refused(11, "none, for the proxy", get(b"/v1/models", b"Proxy-Authorization: Bearer @TOKEN@"), 401, "token-missing", headers=NO_TOKEN),
+    refused(11, "other scheme", get(b"/v1/models", b"Authorization: Basic YTpi"), 401, "token-invalid", headers=NO_TOKEN),
+    denied(12, "8 kB", lambda forge: forge.with_claims(groups=["a" * 255] * 30)),
+    denied(12, "empty", lambda _: ""),
+    denied(12, "one segment", lambda _: "abc"),
+    denied(12, "two segments", lambda forge: forge.token().rpartition(".")[0]),
+    denied(12, "four segments", lambda forge: forge.token() + ".x"),
+    denied(12, "five segments, as of JWE", lambda forge: forge.token() + ".x.y"),
+    denied(12, "empty signature", lambda forge: forge.token().rpartition(".")[0] + "."),
+    denied(12, "padded", lambda forge: forge.token() + "="),
+    denied(12, "space within", lambda forge: forge.token().replace(".", ". ", 1)),
+    denied(12, "two spaces before", lambda forge: " " + forge.token()),
+    denied(12, "plain base64", lambda forge: "+" + forge.token()[1:]),
+    denied(12, "plain base64, in the signature", lambda forge: forge.token()[:-1] + "/"),
+    denied(12, "not UTF-8 inside", lambda forge: forge.token(b'{"alg":"\xff"}')),
+    denied(13, "none", lambda forge: forge.with_header(alg="none")),
+    denied(13, "none, without a signature", lambda forge: base64url(forge.header(alg="none")) + "." + base64url(forge.claims()) + "."),
+    denied(13, "None", lambda forge: forge.with_header(alg="None")),
+    denied(13, "HS256 with the public key", lambda forge: forge.with_hmac()),
+    denied(13, "RS256", lambda forge: forge.with_header(alg="RS256")),
+    denied(13, "ES384, not the key's own", lambda forge: forge.with_header(alg="ES384")),
+    denied(13, "a list", lambda forge: forge.with_header(alg=["ES256"])),
+    denied(13, "missing", lambda forge: forge.with_header(alg=MISSING)),
+    denied(13, "another's key", lambda forge: forge.token(stranger=True)),
+    *[
+        denied(14, name, lambda forge, name=name, value=value: forge.with_header(**{name: value}))
+        for name, value in {
+            "jwk": {}, "jku": "https://evil.example/jwks", "x5u": "https://evil.example/x", "x5c": [], "crit": ["exp"], "b64": False, "zip": "DEF",
+        }.items()
+    ],
+    denied(14, "the key itself", lambda forge: forge.with_header(jwk=forge.jwk)),
+    denied(15, "JWT", lambda forge: forge.with_header(typ="JWT")),
+    denied(15, "missing", lambda forge: forge.with_header(typ=MISSING)),
+    denied(15, "a list", lambda forge: forge.with_header(typ=["at+jwt"])),
+    denied(15, "of a DPoP proof", lambda forge: forge.with_header(typ="dpop+jwt")),
+    denied(16, "missing", lambda forge: forge.with_header(kid=MISSING)),
+    denied(16, "a number", lambda forge: forge.with_header(kid=1)),
+    denied(16, "a list", lambda forge: forge.with_header(kid=[forge.jwk["kid"]])),
+    denied(16, "129 characters", lambda forge: forge.with_header(kid="k" * 129)),
+    denied(16, "a path", lambda forge: forge.with_header(kid="../../../../dev/null")),
+    denied(16, "quotes", lambda forge: forge.with_header(kid="' OR '1'='1")),
+    denied(16, "NUL", lambda forge: forge.with_header(kid=forge.jwk["kid"] + "\x00")),
+    denied(16, "unknown", lambda forge: forge.with_header(kid="another")),
+    denied(17, "in the header", lambda forge: forge.token(forge.header()[:-1] + b',"alg":"ES256"}')),
+    denied(17, "in the header, escaped", lambda forge: forge.token(forge.header()[:-1] + b',"\\u0061lg":"ES256"}')),
+    denied(17, "in the claims", lambda forge: forge.token(None, forge.claims()[:-1] + b',"sub":"root"}')),
+    denied(17, "in the claims, escaped", lambda forge: forge.token(None, forge.claims()[:-1] + b',"\\u0073ub":"root"}')),
+    denied(17, "deep in the claims", lambda forge: forge.token(None, forge.claims()[:-1] + b',"x":{"a":1,"a":2}}')),
+    denied(18, "exp missing", lambda forge: forge.with_claims(exp=MISSING)),
+    denied(18, "exp as text", lambda forge: forge.with_claims(exp=str(in_seconds(60)))),
+    denied(18, "exp NaN", lambda forge: forge.with_claims(exp=float("nan"))),
+    denied(18, "exp infinite", lambda forge: forge.with_claims(exp=float("inf"))),
+    denied(18, "exp negative", lambda forge: forge.with_claims(exp=-1)),
+    denied(18, "exp true", lambda forge: forge.with_claims(exp=True)),
+    denied(18, "exp past", lambda forge: forge.with_claims(iat=in_seconds(-600), exp=in_seconds(-60))),
+    denied(18, "exp more than a day ahead", lambda forge: forge.with_claims(exp=in_seconds(90_000))),
+    denied(18, "exp at the end of time", lambda forge: forge.with_claims(exp=2**63 - 1)),
+    denied(18, "exp beyond 64 bits", lambda forge: forge.with_claims(exp=2**70)),
+    denied(18, "iat in the future", lambda forge: forge.with_claims(iat=in_seconds(300))),
+    denied(18, "iat missing", lambda forge: forge.with_claims(iat=MISSING)),
+    denied(18, "nbf in the future", lambda forge: forge.with_claims(nbf=in_seconds(300))),
+    denied(18, "nbf as text", lambda forge: forge.with_claims(nbf="0")),
+    denied(19, "wrong issuer", lambda forge: forge.with_claims(iss="https://evil.example")),
+    denied(19, "issuer with a slash more", lambda forge: forge.with_claims(iss="https://paddock.local/")),
+    denied(19, "list of issuers", lambda forge: forge.with_claims(iss=["https://paddock.local"])),
+    denied(19, "no issuer", lambda forge: forge.with_claims(iss=MISSING)),
+    denied(19, "wrong audience", lambda forge: forge.with_claims(aud="another")),
+    denied(19, "list of audiences", lambda forge: forge.with_claims(aud=["paddock", "another"])),
+    denied(19, "no audience", lambda forge: forge.with_claims(aud=MISSING)),
+    denied(20, "ID token", lambda forge: forge.token(forge.header(typ="JWT"), forge.claims(nonce="x", at_hash="x"))),
+    denied(20, "ID token that says it is not", lambda forge: forge.with_claims(client_id=MISSING, azp="tests")),
+    denied(20, "refresh token", lambda _: "8xLOxBtZp8"),
+    denied(20, "logout token", lambda forge: forge.with_header(typ="logout+jwt")),
+    bad(22, "metrics for a group of models", get(b"/metrics", bearer=True), "policy-denied", 403),
+]  # fmt: skip
+
+BODIES = [
+    bad(31, "by its length", post(b"", b"X: x").replace(b"Content-Length: 0", b"Content-Length: 10000000000"), "body-too-large", 413),
+    bad(31, "by its length, one byte", post(b" " * 262_145), "body-too-large", 413),
+    bad(31, "by counting chunks", get(PATH, b"Content-Type: application/json", CHUNKED, bearer=True, method=b"POST") + (b"10000\r\n" + b"a" * 65_536 + b"\r\n") * 5, "body-too-large", 413),
+    bad(31, "chunk that is longer than it says", get(PATH, b"Content-Type: application/json", CHUNKED, bearer=True, method=b"POST") + b"2\r\n{}}\r\n0\r\n\r\n", "request-malformed", closes=True),
+    bad(31, "chunk of a size beyond 64 bits", get(PATH, b"Content-Type: application/json", CHUNKED, bearer=True, method=b"POST") + b"fffffffffffffffff\r\n", "request-malformed", closes=True),
+    bad(31, "chunk of a negative size", get(PATH, b"Content-Type: application/json", CHUNKED, bearer=True, method=b"POST") + b"-1\r\n", "request-malformed", closes=True),
+    *[
+        refused(32, name, post(b"{}", b"Content-Encoding: " + name.encode()), 415, "media-type-unsupported")
+        for name in ("gzip", "deflate", "br", "zstd", "identity", "")
+    ],
+    refused(32, "as a transfer coding", get(PATH, b"Content-Type: application/json", b"Transfer-Encoding: gzip, chunked", bearer=True, method=b"POST") + b"0\r\n\r\n", 400, "request-malformed"),
+    *[
+        bad(33, media_type.decode() or "missing", post(json.dumps(GOOD).encode(), media_type=media_type), "media-type-unsupported", 415)
+        for media_type in (
+            b"", b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data; boundary=x", b"application/xml",
+            b"text/json", b"application/jsonp", b"application/json, text/plain", b"application/ json", b"application/x-msgpack",
+        )
+    ],
+    refused(33, "two", post(json.dumps(GOOD).encode(), b"Content-Type: text/plain"), 400, "header-invalid"),
+    raw(34, "invalid UTF-8", b'{"model":"\xff"}'),
+    raw(34, "overlong UTF-8", b'{"model":"\xc0\x80"}'),
+    raw(34, "byte-order mark", b'\xef\xbb\xbf{"model":"chain"}'),
+    raw(34, "UTF-16", json.dumps(GOOD).encode("utf-16")),
+    raw(34, "lone surrogate", b'{"model":"\\ud800","messages":[{"role":"user","content":"a"}]}'),
+    raw(34, "lone surrogate in a key", b'{"\\udfff":1}'),
+    raw(34, "trailing bytes", json.dumps(GOOD).encode() + b" x"),
+    raw(34, "trailing NUL", json.dumps(GOOD).encode() + b"\x00"),
+    raw(34, "two documents", json.dumps(GOOD).encode() * 2),
+    raw(34, "NaN", json.dumps({**GOOD, "top_p": float("nan")}).encode()),
+    raw(34, "Infinity", json.dumps({**GOOD, "top_p": float("inf")}).encode()),
+    raw(34, "1e400", json.dumps(GOOD).encode()[:-1] + b',"top_p":1e400}'),
+    raw(34, "empty", b""),
+    raw(34, "white space", b" \r\n"),
+    raw(35, "33 levels", b'{"metadata":' + b"[" * 32 + b"]" * 32 + b"}"),
+    raw(35, "5,000 levels", b"[" * 5000 + b"]" * 5000),
+    raw(35, "250,000 levels that never end", b"[" * 250_000),
+    raw(35, "250,000 levels of objects", b'{"a":' * 50_000),
+    raw(36, "65 bits", json.dumps({**GOOD, "seed": 2**64}).encode()),
+    raw(36, "65 bits below zero", json.dumps({**GOOD, "seed": -(2**63) - 1}).encode()),
+    raw(36, "200,000 digits", json.dumps(GOOD).encode()[:-1] + b',"seed":' + b"9" * 200_000 + b"}"),
+    raw(36, "200,000 digits of a fraction", json.dumps(GOOD).encode()[:-1] + b',"top_p":0.' + b"9" * 200_000 + b"}"),
+    bad(36, "1,000,000 digits", post(b"[" + b"9" * 1_000_000 + b"]"), "body-too-large", 413),
+    raw(36, "10,001 items", json.dumps({**GOOD, "stop": [""] * 10_001}).encode()),
+    raw(36, "2,001 keys", json.dumps({**GOOD, "metadata": {str(n): "" for n in range(2001)}}).encode()),
+    field_of(36, "text beyond its limit", user="u" * 257),
+    field_of(36, "too many messages", messages=[{"role": "user", "content": ""}] * 1025),
+    raw(37, "key twice", b'{"model":"chain","model":"x","messages":[{"role":"user","content":"a"}]}'),
+    raw(37, "key twice, one escaped", b'{"model":"chain","\\u006dodel":"x","messages":[]}'),
+    raw(37, "key twice, below", b'{"model":"chain","messages":[{"role":"user","role":"system","content":"a"}]}'),
+    raw(37, "key twice, in a schema", b'{"model":"chain","messages":[{"role":"user","content":"a"}],"metadata":{"a":"1","\\u0061":"2"}}'),
+    *[
+        bad(37, f"key as {key!r}", post(json.dumps({**GOOD, key: "x"}).encode()), "field-unknown")
+        for key in ("Model", "MODEL", "mOdel", "model ", " model", "model\x00", "\uff4dodel", "m\u043edel", "Max_Tokens", "maxTokens", "max-tokens")
+    ],
+    bad(37, "key of another case, below", asking(messages=[{"Role": "user", "content": "a"}]), param="messages"),
+    bad(38, "unknown field", asking(foo=1), "field-unknown"),
+    bad(38, "unknown field, empty name", post(json.dumps({**GOOD, "": 1}).encode()), "field-unknown"),
+    bad(38, "unknown field named as Python's own", asking(__class__="x"), "field-unknown"),
+    bad(38, "unknown field, below", asking(messages=[{"role": "user", "content": "a", "foo": 1}]), param="messages"),
+    bad(38, "not an object", post(b"[]")),
+    bad(38, "null", post(b"null")),
+    *[
+        bad(39, f"model {name!r}", asking(model=name), "model-not-found", 404)
+        for name in (
+            "../chain", "./chain", "chain/", "chain/../chain", "chain%00", "chain\x00", "/etc/passwd", "CHAIN", "cha\u0131n",
+            "\u0441hain", "\uff43hain", "chain\u200b", "chain\u0301", " chain", "chain ", "chain:latest", "*", "?", "nothing", "sha256:x",
+        )
+    ],
+    bad(39, "model without a name", asking(model=""), param="model"),
+    bad(39, "model of 129 characters", asking(model="m" * 129), param="model"),
+    bad(39, "model as a number", asking(model=7), param="model"),
+    bad(39, "model in a path", get(b"/v1/models/nothing", bearer=True), "model-not-found", 404),
+    *[
+        field_of(40, f"{name} {value!r}"[:60], name, **{name: value})
+        for name, value in (
+            ("n", 0), ("n", 17), ("n", -1), ("n", 1.5), ("n", "1"), ("max_tokens", 0), ("max_tokens", -1), ("max_tokens", 2**31),
+            ("max_tokens", True), ("max_tokens", "5"), ("top_k", -2), ("top_k", 2**40), ("top_p", 0), ("top_p", 1.1),
+            ("temperature", -1), ("temperature", 1e308), ("seed", -1), ("seed", 2**32), ("stop", ["a"] * 9), ("stop", ""),
+            ("stop", ["a" * 257]), ("logit_bias", {"0": 101}), ("logit_bias", {"-1": 0}), ("logit_bias", {"x": 0}),
+            ("logit_bias", {"01": 0}), ("logit_bias", {str(n): 0 for n in range(301)}), ("presence_penalty", 3),
+            ("repeat_last_n", 10**6), ("mirostat", 3), ("grammar", ""), ("grammar", "a" * 65_537), ("top_logprobs", 21),
+            ("tools", [{"type": "mcp", "server_url": "http://169.254.169.254/"}]), ("messages", []), ("service_tier", "priority"),
+        )
+    ],
+    *[
+        bad(40, f"content {json.dumps(part)[:50]}", asking(messages=[{"role": "user", "content": [part]}]), param="messages")
+        for part in (
+            {"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest/meta-data/"}},
+            {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}},
+            {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}},
+            {"type": "file", "file": {"file_id": "../x"}},
+            {"type": "text", "text": "a", "cache_control": {}},
+        )
+    ],
+    *[
+        unfit(f"grammar {name}", grammar=text)
+        for name, text in {
+            "that calls itself first": "root ::= root",
+            "of nested repetitions": "root ::= " + "(" * 200 + '"a"' + ")*" * 200,
+            "of a great number": 'root ::= "a"{1000000}',
+            "without an end": "root ::= (",
+            "without a root": 'x ::= "a"',
+        }.items()
+    ],
+    unfit("schema of nested repetitions", response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "string", "pattern": "^((a+)+)+$"}}}),
+    unfit("schema that refers to itself", response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}),
+    unfit("schema from elsewhere", response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "http://169.254.169.254/"}}}),
+]  # fmt: skip
+
+ODD = "=cmd|' /C calc'!A0\x1b[2J\u2028\u202e\u0085"
+"""What a spreadsheet, a terminal and an editor would take for more than text; a line break is no header's."""
+
+LOGGED = [
+    Row(49, "user agent", get(b"/v1/models", b"User-Agent: " + ODD.replace("\x1b", "").encode(), bearer=True), 200, "", "nothing"),
+    refused(49, "user agent with an escape", get(b"/v1/models", b"User-Agent: \x1b[2J", bearer=True), 400, "request-malformed"),
+    refused(49, "host", head(b"GET / HTTP/1.1", host=b"Host: " + ODD.replace("\x1b", "").encode()), 400, "host-invalid"),
+    refused(49, "host that looks like one", head(b"GET / HTTP/1.1", host=b"Host: =cmd.example"), 400, "host-invalid"),
+    refused(49, "path", get(b"/\xe2\x80\xa8x"), 400, "request-malformed"),
+    refused(49, "header name", get(b"/", b"=cmd_x: 1"), 400, "request-malformed"),
+    bad(49, "media type", post(b"{}", media_type=b"text/" + ODD.replace("\x1b", "").encode()), "media-type-unsupported", 415),
+    bad(49, "model", asking(model="\r\nrefused: token-missing" + ODD), "model-not-found", 404),
+    bad(49, "field", asking(**{"\r\n" + ODD: 1}), "field-unknown"),
+    denied(49, "key id", lambda forge: forge.with_header(kid="\r\n" + ODD)),
+    denied(49, "claim", lambda forge: forge.with_claims(aud="\r\n" + ODD)),
+    Row(49, "subject", get(b"/v1/models", bearer=True), 200, "", "nothing", lambda forge: forge.with_claims(sub="\r\n" + ODD)),
+    Row(49, "subject that is refused", get(b"/admin", bearer=True), 404, "not-found", "record", lambda forge: forge.with_claims(sub="\r\nrefused: " + ODD)),
+    Row(50, "authorization among the hop's own", get(b"/v1/models", b"Connection: authorization, host, content-length", bearer=True), 200, "", "nothing", headers={"connection": None}),
+    Row(50, "every hop's own header", get(b"/v1/models", b"Keep-Alive: 1", b"TE: trailers", b"Proxy-Connection: x", b"Trailer: x", bearer=True), 200, "", "nothing", headers={"keep-alive": None, "proxy-connection": None, "trailer": None}),
+    Row(52, "list of models", get(b"/v1/models", bearer=True), 200, "", "nothing"),
+    Row(52, "model", get(b"/v1/models/chain", bearer=True), 200, "", "nothing"),
+    Row(52, "completion", asking(max_tokens=1), 200, "", "nothing"),
+    Row(52, "tokens", post(b'{"model":"chain","content":"hi"}', path=b"/tokenize"), 200, "", "nothing"),
+    Row(52, "liveness", get(b"/healthz"), 200, "", "nothing"),
+    Row(53, "stream", asking(max_tokens=1, stream=True), 200, "", "nothing", headers={"content-type": "text/event-stream", "x-accel-buffering": "no", "content-encoding": None}),
+    Row(53, "stream for one who would take it compressed", asking(max_tokens=1, stream=True).replace(b"Content-Type", b"Accept-Encoding: gzip, br\r\nContent-Type", 1), 200, "", "nothing", headers={"content-type": "text/event-stream", "content-encoding": None}),
+    refused(55, "OPTIONS", get(b"/v1/models", method=b"OPTIONS"), 401, "token-missing", headers=NO_TOKEN),
+    refused(55, "OPTIONS of the public path", get(b"/healthz", method=b"OPTIONS"), 401, "token-missing", headers=NO_TOKEN),
+    refused(55, "OPTIONS before a request from elsewhere", get(PATH, b"Origin: https://evil.example", b"Access-Control-Request-Method: POST", method=b"OPTIONS"), 401, "token-missing", headers={**NO_TOKEN, "access-control-allow-origin": None}),
+    refused(55, "HEAD", get(b"/v1/models", method=b"HEAD"), 401, "token-missing", headers=NO_TOKEN),
+    refused(55, "HEAD of the public path", get(b"/healthz", method=b"HEAD"), 401, "token-missing", headers=NO_TOKEN),
+    refused(55, "TRACE", get(b"/v1/models", method=b"TRACE"), 405, "method-not-allowed", headers={"allow": "GET"}),
+    refused(55, "TRACE with a token", get(b"/v1/models", bearer=True, method=b"TRACE"), 405, "method-not-allowed", headers={"allow": "GET"}),
+]  # fmt: skip
+
+ROWS: Final = (*WIRE, *TOKENS, *BODIES, *LOGGED)
