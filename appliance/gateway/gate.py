@@ -42,7 +42,6 @@ from appliance.gateway.problems import SECURE_HEADERS, send_refusal
 from appliance.gateway.slots import Slots
 from appliance.gateway.tally import COUNTED, Tally
 
-
 _PUBLIC: Final = frozenset({b"/healthz"})
 _EXCHANGE: Final = "paddock.exchange"
 
