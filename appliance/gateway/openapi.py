@@ -14,15 +14,19 @@ from typing import Any, Final
 import msgspec
 
 from appliance.core.refusals import Reason
+from appliance.gateway.challenges import METADATA_PATH
 
 BODYLESS: Final[Mapping[str, str]] = {
     "/healthz": "Whether the process answers",
+    METADATA_PATH: "Where to get a token, where the operator says so (RFC 9728)",
     "/v1/models": "The models that the token and policy let its holder see",
     "/v1/models/{model_id}": "One of them",
     "/metrics": "Numbers of the whole appliance, for Prometheus",
     "/openapi.json": "This description",
 }
 """Routes of ``GET``, with what they answer."""
+_OPEN: Final = frozenset({"/healthz", METADATA_PATH})
+"""For which no token is needed."""
 
 _POSTED: Final[Mapping[str, tuple[str, str]]] = {
     "/v1/chat/completions": ("A conversation goes on", "ChatCompletion"),
@@ -103,12 +107,13 @@ def _get(path: str, summary: str) -> dict[str, Any]:
     operation: dict[str, Any] = {"operationId": _operation_id("get", path), "summary": summary}
     answer = {
         "/healthz": _json("Liveness"),
+        METADATA_PATH: _json("ProtectedResource"),
         "/v1/models": _json("ModelList"),
         "/v1/models/{model_id}": _json("Model"),
         "/metrics": {"text/plain": {"schema": {"type": "string"}}},
         "/openapi.json": _json("Description"),
     }[path]
-    if path == "/healthz":
+    if path in _OPEN:
         operation["security"] = []
     if "{model_id}" in path:
         name = {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[A-Za-z0-9._~:@-]+$"}
@@ -179,6 +184,7 @@ _CODES: Final = {"enum": [reason.code for reason in Reason]}
 
 _ANSWERS: Final[dict[str, Any]] = {
     "Liveness": _object(status={"const": "ok"}),
+    "ProtectedResource": _object(resource=_TEXT, bearer_methods_supported=_list(_TEXT)),
     "Model": _object(
         id=_TEXT,
         object={"const": "model"},

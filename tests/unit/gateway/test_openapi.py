@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from appliance.core.refusals import Reason, Refused
 from appliance.gateway import openapi
 from appliance.gateway.app import BODIES, COMPUTING, GENERATING, build_app
+from appliance.gateway.challenges import METADATA_PATH
 from tests.fuzz.corpus import SEEDS
 
 DOCUMENT: Any = json.loads(openapi.document("1.2.3", BODIES))
@@ -51,14 +52,14 @@ def test_every_route_is_described_and_none_is_invented() -> None:
         assert operations.keys() == ({"post"} if path in BODIES else {"get"})
 
 
-def test_only_liveness_is_described_as_open() -> None:
+def test_only_the_public_routes_are_described_as_open() -> None:
     open_paths = [
         path
         for path, operations in DOCUMENT["paths"].items()
         for operation in operations.values()
         if operation.get("security", DOCUMENT["security"]) != [{"bearer": []}]
     ]
-    assert open_paths == ["/healthz"]
+    assert open_paths == ["/healthz", METADATA_PATH]
 
 
 @pytest.mark.parametrize("path", BODIES)
