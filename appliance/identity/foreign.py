@@ -9,6 +9,7 @@ Not here: fetching and parsing (``liaison``).
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -99,7 +100,9 @@ class LiaisonLink:
             except OSError:
                 closed.set_result("nobody is there")
             else:
-                self._connection = Connection(sock, self._decoder, on_message=self._heard, on_closed=closed.set_result)
+                self._connection = Connection(
+                    sock, self._decoder, on_message=self._heard, on_closed=partial(_resolve, closed)
+                )
             try:
                 why = await closed
                 if self._attempt == 0:
@@ -111,8 +114,8 @@ class LiaisonLink:
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None and not connection.closed:
-            connection.detach().close()
+        if connection is not None:
+            connection.close()
         self._caller.disconnected("the liaison is gone")
 
     def _heard(self, message: FromLiaison, _fds: list[int]) -> None:
@@ -135,6 +138,11 @@ class LiaisonLink:
                 self._connection.send(message)
             except ConnectionError:
                 log.info("the liaison is not reading")
+
+
+def _resolve(future: "asyncio.Future[str]", why: str) -> None:
+    if not future.done():
+        future.set_result(why)
 
 
 def _unavailable(detail: str) -> Refused:
