@@ -9,6 +9,7 @@ Not here: fetching and parsing (``liaison``).
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -67,6 +68,7 @@ class LiaisonLink:
         self._connection: Connection[FromLiaison] | None = None
         self._caller: Caller[_Answer] = Caller()
         self._sources: dict[str, ForeignKeys] = {}
+        self._attempt = 0
 
     def follow(self, sources: Iterable[ForeignKeys]) -> None:
         self._sources = {source.name: source for source in sources}
@@ -90,31 +92,34 @@ class LiaisonLink:
         return answer.claims
 
     async def run(self) -> None:
-        """Keeps the connection alive until cancelled."""
-        attempt = 0
+        """Keeps the connection alive until cancelled. A liaison that says nothing is tried less and less often."""
         while True:
             closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
             try:
                 sock = await connect(self._path, self._server_uids)
             except OSError:
-                await asyncio.sleep(_RECONNECT_SECONDS[min(attempt, len(_RECONNECT_SECONDS) - 1)])
-                attempt += 1
-                continue
-            attempt = 0
-            self._connection = Connection(sock, self._decoder, on_message=self._heard, on_closed=closed.set_result)
+                closed.set_result("nobody is there")
+            else:
+                self._connection = Connection(
+                    sock, self._decoder, on_message=self._heard, on_closed=partial(_resolve, closed)
+                )
             try:
-                log.warning("lost the liaison: %s", await closed)
+                why = await closed
+                if self._attempt == 0:
+                    log.warning("lost the liaison: %s", why)
             finally:
                 self._drop()
-            await asyncio.sleep(_RECONNECT_SECONDS[0])
+            await asyncio.sleep(_RECONNECT_SECONDS[min(self._attempt, len(_RECONNECT_SECONDS) - 1)])
+            self._attempt += 1
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None and not connection.closed:
-            connection.detach().close()
+        if connection is not None:
+            connection.close()
         self._caller.disconnected("the liaison is gone")
 
     def _heard(self, message: FromLiaison, _fds: list[int]) -> None:
+        self._attempt = 0
         if not isinstance(message, IssuerKeys):
             self._caller.answered(message, [])
             return
@@ -133,6 +138,11 @@ class LiaisonLink:
                 self._connection.send(message)
             except ConnectionError:
                 log.info("the liaison is not reading")
+
+
+def _resolve(future: "asyncio.Future[str]", why: str) -> None:
+    if not future.done():
+        future.set_result(why)
 
 
 def _unavailable(detail: str) -> Refused:

@@ -21,6 +21,9 @@ from appliance.core.values import Value
 
 MAX_HEAD_BYTES: Final = 16 * 1024
 MAX_BODY_BYTES: Final = 64 * 1024
+NEXT_ADDRESS_SECONDS: Final = 0.25
+"""RFC 8305 section 5: one address that does not answer must not cost the whole deadline."""
+
 _READ_BYTES: Final = 4096
 _JSON: Final = frozenset({b"application/json", b"application/jwk-set+json"})
 
@@ -92,7 +95,9 @@ def _request(endpoint: Endpoint, form: bytes | None, credential: str) -> bytes:
 
 
 async def _exchange(endpoint: Endpoint, tls: ssl.SSLContext, request: bytes) -> bytes:
-    reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=tls)
+    reader, writer = await asyncio.open_connection(
+        endpoint.host, endpoint.port, ssl=tls, happy_eyeballs_delay=NEXT_ADDRESS_SECONDS
+    )
     try:
         writer.write(request)
         await writer.drain()

@@ -32,7 +32,6 @@ import jwt
 from appliance.core.refusals import Reason, Refused
 from appliance.core.strict_json import JsonInvalid, check
 from appliance.core.token_claims import (
-    LEEWAY_SECONDS,
     Confirmation,
     IssuerRules,
     ReadClaims,
@@ -212,7 +211,7 @@ def _known(
     keys: KeySet | None = None,
     until_seconds: int = 0,
 ) -> _Known:
-    """Steps (5) and the making of what is trusted from here on."""
+    """Step (5), and the making of what is trusted from here on."""
     check_times(claims, max_lifetime_seconds=rules.max_lifetime_seconds, now_seconds=now_seconds)
     check_scopes(claims, rules)
     verified = VerifiedClaims(
@@ -301,14 +300,3 @@ def _strict_object(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _refused("not a JSON object")
     return value
-
-
-__all__ = [
-    "LEEWAY_SECONDS",
-    "MAX_TOKEN_BYTES",
-    "JwtIssuer",
-    "KeySource",
-    "OpaqueIssuer",
-    "OwnKeys",
-    "TokenVerifier",
-]

@@ -233,6 +233,39 @@ def end_a_runner_that_ignores_its_channel(pid: int) -> dict[int, dict[str, str]]
     return runners_and_guardians()
 
 
+ISSUER = """
+[issuer.idp]
+issuer = "https://127.0.0.1:{port}"
+audiences = ["llm"]
+ca_file = "/etc/paddock/idp.pem"
+jwks_uri = "https://127.0.0.1:{port}/keys"
+algorithms = ["ES256"]
+groups_claim = ["groups"]
+groups = {{ people = "staff" }}
+models = ["demo"]
+"""
+
+
+def believe_another_issuer() -> dict:
+    """What an operator does, and then one of its people."""
+    program = [PADDOCK[0], "-I", "-B", str(Path(__file__).with_name("provider.py")), "/etc/paddock/idp.pem"]
+    before = run("systemctl", "is-active", "paddock-liaison.socket") + " " + state_of("paddock-liaison.service")
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as provider:
+        try:
+            told = json.loads(provider.stdout.readline())
+            with Path(CONFIG[1]).open("a") as settings:
+                settings.write(ISSUER.format(port=told["port"]))
+            run("systemctl", "restart", "paddock-gateway.service")
+            answer = chat_once_verified(told["token"])
+            return {"answer": answer, "before": before, "after": state_of("paddock-liaison.service")}
+        finally:
+            provider.kill()
+
+
+def state_of(unit: str) -> str:
+    return run("systemctl", "show", "--property=ActiveState", "--value", unit)
+
+
 def main() -> dict:
     seen: dict = {}
     set_up()
@@ -257,6 +290,7 @@ def main() -> dict:
         for name in ("notary", "admin", "warden", "runner")
         for user in ("nobody", "paddock-gateway")
     }
+    seen["another issuer"] = believe_another_issuer()
     seen["weakened"] = weakened()
     seen["not weakened"] = first_word()
     seen["a runner that ignored its channel"] = end_a_runner_that_ignores_its_channel(*seen["runners afterwards"])
@@ -270,7 +304,7 @@ def main() -> dict:
     seen["runners at the end"] = runners()
     seen["audit"] = json.loads(paddock("audit", "verify", "/var/lib/paddock/notary/log", "--json"))
     seen["addresses"] = recorded_addresses()
-    seen["fences"] = {service: fence_of(service) for service in ("gateway", "notary", "warden")}
+    seen["fences"] = {service: fence_of(service) for service in ("gateway", "notary", "warden", "liaison")}
     seen["failed"] = run("systemctl", "list-units", "--failed", "--plain", "--no-legend", "paddock*")
     return seen
 

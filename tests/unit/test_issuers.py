@@ -1,6 +1,7 @@
 """What an operator writes about foreign issuers, and the files that it names."""
 
 import os
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,11 @@ def test_settings_have_no_field_that_no_rule_uses() -> None:
     source = Path(issuers.__file__).read_text(encoding="utf-8")
     unused = [name for name in IssuerSettings.__struct_fields__ if f"issuer.{name}" not in source]
     assert unused == []
+
+
+def test_examples_of_the_documentation_are_settings() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "settings.md").read_text(encoding="utf-8")
+    section = text.partition("## Tokens of other issuers")[2].partition("\n## ")[0]
+    document = "\n".join(line.removeprefix("    ") for line in section.splitlines() if line.startswith("    "))
+    config = settings.parse({"state_dir": "/tmp/x"} | tomllib.loads(document))
+    assert set(config.issuer) == {"keycloak", "dex", "vault"}
