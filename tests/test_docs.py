@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import cast, get_args, get_origin
 
@@ -21,7 +22,7 @@ from appliance.gateway.surfaces.openai.chat import ChatFields
 from appliance.gateway.surfaces.openai.completions import CompletionFields
 from appliance.gateway.surfaces.openai.fields import CommonFields
 from appliance.gateway.tally import Tally
-from appliance.settings import Degradable, Settings
+from appliance.settings import Degradable, Settings, parse
 from tests.fakes.world import World
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -137,3 +138,20 @@ def test_no_route_is_undescribed_and_none_is_invented() -> None:
     app = build_app(cast("Pipeline", None), limits, cast("MetricsPage", None))
     served = {re.sub(r":str}", "}", route.path) for route in app.routes}
     assert {name.split(" ")[1] for name in _named("# The API", "## Fields")} == served
+
+
+def written_listeners() -> list[str]:
+    """Settings with a ``[[listen]]`` that the pages show, each as one text."""
+    pages = [(DOCS / name).read_text(encoding="utf-8") for name in ("settings.md", "reverse-proxy.md")]
+    blocks = [block for page in pages for block in re.findall(r"(?:^(?:    .*)?\n)+", page, re.MULTILINE)]
+    lines = [re.sub(r"^    ", "", block, flags=re.MULTILINE).strip() for block in blocks if "[[listen]]" in block]
+    return [text[min(text.find(f"{table}\n") for table in ("[[listen]]", "[gateway]") if f"{table}\n" in text) :]
+            for text in (re.sub(r" +#.*$", "", one, flags=re.MULTILINE) for one in lines)]  # fmt: skip
+
+
+def test_no_listener_is_shown_that_would_be_refused() -> None:
+    assert len(written_listeners()) == 6
+    for text in written_listeners():
+        document = tomllib.loads(text)
+        document.setdefault("gateway", {"allowed_hosts": ["llm.example.com"]})
+        assert parse(document).listen
