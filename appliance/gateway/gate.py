@@ -27,7 +27,7 @@ from appliance.gateway.asgi import REFUSED_ON_WIRE, AsgiApp, Message, Receive, S
 from appliance.gateway.pipeline import Exchange, Pipeline, actor_of
 from appliance.gateway.problems import SECURE_HEADERS, send_refusal
 from appliance.gateway.slots import Slots
-from appliance.gateway.tally import COUNTED, Tally
+from appliance.gateway.tally import COUNTED, LINES, Tally
 
 PUBLIC_PATH: Final = b"/healthz"
 _EXCHANGE: Final = "paddock.exchange"
@@ -116,7 +116,7 @@ class Gate:
         exchange: Exchange | None = scope.get(_EXCHANGE)
         if exchange is None:
             self.refusals.strangers[refusal.reason.code] += 1
-            log.info("refused: %s: %r", refusal.reason.code, refusal.detail)
+            LINES.tell(refusal.reason, refusal.detail)
             return refusal
         if refusal.reason in COUNTED:
             self.refusals.count(actor_of(exchange.principal), refusal.reason)

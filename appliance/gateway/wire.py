@@ -23,7 +23,6 @@ Not here: what headers may say (``guard``); sizes and times of bodies (``asgi.re
 import asyncio
 import functools
 import ipaddress
-import logging
 from collections import Counter
 from http import HTTPStatus
 from typing import Any, Final, NoReturn, cast
@@ -37,14 +36,12 @@ from appliance.core.values import Value
 from appliance.gateway.asgi import REFUSED_ON_WIRE, Scope
 from appliance.gateway.guard import MAX_HEADERS, MAX_TARGET_BYTES
 from appliance.gateway.problems import SECURE_HEADERS, problem
+from appliance.gateway.tally import LINES
 
 MAX_FRAMING_BYTES: Final = 24 * 1024
 """What a peer may send without a byte of a body: more than the guard allows for headers, so that it can say so."""
 LINGER_SECONDS: Final = 1.0
 """A sender that is cut off at once may never read why (RFC 9112 section 9.6)."""
-
-
-log = logging.getLogger(__name__)
 
 
 class WireLimits(Value, frozen=True, kw_only=True):
@@ -253,7 +250,7 @@ class Wire(HttpToolsProtocol):
 
     def _count_and_tell(self, reason: Reason) -> None:
         self._crowd.refusals[reason.code] += 1
-        log.info("refused: %s", reason.code)
+        LINES.tell(reason)
         self._tell(reason)
 
     def _tell(self, reason: Reason) -> None:
