@@ -40,7 +40,7 @@ from appliance.gateway.challenges import METADATA_PATH, Challenges
 from appliance.gateway.pipeline import Exchange, Pipeline, actor_of
 from appliance.gateway.problems import SECURE_HEADERS, send_refusal
 from appliance.gateway.slots import Slots
-from appliance.gateway.tally import COUNTED, Tally
+from appliance.gateway.tally import COUNTED, LINES, Tally
 
 _PUBLIC: Final = frozenset({b"/healthz"})
 _EXCHANGE: Final = "paddock.exchange"
@@ -119,7 +119,7 @@ class Gate:
         guard.check(scope, self._allowed_hosts)
         if stripped := origin.settle(scope):
             self.refusals.stripped_headers += len(stripped)
-            log.info("stripped from a request of %s: %s", peer_of(scope).address, ", ".join(stripped))
+            LINES.say(f"stripped from a request of {peer_of(scope).address}: {', '.join(stripped)}")
         self._addresses.check(scope)
         if scope["method"] == "GET" and scope["raw_path"] in self._public:
             return
@@ -138,7 +138,7 @@ class Gate:
         exchange: Exchange | None = scope.get(_EXCHANGE)
         if exchange is None:
             self.refusals.strangers[refusal.reason.code] += 1
-            log.info("refused: %s: %r", refusal.reason.code, refusal.detail)
+            LINES.tell(refusal.reason, refusal.detail)
             return refusal
         if refusal.reason in COUNTED:
             self.refusals.count(actor_of(exchange.principal), refusal.reason)

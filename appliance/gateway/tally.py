@@ -1,13 +1,18 @@
 """Refusals that are counted instead of recorded one by one, so that nobody steers the size of the log by being refused.
 
 These are the refusals before a principal is known, and those of a principal that asks too often or too much at once.
+Of the former the operator's log tells each by a line, while they are not too many.
 
 Trusts: nothing; a reason is one of a closed list, and principals are as many as there are identities.
-Promises: every count reaches exactly one summary. ``totals`` only grow.
+Promises: every count reaches exactly one summary. ``totals`` only grow. However many strangers are refused, the lines
+    about them are bounded, and say when some are missing.
 Not here: writing the summaries (``serve``).
 """
 
+import logging
+import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 from appliance.core.records import Actor, RefusalSummary
@@ -15,6 +20,44 @@ from appliance.core.refusals import Reason
 
 COUNTED: Final = frozenset({Reason.RATE_LIMITED, Reason.TOO_MANY_STREAMS})
 """All that a principal can be told without limit: every other refusal has first been counted against its rate."""
+
+
+log = logging.getLogger(__name__)
+
+
+class RefusalLines:
+    """Lines of the operator's log: ``burst`` of them at any speed, and ``per_second`` more with time."""
+
+    def __init__(
+        self, *, burst: int = 2000, per_second: float = 20.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._burst = burst
+        self._per_second = per_second
+        self._clock = clock
+        self._seen_at = clock()
+        self._left = float(burst)
+        self._untold = 0
+
+    def tell(self, reason: Reason, detail: str = "") -> None:
+        self.say(f"refused: {reason.code}: {detail!r}")
+
+    def say(self, line: str) -> None:
+        """Anything else that strangers may have said as often as they like."""
+        now = self._clock()
+        self._left = min(self._burst, self._left + (now - self._seen_at) * self._per_second)
+        self._seen_at = now
+        if self._left < 1:
+            self._untold += 1
+            return
+        self._left -= 1
+        if self._untold:
+            log.info("%d lines before this one were left out", self._untold)
+            self._untold = 0
+        log.info("%s", line)
+
+
+LINES: Final = RefusalLines()
+"""Of this process, whose log is one too."""
 
 
 class Tally:

@@ -22,7 +22,6 @@ Not here: what headers may say (``guard``); sizes and times of bodies (``asgi.re
 
 import asyncio
 import ipaddress
-import logging
 import ssl
 from collections import Counter
 from collections.abc import Callable
@@ -40,14 +39,13 @@ from appliance.gateway.asgi import ARRIVAL, CLIENT_CERTIFICATE, REFUSED_ON_WIRE,
 from appliance.gateway.guard import MAX_HEADERS, MAX_TARGET_BYTES
 from appliance.gateway.listeners import Arrival
 from appliance.gateway.problems import SECURE_HEADERS, problem
+from appliance.gateway.tally import LINES
 
 MAX_FRAMING_BYTES: Final = 24 * 1024
 """What a peer may send without a byte of a body: more than the guard allows for headers, so that it can say so."""
 WRITE_BUFFER_BYTES: Final = 64 * 1024
 LINGER_SECONDS: Final = 1.0
 """A sender that is cut off at once may never read why (RFC 9112 section 9.6)."""
-
-log = logging.getLogger(__name__)
 
 
 class WireLimits(Value, frozen=True, kw_only=True):
@@ -110,7 +108,7 @@ class Crowd:
     def refuse(self, refusal: Refused) -> None:
         """Counts one connection that ends without an answer, since it has not asked in a language that we share."""
         self.refusals[refusal.reason.code] += 1
-        log.info("refused: %s: %r", refusal.reason.code, refusal.detail)
+        LINES.tell(refusal.reason, refusal.detail)
 
     def _end_one(self, peer: str | None) -> bool:
         longest = next((guest for guest in self._idle if peer in {None, guest.peer}), None)
@@ -294,7 +292,7 @@ class Wire(HttpToolsProtocol):
 
     def _count_and_tell(self, reason: Reason) -> None:
         self._crowd.refusals[reason.code] += 1
-        log.info("refused: %s", reason.code)
+        LINES.tell(reason)
         self._tell(reason)
 
     def _tell(self, reason: Reason) -> None:

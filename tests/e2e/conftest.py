@@ -3,4 +3,4 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("openapi")
-    group.addoption("--openapi-examples", type=int, default=10, help="requests for each operation, by schemathesis")
+    group.addoption("--openapi-examples", type=int, default=4, help="requests for each operation, by schemathesis")
