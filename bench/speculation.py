@@ -38,11 +38,12 @@ from appliance.core.memory import SPECULATED_ROWS
 from appliance.core.values import Sampling
 from appliance.ipc.messages import Load
 from appliance.runner.engine.context import Context
+from appliance.runner.engine.jobs import Job
 from appliance.runner.engine.model import Model
 from appliance.runner.engine.speculation import Drafter, Text
 from appliance.runner.engine.speculation_draft import DraftModel
 from appliance.runner.engine.speculation_lookup import Lookup
-from appliance.runner.engine.steps import Job, Stepper
+from appliance.runner.engine.steps import Stepper
 from bench.support.figures import Figure, plain, surroundings, table
 from tests.support.drawn_model import FIRST_WORD, HALF_BILLION, MINI, Shape, cached_drawn_model
 from tools import setup

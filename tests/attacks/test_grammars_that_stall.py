@@ -13,7 +13,7 @@ import pytest
 from appliance.core.values import GbnfGrammar, JsonObject, Sampling
 from appliance.ipc.messages import TokenPrompt
 from appliance.runner.engine.search import LOOK_TOKENS
-from appliance.runner.engine.steps import SEARCH_TOKENS
+from appliance.runner.engine.searches import SEARCH_TOKENS
 from tests.support.runner_client import bare_runner
 from tests.support.wordy_model import BYTE, FIRST_WORD, wordy_model
 

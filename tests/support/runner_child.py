@@ -18,7 +18,8 @@ import msgspec
 from appliance.ipc.messages import Load
 from appliance.runner import bindings, channel
 from appliance.runner.engine.constraint import CompiledConstraint
-from appliance.runner.engine.steps import Event, Stepper
+from appliance.runner.engine.jobs import Event
+from appliance.runner.engine.steps import Stepper
 from appliance.runner.engine.vocabulary import Ids
 
 

@@ -2,7 +2,7 @@
 
 Refilling through ctypes attributes costs twenty times as much per step.
 
-Trusts: its caller (``engine.steps``) for slots and token ids in range.
+Trusts: its caller (``engine.filling``) for slots and token ids in range.
 Promises: never more tokens than ``capacity``, which would abort the process in llama.cpp.
 Not here: what belongs into a step.
 """

@@ -2,7 +2,7 @@
 
 Trusts: ``Load`` for its ranges (the message's decoder checked them).
 Promises: every sequence can grow to ``context_tokens`` at the same time, so a decode never lacks room.
-Not here: which tokens go into a step (``engine.steps``), what the streams hold (``engine.streams``).
+Not here: which tokens go into a step (``engine.filling``), what the streams hold (``engine.streams``).
 """
 
 import ctypes

@@ -16,10 +16,12 @@ from appliance.ipc.messages import Conversation, Load, TextPrompt, TokenPrompt
 from appliance.runner.chat.prompt import Prompt, PromptMaker
 from appliance.runner.engine.constraint import CompiledConstraint, compile_constraint
 from appliance.runner.engine.context import Context
+from appliance.runner.engine.jobs import Event, Job
 from appliance.runner.engine.model import LoadError, Model
+from appliance.runner.engine.slots import MOST_WAITING, MOST_WAITING_OF_ONE
 from appliance.runner.engine.speculation import Drafter
 from appliance.runner.engine.speculation_choice import drafter_for
-from appliance.runner.engine.steps import MOST_WAITING, MOST_WAITING_OF_ONE, Event, Job, Stepper
+from appliance.runner.engine.steps import Stepper
 from appliance.runner.engine.worker import Worker
 
 __all__ = ["MOST_WAITING", "MOST_WAITING_OF_ONE", "Engine", "Event", "Job", "LoadError"]

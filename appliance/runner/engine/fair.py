@@ -7,7 +7,7 @@ do is lifted to the least counter of those that have, so that idling saves nothi
 Trusts: the names and weights of principals (the gateway verified them).
 Promises: work of another principal is taken before more work of one that has had more service, whatever their numbers.
 A full queue of one refuses nothing to the others until the whole is full.
-Not here: slots and batches (``engine.steps``); a clock.
+Not here: slots (``engine.slots``) and batches (``engine.filling``); a clock.
 """
 
 from collections import deque

@@ -2,7 +2,7 @@
 
 Trusts: its caller for a row of finite logits.
 Promises: afterwards drawing needs no import and no file.
-Not here: decoding (``engine.steps``).
+Not here: decoding (``engine.trial``).
 """
 
 from typing import Final

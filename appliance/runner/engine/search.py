@@ -13,7 +13,7 @@ It ends as soon as nothing that was not looked at can change what is drawn:
 Trusts: its caller for a goal that is true of its chain.
 Promises: exactly what is drawn from all that is allowed is drawn from ``allowed``. ``row`` is read until the end: who
 goes on after the next decode calls ``keep_row`` before.
-Not here: whose search goes on (``engine.steps``), the draw (``engine.sampling``).
+Not here: whose search goes on (``engine.searches``), the draw (``engine.sampling``).
 """
 
 import math

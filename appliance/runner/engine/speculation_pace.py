@@ -6,9 +6,10 @@ in Q4_0, 20 ms a step: 0.9, since a core is busy with one token already; almost 
 wrong guess costs a token's time. On a machine that waits for memory and not for arithmetic, as accelerators do, the
 further tokens are nearly free. So the engine looks at its own steps.
 
-What came out, beside the same engine without, on a machine busy with other things: the small model is 1.55 times as
-fast with guesses that are all right, for one answer at 0.53 of the CPU time and for four at 0.83; with guesses that are
-all wrong it takes 1.03 to 1.04 of the CPU time, and 0.01 of its tokens are computed in vain.
+What came out, beside the same engine without: one run on a machine that was busy with other things, so read the CPU
+times rather than the speed, and measure again before relying on either. The small model was 1.55 times as fast with
+guesses that are all right, for one answer at 0.53 of the CPU time and for four at 0.83; with guesses that are all wrong
+it took 1.03 to 1.04 of the CPU time, and 0.01 of its tokens were computed in vain.
 
 Trusts: times as they are told; where none are told, or all are 0, a further token is taken to cost ``ASSUMED_COST``.
 Promises: a sequence whose guesses fail is tried again at distances that double up to ``LONGEST_PAUSE`` tokens; so is,

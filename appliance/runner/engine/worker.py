@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Final, Generic, Protocol, TypeVar
 
 from appliance.runner.engine.model import LoadError
@@ -112,11 +112,9 @@ class Worker(Generic[JobT, EventT]):
 
     def _take(self) -> bool:
         """Moves new jobs to the steps, waiting for one when there is nothing to do. False when asked to end."""
-        try:
-            while True:
-                submitted = self._inbox.get() if not self._steps.busy else self._inbox.get_nowait()
-                if submitted is None:
-                    return False
-                self._steps.add(*submitted)
-        except Empty:
-            return True
+        while not self._steps.busy or not self._inbox.empty():
+            submitted = self._inbox.get()
+            if submitted is None:
+                return False
+            self._steps.add(*submitted)
+        return True

@@ -8,7 +8,7 @@ import pytest
 
 from appliance.core.values import GbnfGrammar, JsonObject, JsonSchema, Message, Sampling, Tool, ToolCall
 from appliance.ipc.messages import Conversation, TextPrompt, TokenPrompt
-from appliance.runner.engine.steps import MOST_WAITING_OF_ONE
+from appliance.runner.engine.slots import MOST_WAITING_OF_ONE
 from tests.support.chain_model import STORY, chain_model, long_script, prompt_tokens
 from tests.support.random_model import random_model
 from tests.support.runner_client import Answer, RunnerClient, bare_runner

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from appliance.ipc.messages import AskFigures, Figures
-from appliance.runner.engine.steps import MOST_WAITING_OF_ONE
+from appliance.runner.engine.slots import MOST_WAITING_OF_ONE
 from tests.support.chain_model import chain_model, long_script
 from tests.support.runner_client import RunnerClient, bare_runner
 

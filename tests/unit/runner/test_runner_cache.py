@@ -11,9 +11,11 @@ import pytest
 from appliance.core.values import Sampling
 from appliance.ipc.messages import Load
 from appliance.runner.engine.context import Context
+from appliance.runner.engine.jobs import Event, Job
 from appliance.runner.engine.model import LoadError, Model
 from appliance.runner.engine.native import llama
-from appliance.runner.engine.steps import MOST_WAITING, MOST_WAITING_OF_ONE, Event, Job, Stepper
+from appliance.runner.engine.slots import MOST_WAITING, MOST_WAITING_OF_ONE
+from appliance.runner.engine.steps import Stepper
 from tests.support.chain_model import chain_model, long_script
 from tests.support.random_model import random_model
 from tests.unit.runner.test_runner_steps import load
@@ -279,7 +281,7 @@ def test_random_load_never_mixes_sequences_up(seed: int, sliding_window: int) ->
         hits += each.cached_tokens > 0
     assert hits > 20
     assert machine.stepper.figures().busy_slots == 0
-    assert len(machine.stepper._streams._trees) <= 3
+    assert len(machine.stepper._slots._streams._trees) <= 3
     machine.context.close()
     model.close()
 

@@ -13,11 +13,12 @@ import pytest
 
 from appliance.core.values import Sampling
 from appliance.ipc.messages import Load
-from appliance.runner.engine import search, steps
+from appliance.runner.engine import search, searches
 from appliance.runner.engine.constraint import CompiledConstraint, compile_constraint
 from appliance.runner.engine.context import Context
+from appliance.runner.engine.jobs import Event, Job
 from appliance.runner.engine.model import Model
-from appliance.runner.engine.steps import Event, Job, Stepper
+from appliance.runner.engine.steps import Stepper
 from tests.support.wordy_model import FIRST_WORD, wordy_model
 
 VOCABULARY = 6000
@@ -40,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens grammars were asked about, look by look; the bounds are small, so that a search takes steps."""
-    monkeypatch.setattr(steps, "SEARCH_TOKENS", SEARCH_TOKENS)
+    monkeypatch.setattr(searches, "SEARCH_TOKENS", SEARCH_TOKENS)
     monkeypatch.setattr(search, "LOOK_TOKENS", LOOK_TOKENS)
     monkeypatch.setattr(search, "LEAST_LOOK", LOOK_TOKENS)
     looks: list[int] = []
@@ -106,12 +107,12 @@ def test_search_of_one_principal_does_not_hold_up_anothers(
     mallorys, bobs = [hostile(f"h{number}") for number in range(SLOTS - 1)], hostile("other", "bob")
     for job in (*mallorys, bobs):
         stepper.add(0.0, job)
-    while not all(sequence.search for sequence in stepper._active) or len(stepper._active) < SLOTS:
+    while not all(sequence.search for sequence in stepper._slots.active) or len(stepper._slots.active) < SLOTS:
         stepper.step(0.0)
     looks.clear()
     for _step in range(5):
         stepper.step(0.0)
-        assert all(sequence.search for sequence in stepper._active)
+        assert all(sequence.search for sequence in stepper._slots.active)
     assert abs(looks[id(bobs.constraint)] - sum(looks[id(job.constraint)] for job in mallorys)) <= 5
 
 
@@ -120,7 +121,7 @@ def test_slow_draw_alone_is_the_same_as_a_quick_one(
 ) -> None:
     answers = []
     for bound in (1, SEARCH_TOKENS, 10**9):
-        monkeypatch.setattr(steps, "SEARCH_TOKENS", bound)
+        monkeypatch.setattr(searches, "SEARCH_TOKENS", bound)
         job = hostile("h")
         job.max_tokens = 6
         stepper.add(0.0, job)
@@ -154,17 +155,17 @@ def test_cancelled_search_does_not_keep_its_slot(stepper: Stepper, asked: list[i
 def test_full_cache_ends_a_search_like_anything_else(
     stepper: Stepper, asked: list[int], hostile: Hostile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "SEARCH_TOKENS", 1)
+    monkeypatch.setattr(searches, "SEARCH_TOKENS", 1)
     job = hostile("h")
     job.prompt = np.full(40, 100, np.int32)
     stepper.add(0.0, job)
     stepper.add(0.0, innocent())
-    while not any(sequence.search for sequence in stepper._active):
+    while not any(sequence.search for sequence in stepper._slots.active):
         stepper.step(0.0)
     monkeypatch.setattr(stepper._context, "decode", lambda batch: 1)
     ended = [event for event in stepper.step(0.0) if event.ended]
     assert [(event.job, event.ended) for event in ended] == [(job, "error")]
-    assert not stepper._searching
+    assert not stepper._searches
 
 
 def test_searching_is_service(stepper: Stepper, asked: list[int], hostile: Hostile) -> None:
@@ -174,7 +175,7 @@ def test_searching_is_service(stepper: Stepper, asked: list[int], hostile: Hosti
     told: Counter[str] = Counter()
     while told["h"] < 5:
         told += tokens(stepper.step(0.0))
-    stepper._settle()
-    services = {name: account.service for name, account in stepper._queue._accounts.items()}
+    stepper._slots.settle()
+    services = {name: account.service for name, account in stepper._slots._queue._accounts.items()}
     assert told["innocent"] > 3 * told["h"]
     assert services["mallory"] > 0.8 * services["alice"]

@@ -11,10 +11,11 @@ import pytest
 from appliance.core.memory import SPECULATED_ROWS
 from appliance.core.values import EngineFigures, Sampling
 from appliance.ipc.messages import Load
-from appliance.runner.engine import steps
+from appliance.runner.engine import searches
 from appliance.runner.engine.candidates import Candidates, Row
 from appliance.runner.engine.constraint import compile_constraint
 from appliance.runner.engine.context import Context
+from appliance.runner.engine.jobs import Event, Job
 from appliance.runner.engine.model import LoadError, Model
 from appliance.runner.engine.native import llama
 from appliance.runner.engine.sampling import Sampler
@@ -23,7 +24,7 @@ from appliance.runner.engine.speculation_choice import drafter_for
 from appliance.runner.engine.speculation_draft import CATCH_UP_TOKENS, DraftModel
 from appliance.runner.engine.speculation_lookup import MOST_PLACES, Lookup, TextIndex
 from appliance.runner.engine.speculation_pace import LENGTHS, LONGEST_PAUSE, STALE_STEPS, Costs, Pace
-from appliance.runner.engine.steps import Event, Job, Stepper
+from appliance.runner.engine.steps import Stepper
 from appliance.runner.engine.vocabulary import Vocabulary
 from tests.support.chain_model import chain_model, long_script
 from tests.support.random_model import random_model
@@ -431,13 +432,13 @@ def test_used_cells_are_true_after_every_step(model: Model) -> None:
 def charges(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What principals are charged from here on."""
     tokens: list[int] = []
-    charge = machine.stepper._queue.charge
+    charge = machine.stepper._slots._queue.charge
 
     def seen(principal: str, count: int) -> None:
         tokens.append(count)
         charge(principal, count)
 
-    monkeypatch.setattr(machine.stepper._queue, "charge", seen)
+    monkeypatch.setattr(machine.stepper._slots._queue, "charge", seen)
     return tokens
 
 
@@ -767,7 +768,7 @@ def test_search_for_what_a_grammar_allows_may_begin_in_a_speculated_step(
     model: Model, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And take several; nobody speculates meanwhile, and nobody's tokens are others."""
-    monkeypatch.setattr(steps, "SEARCH_TOKENS", 1)
+    monkeypatch.setattr(searches, "SEARCH_TOKENS", 1)
     machines = [Machine(model)]
     machines[0].run(constrained(model, machines[0], sampling), job("b", GREEDY, first=61))
     script = {60: machines[0].texts["a", 0], 61: machines[0].texts["b", 0]}

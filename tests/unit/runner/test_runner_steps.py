@@ -11,8 +11,9 @@ from appliance.ipc.messages import Conversation, Load
 from appliance.runner.chat.prompt import PromptMaker
 from appliance.runner.engine.batch import Batch
 from appliance.runner.engine.context import Context
+from appliance.runner.engine.jobs import Event, Job
 from appliance.runner.engine.model import LoadError, Model
-from appliance.runner.engine.steps import Event, Job, Stepper
+from appliance.runner.engine.steps import Stepper
 from tests.support.chain_model import STORY, chain_model, model_with_loose_end_of_turn
 
 GREEDY = Sampling(temperature=0.0)
