@@ -22,7 +22,7 @@ whose room is theirs, has no proposals.
 Trusts: its caller to give each sequence's own lists, and to tell of every step.
 Promises: whatever a drafter says, a proposal has tokens of the vocabulary only, none that ends an answer, and no more
 than the answer and the batch have room for.
-Not here: where proposals come from (``speculation_lookup``, ``speculation_draft``); batch and KV cache (``speculated``).
+Not here: where proposals come from (``speculation_lookup``, ``speculation_draft``), batch and cache (``speculated``).
 """
 
 from collections.abc import Iterable, Sequence
