@@ -8,9 +8,19 @@ from typing import Any
 import pytest
 
 from appliance.core.gguf import MAX_TOKEN_BYTES
+from appliance.core.manifest import accompanied, as_companion
 from appliance.core.meter import held_bytes
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import Delta, SampledToken, Started, TextPrompt, TokenLogprob, ToolCallDelta
+from appliance.core.values import (
+    CompanionKind,
+    Delta,
+    SampledToken,
+    Started,
+    TextPrompt,
+    TokenLogprob,
+    ToolCallDelta,
+    VerifiedModel,
+)
 from appliance.gateway import generation
 from appliance.gateway.answering import BodyLimits
 from appliance.gateway.generation import GenerationRoute, Head, Surface
@@ -18,6 +28,7 @@ from appliance.gateway.surfaces.openai.chat import ChatSurface
 from appliance.gateway.surfaces.openai.completions import CompletionSurface
 from tests.fakes.models import STARTED, WHOLE, delta, end
 from tests.fakes.world import World
+from tests.support.made_values import adapter, model
 from tests.support.scenario import run, until
 
 BODY: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
@@ -384,6 +395,29 @@ def test_fingerprint_names_the_verified_model() -> None:
         await asked(world, client)
         digest = world.audit.opened[0].model.digest.hex
         assert json.loads(client.sent[1]["body"])["system_fingerprint"] == f"sha256-{digest[:16]}"
+
+    run(scenario)
+
+
+def test_no_fingerprint_is_that_of_the_model_with_other_companions() -> None:
+    def served(kind: CompanionKind, file: str, scale: int | None) -> VerifiedModel:
+        one = adapter(file) if kind == "adapter" else model(file)
+        return accompanied(model("demo"), "demo", (as_companion(one, kind, scale),))
+
+    async def scenario() -> None:
+        said = []
+        for one in (
+            model("demo"),
+            served("adapter", "style", 1000),
+            served("adapter", "style", 500),
+            served("adapter", "tone", 1000),
+            served("draft", "style", None),
+        ):
+            world, client = World(), Client(BODY)
+            world.models.models = (one,)
+            await asked(world, client)
+            said.append(json.loads(client.sent[1]["body"])["system_fingerprint"])
+        assert len(set(said)) == len(said)
 
     run(scenario)
 
