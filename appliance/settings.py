@@ -13,6 +13,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
@@ -426,9 +427,10 @@ def parse(document: dict[str, Any]) -> Settings:
     problems: list[str] = []
     document = {**_default_directories(), **document}
     values = _fields(Settings, document, "", problems)
+    added = {name for name, named in values.get("model", {}).items() if named.base is not None}
     for name, named in values.get("model", {}).items():
         speculation = named.speculation or values.get("models", ModelSettings()).speculation
-        problems.extend(f'model."{name}".{problem}' for problem in _conflicts(name, named, speculation))
+        problems.extend(f'model."{name}".{problem}' for problem in _conflicts(name, named, speculation, added))
     if values.get("models", ModelSettings()).speculation == "draft":
         problems.append('models.speculation: "draft" is for single models, each with its model.NAME.draft')
     longest = len(os.fsencode(values.get("runtime_dir", ""))) + len("/liaison.sock")
@@ -533,8 +535,15 @@ def _fields(kind: type[Value], document: dict[str, Any], prefix: str, problems: 
     return values
 
 
-def _conflicts(name: str, named: NamedModelSettings, speculation: Speculating) -> list[str]:
+def _conflicts(name: str, named: NamedModelSettings, speculation: Speculating, added: AbstractSet[str]) -> list[str]:
+    """``added`` are the names that are served and that no file of the store has."""
     problems = []
+    if named.base != name and named.base in added:
+        problems.append("base: has a base itself, and is no model of the store")
+    if named.draft in added:
+        problems.append("draft: has a base, and is no model of the store")
+    if not added.isdisjoint(one.name for one in named.adapters):
+        problems.append("adapters: one of them has a base, and is no adapter of the store")
     if named.base == name:
         problems.append("base: is this name itself; leave it out")
     if named.base is not None and not re.fullmatch(STORED_NAME, name):

@@ -28,6 +28,8 @@ good := {
 		"name": "demo",
 		"digest": "sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",
 		"signer": "release",
+		"base": "demo",
+		"companions": [],
 	},
 	"request": {
 		"max_tokens": 128,

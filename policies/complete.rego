@@ -34,6 +34,14 @@ model_complete if {
 	text(input.model.name)
 	text(input.model.digest)
 	text(input.model.signer)
+	text(input.model.base)
+	is_array(input.model.companions)
+	every one in input.model.companions {
+		text(one.kind)
+		text(one.name)
+		text(one.digest)
+		text(one.signer)
+	}
 }
 
 request_complete if {

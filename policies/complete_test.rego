@@ -10,7 +10,7 @@ complete(document) if {
 fields := [
 	"/principal/subject", "/principal/client_id", "/principal/issuer", "/principal/groups", "/principal/models",
 	"/action/operation", "/action/method", "/action/route",
-	"/model/name", "/model/digest", "/model/signer",
+	"/model/name", "/model/digest", "/model/signer", "/model/base", "/model/companions",
 	"/request/max_tokens", "/request/messages", "/request/prompt_bytes", "/request/stream",
 	"/request/tools", "/request/constraint", "/request/choices",
 	"/peer/address",
@@ -42,6 +42,17 @@ test_lists_hold_text_only if {
 	every path in ["/principal/groups", "/principal/models"] {
 		every value in [[1], [""], [null], [["staff"]], "staff"] {
 			not complete(json.patch(good, [{"op": "replace", "path": path, "value": value}]))
+		}
+	}
+}
+
+companion := {"kind": "adapter", "name": "style", "digest": "sha256:2c", "signer": "vendor"}
+
+test_a_companion_is_told_whole_or_the_input_is_incomplete if {
+	complete(json.patch(good, [{"op": "add", "path": "/model/companions/-", "value": companion}]))
+	every field in ["kind", "name", "digest", "signer"] {
+		every part in [object.remove(companion, [field]), object.union(companion, {field: ""})] {
+			not complete(json.patch(good, [{"op": "add", "path": "/model/companions/-", "value": part}]))
 		}
 	}
 }

@@ -34,6 +34,13 @@ test_a_closed_model_is_denied_to_every_group if {
 	]) == {"model-closed"}
 }
 
+test_a_closed_file_is_denied_under_every_name_that_it_is_served_under if {
+	replaced("/model/base", "withdrawn") == {"model-closed"}
+	withdrawn := {"kind": "draft", "name": "withdrawn", "digest": "sha256:2c", "signer": "release"}
+	replaced("/model/companions", [withdrawn]) == {"model-closed"}
+	replaced("/model/companions", [object.union(withdrawn, {"name": "small"})]) == set()
+}
+
 test_missing_lists_of_what_is_closed_deny if {
 	answer := paddock.deny with input as good with data.groups as groups with data.closed as {}
 	answer == {"subject-closed", "model-closed"}

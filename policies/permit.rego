@@ -23,6 +23,10 @@ subject_open if {
 model_open if {
 	every model in data.closed.models {
 		model != input.model.name
+		model != input.model.base
+		every one in input.model.companions {
+			model != one.name
+		}
 	}
 }
 

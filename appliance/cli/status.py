@@ -14,7 +14,7 @@ from appliance.cli.ask import ask
 from appliance.core.codec import enc_hook
 from appliance.core.memory import mib, spelt
 from appliance.core.refusals import Fault
-from appliance.core.values import AdapterFacts, Companion, VerifiedModel
+from appliance.core.values import AdapterFacts, VerifiedModel
 from appliance.ipc.messages import (
     AskStatus,
     FailedModel,
@@ -45,8 +45,7 @@ def show(config: Settings, *, as_json: bool) -> int:
     for model in status.models:
         if model.name not in with_a_runner:
             print(f"\n{model.name}  {model.digest}\n  {_what(model)}")
-            for one in model.companions:
-                print(f"  {_companion(one)}")
+            _print_files(model)
             if plan := planned.get(model.name):
                 print(f"  memory    {f'cannot be loaded: {plan.unfit}' if plan.unfit else f'needs {spelt(plan.plan)}'}")
     for failed in status.failed:
@@ -90,8 +89,7 @@ def _print(loaded: LoadedModel) -> None:
     model, runner = loaded.model, loaded.runner
     print(f"\n{model.name}  {model.digest}")
     print(f"  signer    {model.signer.name}  {model.signer.fingerprint}")
-    for one in model.companions:
-        print(f"  {_companion(one)}")
+    _print_files(model)
     print(f"  runner    {runner.runner_id}, {runner.slots} slots of {runner.context_tokens} tokens")
     if loaded.options is not None:
         print(f"  cache     {loaded.options.kv_type}, {_stay(loaded)}")
@@ -113,9 +111,13 @@ def described(architecture: str, adapter: AdapterFacts) -> str:
     return f"a LoRA adapter for {architecture} models, {adapter.pairs} matrices, rank {adapter.rank}"
 
 
-def _companion(one: Companion) -> str:
-    scale = "" if one.scale_thousandths is None else f"  scale {one.scale_thousandths / 1000:g}"
-    return f"{one.kind:9} {one.name}  {one.digest}{scale}  signed by {one.signer.name}"
+def _print_files(model: VerifiedModel) -> None:
+    """Those that a name stands on, where it is not simply the name of one."""
+    if model.base:
+        print(f"  base      {model.base}")
+    for one in model.companions:
+        scale = "" if one.scale_thousandths is None else f"  scale {one.scale_thousandths / 1000:g}"
+        print(f"  {one.kind:9} {one.name}  {one.digest}{scale}  signed by {one.signer.name}")
 
 
 def _memory(loaded: LoadedModel) -> str:

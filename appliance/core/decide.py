@@ -92,11 +92,21 @@ def policy_input(
     }
 
 
-def _model(asked: Asked) -> dict[str, str] | None:
+def _model(asked: Asked) -> dict[str, Any] | None:
     if isinstance(asked, str):
         return None
     model = asked.model if isinstance(asked, Admission) else asked
-    return {"name": model.name, "digest": str(model.digest), "signer": model.signer.name}
+    companions = [
+        {"kind": one.kind, "name": one.name, "digest": str(one.digest), "signer": one.signer.name}
+        for one in model.companions
+    ]
+    return {
+        "name": model.name,
+        "digest": str(model.digest),
+        "signer": model.signer.name,
+        "base": model.base or model.name,
+        "companions": companions,
+    }
 
 
 def _operation(

@@ -27,7 +27,10 @@ MAX_ALPHA: Final = 65_536.0
 _A, _B = ".lora_a", ".lora_b"
 _TYPES: Final = frozenset({0, 1, 8, 30})
 """F32, F16, Q8_0 and BF16: what converters write, and what llama.cpp multiplies with everywhere."""
-_EMBEDDINGS: Final = "token_embd.weight"
+_LOOKED_UP: Final = frozenset(
+    {"token_embd.weight", "position_embd.weight", "token_types.weight", "per_layer_token_embd.weight"}
+)
+"""Whose rows are looked up. llama.cpp would leave what an adapter adds to most of them out, and say nothing."""
 
 
 class GgufInvalid(Exception):
@@ -61,7 +64,7 @@ def adapter_facts(tensors: Sequence[Tensor]) -> AdapterFacts:
         base, half = tensor.name[: -len(_A)], tensor.name[-len(_A) :]
         _require(half in {_A, _B} and base != "", "gguf-adapter-tensor", "a tensor is neither .lora_a nor .lora_b")
         _require(_A not in base and _B not in base, "gguf-adapter-tensor", "a tensor is a half of a half")
-        _require(base != _EMBEDDINGS, "gguf-adapter-tensor", "the adapter changes the embeddings")
+        _require(base not in _LOOKED_UP, "gguf-adapter-tensor", "the adapter changes the embeddings")
         _require(tensor.kind in _TYPES, "gguf-adapter-type", f"a tensor has type {tensor.kind}")
         _require(len(tensor.dimensions) == 2, "gguf-adapter-shape", f"a tensor of {len(tensor.dimensions)} dimensions")
         halves.setdefault(base, {})[half] = tensor

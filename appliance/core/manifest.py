@@ -184,6 +184,7 @@ def accompanied(base: VerifiedModel, name: str, companions: tuple[Companion, ...
         bundle_digest=base.bundle_digest,
         facts=base.facts,
         cosigners=base.cosigners,
+        base=None if name == base.name else base.name,
         companions=companions,
     )
 

@@ -28,18 +28,31 @@ def _call_bytes(call: ToolCallDelta) -> int:
 _EVENT_BYTES: Final = 384
 _ENTRY_BYTES: Final = 128
 _CHARACTER_BYTES: Final = 4
+_PIECE_BYTES: Final = 10
+"""Of each byte of a told token, once it is written as JSON: six as text and four as a number."""
 
 
 def held_bytes(event: AnswerEvent) -> int:
-    """About what an event takes in memory at most. Every part is an object of its own: a token with 20 alternatives
-    takes far more than it writes."""
-    if not isinstance(event, Delta):
-        return _EVENT_BYTES
+    """About what an event takes in memory at most, as it came or written as JSON. Every part is an object of its own: a
+    token with 20 alternatives takes far more than it writes."""
+    match event:
+        case Delta():
+            return _held_delta_bytes(event)
+        case Rows() | Ids():
+            return _EVENT_BYTES + len(event.data)
+        case Written():
+            return _EVENT_BYTES + _CHARACTER_BYTES * len(event.text)
+        case _:
+            return _EVENT_BYTES
+
+
+def _held_delta_bytes(event: Delta) -> int:
     n_bytes = _EVENT_BYTES + _CHARACTER_BYTES * (len(event.text) + len(event.reasoning))
     for token in event.logprobs:
         n_bytes += _ENTRY_BYTES * (2 + len(token.alternatives))  # itself, and the one that was drawn
+        n_bytes += _PIECE_BYTES * (len(token.chosen.piece) + sum([len(one.piece) for one in token.alternatives]))
     for call in event.tool_calls:
-        n_bytes += _ENTRY_BYTES + _CHARACTER_BYTES * len(call.arguments)
+        n_bytes += _ENTRY_BYTES + _CHARACTER_BYTES * (len(call.id) + len(call.name) + len(call.arguments))
     return n_bytes
 
 

@@ -67,6 +67,7 @@ class Reason(Enum):
     RUNNER_ERROR = ("runner-error", 502, "The runner could not complete the answer.")
     REQUEST_TIMEOUT = ("request-timeout", 504, "The answer took too long and was stopped.")
     READER_TOO_SLOW = ("reader-too-slow", 408, "The answer was not read as fast as it came, and was stopped.")
+    ANSWER_TOO_LARGE = ("answer-too-large", 400, "The answer is too large for anything but a stream.")
     OVERLOADED = ("overloaded", 503, "The server is busy.")
     INTERNAL = ("internal", 503, "The request could not be completed.")
 

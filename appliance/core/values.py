@@ -418,7 +418,7 @@ class VerifiedModel(Value, frozen=True, kw_only=True):
     the operator requires. ``bundle_digest`` is that of ``signer``'s bundle; ``cosigners`` are the others.
 
     A LoRA adapter is one too, as a file of the store; ``companions`` are what a model is served with: adapters, then at
-    most one draft model.
+    most one draft model. ``base`` is the file's name in the store where it is served under another, else None.
     """
 
     name: str
@@ -428,6 +428,7 @@ class VerifiedModel(Value, frozen=True, kw_only=True):
     bundle_digest: Digest
     facts: GgufFacts
     cosigners: tuple[Signer, ...] = ()
+    base: str | None = None
     companions: Annotated[tuple[Companion, ...], Meta(max_length=MAX_COMPANIONS)] = ()
 
     @property

@@ -9,8 +9,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from appliance.core.codec import canonical_json
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import Value
+from appliance.core.values import Digest, Value
 from appliance.gateway.asgi import Receive, Scope, read_body
 from appliance.gateway.pipeline import Answer, Exchange
 from appliance.gateway.problems import SECURE_HEADERS
@@ -51,5 +52,9 @@ def answer_headers(exchange: Exchange) -> dict[bytes, bytes]:
 
 
 def fingerprint(answer: Answer) -> str:
-    """OpenAI's ``system_fingerprint``: here the verified model's digest, shortened."""
-    return f"sha256-{answer.admission.model.digest.hex[:16]}"
+    """OpenAI's ``system_fingerprint``: here the verified model's digest, shortened; with companions, a digest of all
+    theirs and of how strongly each counts."""
+    model = answer.admission.model
+    beside = [(one.kind, str(one.digest), one.scale_thousandths) for one in model.companions]
+    digest = Digest.of(canonical_json([str(model.digest), *beside])) if beside else model.digest
+    return f"sha256-{digest.hex[:16]}"

@@ -10,13 +10,16 @@ import time
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from appliance.core.refusals import Refused
+from appliance.core.meter import held_bytes
+from appliance.core.refusals import Reason, Refused
 from appliance.core.values import AnswerEvent, End, Generation, Started, Usage, Value
 from appliance.gateway.answering import BodyLimits, answer_headers, cancelled_when_left, fingerprint, posted_body
 from appliance.gateway.asgi import Receive, Scope, Send, send_response
 from appliance.gateway.pipeline import Answer, Exchange, Pipeline
 
 PING_SECONDS: Final = 15.0
+MAX_WHOLE_BYTES: Final = 64 * 2**20
+"""Gathered of one answer that is sent in one piece: 160,000 tokens of text, or 15,000 with 20 alternatives each."""
 
 
 class Head(Value, frozen=True, kw_only=True):
@@ -86,10 +89,19 @@ async def _whole(
     exchange: Exchange, writer: WholeWriter, answer: Answer, events: list[AnswerEvent], send: Send
 ) -> None:
     headers = _headers(exchange, events)
-    writer.add(events)
-    while answer.meter.end is None:
-        writer.add(await answer.events())
+    n_bytes = 0
+    while True:
+        n_bytes += sum(map(held_bytes, events))
+        if n_bytes <= MAX_WHOLE_BYTES:
+            writer.add(events)
+        else:
+            answer.cancel()  # and on, to what it has cost
+        if answer.meter.end is not None:
+            break
+        events = await answer.events()
     answer.require_whole()
+    if n_bytes > MAX_WHOLE_BYTES:
+        raise Refused(Reason.ANSWER_TOO_LARGE)
     body = writer.body(answer.meter.end, answer.meter.usage())
     await send_response(send, 200, body, content_type=b"application/json", headers=headers)
 

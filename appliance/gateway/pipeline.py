@@ -358,6 +358,7 @@ _REFUSED_OUTCOMES: dict[Reason, Outcome] = {
     Reason.RUNNER_ERROR: "runner-error",
     Reason.REQUEST_TIMEOUT: "cancelled",
     Reason.READER_TOO_SLOW: "cancelled",
+    Reason.ANSWER_TOO_LARGE: "cancelled",
 }
 """Any other is the runner's no before it began."""
 

@@ -56,7 +56,7 @@ from appliance.ipc.messages import (
 
 RESET_SECONDS: Final = 10.0
 MAX_UNREAD_BYTES: Final = 16 * 2**20
-"""Of one answer, decoded: 40,000 tokens of text, or 5,000 with 20 alternatives each. No runner waits for a reader: its
+"""Of one answer, decoded: 40,000 tokens of text, or 4,000 with 20 alternatives each. No runner waits for a reader: its
 slot would be lost to everybody. So an answer that is not read ends. More than a full socket can bring at once."""
 _REASONS: Final = {
     "prompt-too-long": Reason.PROMPT_TOO_LONG,

@@ -3,7 +3,19 @@
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.core.records import Actor, Closed, ModelLoaded, ModelRef, Opened, PolicyLoaded, Record, RefusalSummary
+import msgspec
+
+from appliance.core.records import (
+    Actor,
+    Closed,
+    CompanionRef,
+    ModelLoaded,
+    ModelRef,
+    Opened,
+    PolicyLoaded,
+    Record,
+    RefusalSummary,
+)
 from appliance.core.values import Decision, Digest, Obligations, Peer, RunnerFacts, Signer
 
 MODEL = ModelRef(
@@ -31,6 +43,19 @@ ACTOR = Actor(
     groups=("staff",),
     token_id="t",
     token_sha256=Digest.of(b"token"),
+)
+ADAPTED = msgspec.structs.replace(
+    MODEL,
+    companions=(
+        CompanionRef(
+            kind="adapter",
+            scale_thousandths=500,
+            name="style",
+            digest=Digest.of(b"style"),
+            signer=MODEL.signer,
+            bundle_digest=Digest.of(b"bundle of the style"),
+        ),
+    ),
 )
 
 
@@ -72,8 +97,8 @@ def policy_loaded() -> PolicyLoaded:
     return PolicyLoaded(policy_digest=POLICY, data_digest=Digest.of(b"data"))
 
 
-def model_loaded(runner: RunnerFacts = RUNNER) -> ModelLoaded:
-    return ModelLoaded(model=MODEL, runner=runner, load_ms=12)
+def model_loaded(runner: RunnerFacts = RUNNER, model: ModelRef = MODEL) -> ModelLoaded:
+    return ModelLoaded(model=model, runner=runner, load_ms=12)
 
 
 def small(number: int) -> Record:

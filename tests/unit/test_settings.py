@@ -439,6 +439,19 @@ def test_no_companion_is_set_wrongly(table: dict[str, object], problem: str) -> 
     assert said.startswith(f'model."bot".{problem}: ')
 
 
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ({"base": "other"}, "base"),
+        ({"draft": "other", "speculation": "draft"}, "draft"),
+        ({"adapters": [{"name": "style"}, {"name": "other"}]}, "adapters"),
+    ],
+)
+def test_nothing_stands_on_a_name_that_only_the_settings_have(table: dict[str, object], problem: str) -> None:
+    [said] = problems({"model": {"bot": table, "other": {"base": "qwen3"}}})
+    assert said.startswith(f'model."bot".{problem}: ')
+
+
 def test_no_name_is_served_that_no_store_could_have() -> None:
     [said] = problems({"model": {"The Bot": {"base": "qwen3"}}})
     assert said.startswith('model."The Bot".base: ')

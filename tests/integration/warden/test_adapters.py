@@ -95,6 +95,7 @@ def test_adapter_is_served_with_its_base_recorded_and_ends_with_its_trust(
     shown = capsys.readouterr().out
     assert f"draft     small  {base}  signed by tester" in shown
     assert f"adapter   {STYLE}  {style}  scale 1  signed by tester" in shown
+    assert shown.count("  base      base\n") == 3
     assert "5 verified models, 4 loaded; LoRA adapters: 1" in shown
     assert "a LoRA adapter for llama models, 14 matrices, rank 4" in shown
     assert paddock(server, "models", "list") == 0

@@ -28,7 +28,7 @@ from tests.support.audit_log import (
     run,
     written,
 )
-from tests.support.audit_records import RUNNER, FakeClock, closed, model_loaded, opened, policy_loaded, small
+from tests.support.audit_records import ADAPTED, RUNNER, FakeClock, closed, model_loaded, opened, policy_loaded, small
 
 ON_DISK = msgspec.structs.replace(RUNNER, seal_mode="ro-store")
 STRICT = msgspec.structs.replace(opened("r").decision, obligations=Obligations(minimum_seal="verity"))
@@ -212,6 +212,11 @@ def test_empty_directory_is_not_intact(tmp_path: Path) -> None:
                 *STORY[:2],
                 opened("r", runner=ON_DISK),
             ],
+            3,
+            "loaded with another model, signer or seal",
+        ),
+        (
+            [LOG_OPENED, policy_loaded(), model_loaded(model=ADAPTED), opened("r")],
             3,
             "loaded with another model, signer or seal",
         ),

@@ -16,6 +16,7 @@ from appliance.core.decide import (
     require_sealed,
 )
 from appliance.core.gguf import MAX_TOKEN_BYTES
+from appliance.core.manifest import accompanied, as_companion
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import (
     Admission,
@@ -120,10 +121,30 @@ def test_the_input_says_what_was_admitted_and_not_what_was_asked_for():
             "models": ["*"],
         },
         "action": {"operation": "chat", "method": "POST", "route": "/v1/chat/completions"},
-        "model": {"name": "demo", "digest": str(MODEL.digest), "signer": "release"},
+        "model": {
+            "name": "demo",
+            "digest": str(MODEL.digest),
+            "signer": "release",
+            "base": "demo",
+            "companions": [],
+        },
         "request": PLAIN,
         "peer": {"address": "192.0.2.7"},
         "time": {"unix_seconds": 1_700_000_000, "weekday": 1, "minute_of_day": 22 * 60 + 13},
+    }
+
+
+def test_the_input_says_who_signed_all_that_is_served_and_what_the_store_calls_it():
+    companion = as_companion(
+        replace(MODEL, name="small", signer=Signer(name="vendor", fingerprint=INPUT)), "draft", None
+    )
+    document = asked(accompanied(MODEL, "bot", (companion,)))
+    assert document["model"] == {
+        "name": "bot",
+        "digest": str(MODEL.digest),
+        "signer": "release",
+        "base": "demo",
+        "companions": [{"kind": "draft", "name": "small", "digest": str(MODEL.digest), "signer": "vendor"}],
     }
 
 

@@ -83,6 +83,8 @@ def half_type(file: Gguf, kind: int, n_bytes: int) -> None:
         (lambda file: pair(file, "blk.0.attn_q.weight.lora_a"), "gguf-adapter-tensor"),  # llama.cpp: the same name
         (lambda file: pair(file, ""), "gguf-adapter-tensor"),
         (lambda file: pair(file, "token_embd.weight"), "gguf-adapter-tensor"),
+        (lambda file: pair(file, "position_embd.weight"), "gguf-adapter-tensor"),
+        (lambda file: pair(file, "per_layer_token_embd.weight"), "gguf-adapter-tensor"),
         (lambda file: pair(file, "x", rank=MAX_RANK + 1), "gguf-adapter-rank"),
         (lambda file: setattr(file.tensors[0], "dimensions", [RANK, 8]), "gguf-adapter-shape"),  # not transposed
         (lambda file: setattr(file.tensors[0], "dimensions", [8, 2, 2]), "gguf-adapter-shape"),

@@ -10,14 +10,22 @@ import pytest
 from appliance.core import records
 from appliance.core.records import Entry, Record, decode_entry, encode_entry
 from appliance.core.values import Value
-from tests.support.audit_records import closed, model_loaded, opened, policy_loaded, small
+from tests.support.audit_records import ADAPTED, closed, model_loaded, opened, policy_loaded, small
 
 
 def entry(record: Record, seq: int = 3) -> Entry:
     return Entry(v=1, seq=seq, time="2026-09-01T00:00:00.000Z", boot_id="b", monotonic_ms=5, record=record)
 
 
-SAMPLES = [opened("r-1"), closed("r-1"), policy_loaded(), model_loaded(), small(60), records.LogClosed()]
+SAMPLES = [
+    model_loaded(model=ADAPTED),
+    opened("r-1"),
+    closed("r-1"),
+    policy_loaded(),
+    model_loaded(),
+    small(60),
+    records.LogClosed(),
+]
 
 
 @pytest.mark.parametrize("record", SAMPLES, ids=lambda record: type(record).__name__)
@@ -33,6 +41,11 @@ def test_bytes_are_canonical(record: Record) -> None:
     data = encode_entry(entry(record))
     document = json.loads(data, parse_float=lambda text: pytest.fail(f"a float: {text}"))
     assert data == json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def test_record_without_companions_has_the_bytes_that_it_had_before_there_were_any() -> None:
+    assert b"companions" not in encode_entry(entry(opened("r-1")))
+    assert b"companions" not in encode_entry(entry(model_loaded()))
 
 
 @pytest.mark.parametrize("text", ["\n", "\r\n", "\x1b[31m", "\x00", '"', "\\"])

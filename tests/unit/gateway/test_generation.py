@@ -2,19 +2,33 @@
 
 import asyncio
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
 
+from appliance.core.gguf import MAX_TOKEN_BYTES
+from appliance.core.manifest import accompanied, as_companion
+from appliance.core.meter import held_bytes
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import Delta, Started, TextPrompt, ToolCallDelta
+from appliance.core.values import (
+    CompanionKind,
+    Delta,
+    SampledToken,
+    Started,
+    TextPrompt,
+    TokenLogprob,
+    ToolCallDelta,
+    VerifiedModel,
+)
 from appliance.gateway import generation
 from appliance.gateway.answering import BodyLimits
-from appliance.gateway.generation import GenerationRoute, Surface
+from appliance.gateway.generation import GenerationRoute, Head, Surface
 from appliance.gateway.surfaces.openai.chat import ChatSurface
 from appliance.gateway.surfaces.openai.completions import CompletionSurface
 from tests.fakes.models import STARTED, WHOLE, delta, end
 from tests.fakes.world import World
+from tests.support.made_values import adapter, model
 from tests.support.scenario import run, until
 
 BODY: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
@@ -211,6 +225,64 @@ def test_stream_of_which_a_part_is_missing_never_ends_as_if_it_were_whole(reason
     run(scenario)
 
 
+@pytest.mark.parametrize(("room", "status"), [(4, 200), (3, None)])
+def test_whole_answer_is_gathered_up_to_a_bound_and_then_stopped_and_paid(
+    room: int, status: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = [STARTED, delta("Hel"), delta("lo")]
+    monkeypatch.setattr(generation, "MAX_WHOLE_BYTES", sum(map(held_bytes, [*pieces, end()][:room])))
+
+    async def scenario() -> None:
+        world, client = World(), Client(BODY)
+        world.models.script = [[one] for one in pieces] + [[end("stop" if status else "cancelled", 7)]]
+        if status is not None:
+            await asked(world, client)
+            assert (client.sent[0]["status"], world.audit.closed[0].outcome) == (status, "completed")
+            return
+        with pytest.raises(Refused) as caught:
+            await asked(world, client)
+        assert caught.value.reason is Reason.ANSWER_TOO_LARGE
+        assert client.sent == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("last", ["cancelled", "stop"])
+def test_answer_too_large_to_gather_is_never_sent_in_part(last: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "MAX_WHOLE_BYTES", held_bytes(STARTED) + held_bytes(delta("Hel")))
+
+    async def scenario() -> None:
+        world, client = World(), Client(BODY)
+        world.models.script = [[STARTED], [delta("Hel")], [delta("lo")], [delta("!")], [end(last, 7)]]
+        with pytest.raises(Refused) as caught:
+            await asked(world, client)
+        assert caught.value.reason is Reason.ANSWER_TOO_LARGE
+        assert client.sent == []
+        assert world.models.answers[0].cancels > 0
+        [record] = world.audit.closed
+        assert (record.outcome, record.detail) == ("cancelled", "answer-too-large")
+        assert world.budget.settled == [("r-1", 16)]
+
+    run(scenario)
+
+
+def test_what_is_gathered_of_an_answer_takes_no_more_than_is_reckoned() -> None:
+    """A runner that is taken over tells tokens as long as any may be, and of bytes that JSON writes the longest."""
+    longest = TokenLogprob(piece=b"\x01" * MAX_TOKEN_BYTES, logprob=-1.2345678901234567)
+    told = SampledToken(chosen=longest, alternatives=(longest,) * 20)
+    request = ChatSurface().decode(json.dumps(BODY | {"logprobs": True, "top_logprobs": 20}).encode())
+    writer = ChatSurface().whole(Head(request_id="r-1", created=0, fingerprint="", request=request))
+    piece = Delta(text="a", tokens=1, logprobs=(told,))
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            writer.add([piece])
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert taken <= 100 * held_bytes(piece)
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_client_that_leaves_stops_the_runner_and_pays_for_what_was_made(stream: bool) -> None:
     async def scenario() -> None:
@@ -323,6 +395,29 @@ def test_fingerprint_names_the_verified_model() -> None:
         await asked(world, client)
         digest = world.audit.opened[0].model.digest.hex
         assert json.loads(client.sent[1]["body"])["system_fingerprint"] == f"sha256-{digest[:16]}"
+
+    run(scenario)
+
+
+def test_no_fingerprint_is_that_of_the_model_with_other_companions() -> None:
+    def served(kind: CompanionKind, file: str, scale: int | None) -> VerifiedModel:
+        one = adapter(file) if kind == "adapter" else model(file)
+        return accompanied(model("demo"), "demo", (as_companion(one, kind, scale),))
+
+    async def scenario() -> None:
+        said = []
+        for one in (
+            model("demo"),
+            served("adapter", "style", 1000),
+            served("adapter", "style", 500),
+            served("adapter", "tone", 1000),
+            served("draft", "style", None),
+        ):
+            world, client = World(), Client(BODY)
+            world.models.models = (one,)
+            await asked(world, client)
+            said.append(json.loads(client.sent[1]["body"])["system_fingerprint"])
+        assert len(set(said)) == len(said)
 
     run(scenario)
 

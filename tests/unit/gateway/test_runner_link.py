@@ -20,13 +20,16 @@ from appliance.core.refusals import Reason, Refused
 from appliance.core.values import (
     Delta,
     End,
+    Ids,
     JsonObject,
+    Rows,
     SampledToken,
     Sampling,
     Started,
     TokenLogprob,
     Tool,
     ToolCallDelta,
+    Written,
 )
 from appliance.gateway import runner_link
 from appliance.gateway.runner_link import LinkAnswer, RunnerLink
@@ -100,6 +103,8 @@ def started(request_id: str = "r-1", prompt_tokens: int = 5) -> RunnerStarted:
 
 CALL = ToolCallDelta(index=0, id="c-1", name="f")
 TOKEN = SampledToken(chosen=TokenLogprob(piece=b"a", logprob=-1.0))
+_LONGEST = TokenLogprob(piece=b"a" * MAX_TOKEN_BYTES, logprob=-1.0)
+LONG_TOKEN = SampledToken(chosen=_LONGEST, alternatives=(_LONGEST,) * 20)
 
 
 def delta(request_id: str = "r-1", text: str = "a", tokens: int = 1, **parts: Any) -> RunnerDelta:
@@ -323,9 +328,11 @@ def test_answer_that_nobody_reads_is_stopped_and_the_rest_of_it_forgotten(monkey
         {"text": "\U0001f600", "reasoning": "why"},
         {"text": "a", "logprobs": (TOKEN,)},
         {"text": "a", "logprobs": (msgspec.structs.replace(TOKEN, alternatives=(TOKEN.chosen,) * 20),) * 8},
+        {"text": "a", "logprobs": (LONG_TOKEN,) * 8},
         {"text": "", "tool_calls": (ToolCallDelta(index=0, arguments='{"a'),)},
+        {"text": "", "tool_calls": (ToolCallDelta(index=0, id="i" * 64, name="\U0001f600" * 64),)},
     ],
-    ids=["text", "wide", "reasoning", "drawn", "alternatives", "call"],
+    ids=["text", "wide", "reasoning", "drawn", "alternatives", "long pieces", "call", "named call"],
 )
 def test_no_event_takes_more_memory_than_is_reckoned(parts: dict[str, Any]) -> None:
     decoder: FrameDecoder[FromRunner] = FrameDecoder(FromRunner)
@@ -337,6 +344,15 @@ def test_no_event_takes_more_memory_than_is_reckoned(parts: dict[str, Any]) -> N
     finally:
         tracemalloc.stop()
     assert taken <= sum(held_bytes(event) for event in kept if isinstance(event, Delta))
+
+
+@pytest.mark.parametrize(
+    "event",
+    [Rows(width=1024, data=bytes(4096)), Ids(data=bytes(4096)), Written(text="\U0001f600" * 1024)],
+    ids=lambda event: type(event).__name__,
+)
+def test_computation_is_reckoned_with_what_it_brings(event: Rows | Ids | Written) -> None:
+    assert held_bytes(event) >= 4096
 
 
 def test_reader_that_reads_now_and_then_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -242,7 +242,15 @@ def _replace(store: FakeStore) -> None:
     store.models["tone"] = msgspec.structs.replace(TONE, digest=Digest.of(b"new bytes"))
 
 
-@pytest.mark.parametrize("change", [_distrust, _replace])
+def _distrust_base(store: FakeStore) -> None:
+    store.distrusted["base"] = Refused(Reason.MODEL_NOT_VERIFIED, "not-in-catalogue: base")
+
+
+def _take_its_name(store: FakeStore) -> None:
+    store.models["bot"] = model("bot")
+
+
+@pytest.mark.parametrize("change", [_distrust, _replace, _distrust_base, _take_its_name])
 def test_runner_does_not_outlive_the_trust_in_its_adapter(store: FakeStore, change: Any) -> None:
     async def scenario() -> None:
         async with warden(store) as one:
@@ -256,9 +264,11 @@ def test_runner_does_not_outlive_the_trust_in_its_adapter(store: FakeStore, chan
             await one.look()
             await until(lambda: len(one.audit.of(RunnerEnded)) > 0)
             assert [record.model_digest for record in one.audit.of(RunnerEnded)] == [BASE.digest]  # type: ignore[union-attr]
-            with pytest.raises(Refused) as caught:
-                await one.pool.lease(bot)
-            assert caught.value.reason is Reason.MODEL_NOT_VERIFIED
+            for wanted in {bot, reference(model("bot"))}:
+                with pytest.raises(Refused) as caught:
+                    await one.pool.lease(wanted)
+                assert caught.value.reason is Reason.MODEL_NOT_VERIFIED
+            assert bot not in {reference(each) for each in one.pool.servable()}
 
     run(scenario)
 

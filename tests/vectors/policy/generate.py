@@ -32,7 +32,7 @@ INPUT = {
         "models": ["*"],
     },
     "action": {"operation": "chat", "method": "POST", "route": "/v1/chat/completions"},
-    "model": {"name": "demo", "digest": "sha256:" + "2c" * 32, "signer": "release"},
+    "model": {"name": "demo", "digest": "sha256:" + "2c" * 32, "signer": "release", "base": "demo", "companions": []},
     "request": {
         "max_tokens": 128,
         "messages": 2,
@@ -115,6 +115,15 @@ def cases():
     yield case(
         "model-closed-to-all", deny("model-closed"), ("model.name", "withdrawn"), ("principal.groups", ["research"])
     )
+    yield case("model-closed-under-its-own-name", deny("model-closed"), ("model.base", "withdrawn"))
+    companion = {"kind": "adapter", "name": "withdrawn", "digest": "sha256:" + "2c" * 32, "signer": "release"}
+    yield case("companion-closed", deny("model-closed"), ("model.companions", [companion]))
+    yield case("companion-open", allow(512), ("model.companions", [companion | {"name": "style"}]))
+    yield case(
+        "companion-without-signer",
+        deny(INCOMPLETE),
+        ("model.companions", [companion | {"name": "style", "signer": ""}]),
+    )
     yield case("operation-unknown", deny("operation-unknown"), ("action.operation", "delete"))
     yield case(
         "every-reason-is-given",
@@ -172,6 +181,8 @@ def cases():
                 "action.operation": ["operation-unknown"],
                 "principal.subject": ["subject-closed"],
                 "model.name": ["model-closed", NO_GROUP],
+                "model.base": ["model-closed"],
+                "model.companions": ["model-closed"],
             }.get(f"{section}.{field}", [])
             yield case(f"without-{section}.{field}", deny(INCOMPLETE, *extra), (f"{section}.{field}", MISSING))
     yield case("subject-empty", deny(INCOMPLETE), ("principal.subject", ""))

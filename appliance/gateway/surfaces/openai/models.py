@@ -11,7 +11,11 @@ from appliance.core.values import VerifiedModel
 
 
 def model_object(model: VerifiedModel) -> dict[str, Any]:
-    """One entry of the model list. ``created`` is a constant: when a model was made is not something we verify."""
+    """One entry of the model list. ``created`` is a constant: when a model was made is not something we verify. The
+    names of companions are nobody's here: they cannot be asked for."""
+    companions = [
+        {"kind": one.kind, "digest": str(one.digest), "signer": str(one.signer.fingerprint)} for one in model.companions
+    ]
     return {
         "id": model.name,
         "object": "model",
@@ -21,5 +25,6 @@ def model_object(model: VerifiedModel) -> dict[str, Any]:
             "digest": str(model.digest),
             "signer": str(model.signer.fingerprint),
             "context_length": model.facts.context_tokens,
+            **({"companions": companions} if companions else {}),
         },
     }

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from appliance.core.manifest import accompanied, as_companion
 from appliance.core.values import (
     Delta,
     End,
@@ -25,7 +26,7 @@ from appliance.gateway.generation import Head
 from appliance.gateway.surfaces.openai.chat_answer import ChunkWriter, Completion
 from appliance.gateway.surfaces.openai.completions import TextCompletion, TextWriter
 from appliance.gateway.surfaces.openai.models import model_object
-from tests.support.made_values import chat_request, model, talk
+from tests.support.made_values import adapter, chat_request, model, talk
 
 USAGE = Usage(prompt_tokens=9, completion_tokens=2, cached_tokens=4)
 USAGE_OBJECT = {
@@ -371,3 +372,13 @@ def test_model_object_tells_what_was_verified() -> None:
         "owned_by": "release",
         "paddock": {"digest": str(one.digest), "signer": str(one.signer.fingerprint), "context_length": 2048},
     }
+
+
+def test_model_object_tells_what_is_served_with_it_and_not_what_the_store_calls_that() -> None:
+    style = adapter("style")
+    told = model_object(accompanied(model("base"), "bot", (as_companion(style, "adapter", 1000),)))
+    assert told["paddock"]["companions"] == [
+        {"kind": "adapter", "digest": str(style.digest), "signer": str(style.signer.fingerprint)}
+    ]
+    assert "style" not in str(told)
+    assert "base" not in str(told)
