@@ -14,6 +14,7 @@ Not here: addresses claimed in headers, which nobody may believe; rates of princ
 
 import functools
 import hashlib
+import inspect
 import ipaddress
 import logging
 import math
@@ -101,6 +102,9 @@ def _passed(request: Request) -> None:
 def _key_of(request: Request) -> str:
     key: str = request.scope["key"]
     return key
+
+
+_key_of.__signature__ = inspect.signature(_key_of)  # type: ignore[attr-defined]  # slowapi asks at each request
 
 
 def _hashed(salt: bytes, address: str) -> str:
