@@ -88,6 +88,8 @@ class Connection(Generic[MessageT]):
         self._on_message = on_message
         self._on_closed = on_closed
         self._accepts_fds = accepts_fds
+        # Asking for a whole frame's worth of new memory each time would cost more than all the rest of receiving.
+        self._incoming = memoryview(bytearray(MAX_FRAME_BYTES + 1))
         self._outgoing: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._outgoing_bytes = 0
         self._closed = False
@@ -169,16 +171,16 @@ class Connection(Generic[MessageT]):
 
     def _receive_one(self) -> bool:
         try:
-            data, ancillary, flags, _address = self._sock.recvmsg(
-                MAX_FRAME_BYTES + 1, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+            n_bytes, ancillary, flags, _address = self._sock.recvmsg_into(
+                (self._incoming,), _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
             )
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
             self.close(f"receive failed: {error.strerror}")
             return False
-        fds = _descriptors(ancillary)
-        if not data:
+        fds = _descriptors(ancillary) if ancillary else []
+        if not n_bytes:
             _close_all(fds)
             self.close("the peer closed")
             return False
@@ -187,7 +189,7 @@ class Connection(Generic[MessageT]):
                 raise FrameError("a frame or its descriptors were cut short")
             if fds and not self._accepts_fds:
                 raise FrameError("a descriptor where none belongs")
-            message = self._decoder.decode(data)
+            message = self._decoder.decode(self._incoming[:n_bytes])
         except FrameError as error:
             _close_all(fds)
             self.close(str(error))
@@ -237,19 +239,21 @@ class Caller(Generic[MessageT]):
         self, connection: Connection[Any], question: Any, *, timeout_seconds: float
     ) -> tuple[MessageT, list[int]]:
         """As ``ask``; the caller owns the descriptors that came with the answer."""
-        future: asyncio.Future[tuple[MessageT, list[int]]] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[tuple[MessageT, list[int]]] = loop.create_future()
         self._waiting[question.call] = future
+        timer = loop.call_later(timeout_seconds, _give_up, future)
         try:
             try:
                 connection.send(question)
             except ConnectionError as error:
                 raise CallFailed(str(error)) from error
-            async with asyncio.timeout(timeout_seconds):
-                return await future
+            return await future
         except BaseException:
             _close_unclaimed(future)
             raise
         finally:
+            timer.cancel()
             self._waiting.pop(question.call, None)
 
     def answered(self, answer: Any, fds: list[int]) -> None:
@@ -265,6 +269,11 @@ class Caller(Generic[MessageT]):
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(CallFailed(why))
+
+
+def _give_up(future: "asyncio.Future[Any]") -> None:
+    if not future.done():
+        future.set_exception(TimeoutError())
 
 
 def _close_unclaimed(future: "asyncio.Future[tuple[Any, list[int]]]") -> None:

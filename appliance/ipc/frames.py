@@ -44,8 +44,9 @@ class FrameDecoder(Generic[MessageT]):
     def __init__(self, union: Any) -> None:
         self._decoder: msgspec.msgpack.Decoder[MessageT] = msgspec.msgpack.Decoder(union, dec_hook=dec_hook)
 
-    def decode(self, data: bytes) -> MessageT:
-        """Bytes -> message. Raises ``FrameError`` for anything else, deep nesting included."""
+    def decode(self, data: bytes | memoryview) -> MessageT:
+        """Bytes -> message, which shares none of them. Raises ``FrameError`` for anything else, deep nesting
+        included."""
         try:
             return self._decoder.decode(data)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:

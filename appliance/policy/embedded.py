@@ -4,14 +4,21 @@ A decision takes about a tenth of a millisecond and is bounded in time and memor
 caller's thread. One instance serves one thread at a time, behind a lock. An instance that failed is thrown away with
 all its memory and the next request gets a fresh one; nothing of a failure outlives it.
 
+A module without built-ins has no clock, no chance and no state of its own between evaluations, so that the same input
+bytes, which name the second, always get the same answer. The last answers are therefore kept with the policy that gave
+them, by the whole input.
+
 Trusts: the caller for bytes that the operator meant; ``wasm.py`` for isolation.
 Promises: the raw answer of the policy whose digest it names, or ``Fault``; without a usable policy it does not exist.
 Not here: judging the answer (``core.decide``); where the bytes come from (``assemble``).
 """
 
 import threading
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from appliance.core.codec import canonical_json
 from appliance.core.refusals import Fault
@@ -22,6 +29,10 @@ from appliance.policy.wasm import ANSWER_LIMIT_BYTES, DATA_LIMIT_BYTES, PolicyMo
 ENTRYPOINT: Final = "paddock/decision"
 DEFAULT_POLICY: Final = Path(__file__).resolve().parent.parent / "data" / "policy" / "policy.wasm"
 DEFAULT_DATA: Final = DEFAULT_POLICY.with_name("data.json")
+
+_KEPT_ANSWERS: Final = 256
+_KEPT_INPUT_BYTES: Final = 8 * 1024
+"""Of an input whose answer is kept: far more than most are, and the memory for all has a bound."""
 
 # The package that holds the rules: data of that name would stand where a rule's answer belongs.
 _RULES_PACKAGE: Final = "paddock"
@@ -38,6 +49,7 @@ class EmbeddedPolicy:
         self._data_digest = Digest.of(data)
         self._lock = threading.Lock()
         self._instance = module.instantiate(data)
+        self._kept_answer = lru_cache(_KEPT_ANSWERS)(self._evaluate)  # an exception is not kept
 
     @classmethod
     def load(cls, wasm: bytes, data: bytes, known: "EmbeddedPolicy | None" = None) -> "EmbeddedPolicy":
@@ -92,6 +104,12 @@ class EmbeddedPolicy:
             input_document = canonical_json(policy_input)
         except (TypeError, ValueError, NotImplementedError, RecursionError) as problem:
             raise Fault(f"the policy input cannot be written as JSON: {problem}") from None
+        kept = len(input_document) <= _KEPT_INPUT_BYTES
+        answer = self._kept_answer(input_document) if kept else self._evaluate(input_document)
+        return None if answer is None else msgspec.json.decode(answer)
+
+    def _evaluate(self, input_document: bytes) -> bytes | None:
+        """The value of the decision rule as JSON; None when undefined. Raises ``Fault``."""
         with self._lock:
             if self._instance.broken:
                 self._instance = self._module.instantiate(self._data)
@@ -108,14 +126,15 @@ def policy_digest(wasm: bytes, data: bytes) -> Digest:
     return Digest.of(b"paddock policy v1\n" + len(wasm).to_bytes(8, "big") + wasm + data)
 
 
-def _only_result(answer: bytes) -> Any:
-    """OPA's result set, ``[{"result": value}]``, or ``[]`` when undefined -> value or None. Raises ``Fault``."""
+def _only_result(answer: bytes) -> bytes | None:
+    """OPA's result set, ``[{"result": value}]``, or ``[]`` when undefined -> value, as JSON, or None. Raises
+    ``Fault``."""
     results = strict_json(answer, what="the policy's answer", limit_bytes=ANSWER_LIMIT_BYTES)
     if results == []:
         return None
     match results:
         case [{"result": value, **rest}] if not rest:
-            return value
+            return canonical_json(value)
     raise Fault("the policy's answer is not a result set")
 
 

@@ -4,6 +4,7 @@ The runner is the appliance's own, in its whole sandbox, started by the warden's
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from bench.support.processes import innermost
 class _Pending:
     done: "asyncio.Future[Reply]"
     pieces: int = 0
+    first_at: float = 0.0
 
 
 class RunnerChannel:
@@ -68,10 +70,14 @@ class RunnerChannel:
     def heard(self, message: Any, _fds: list[int]) -> None:
         match message:
             case RunnerDelta():
-                self._pending[message.request_id].pieces += 1
+                pending = self._pending[message.request_id]
+                pending.pieces += 1
+                pending.first_at = pending.first_at or time.perf_counter()
             case RunnerEnd(reason="length"):
                 pending = self._pending.pop(message.request_id)
-                pending.done.set_result(Reply(tokens=message.completion_tokens, pieces=pending.pieces))
+                pending.done.set_result(
+                    Reply(tokens=message.completion_tokens, pieces=pending.pieces, first_at=pending.first_at)
+                )
             case RunnerStarted() | Fenced():
                 pass
             case _ if not self.first.done():
@@ -94,7 +100,8 @@ class ChannelCaller:
         self._channel = channel
         self._max_tokens = max_tokens
 
-    async def ask(self) -> Reply:
+    async def ask(self, token: str | None = None) -> Reply:
+        """A channel knows no tokens."""
         return await self._channel.ask(self._max_tokens)
 
     def close(self) -> None:

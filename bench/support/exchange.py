@@ -8,14 +8,14 @@ PROMPT: Final = "hi"
 ASK_SECONDS: Final = 60.0
 """No answer of a benchmark takes this long."""
 
-Side = Literal["gate", "straight"]
+Side = Literal["gate", "straight", "litellm"]
 
 
 class Setup(Struct, tag=True):
-    """Begins. One straight runner is started for each of ``models`` (name -> file), with the appliance's settings."""
+    """Begins. One straight runner is started for each of ``models`` (name -> file), with the appliance's settings.
+    ``doors``: the port and the token of each side that speaks HTTP."""
 
-    port: int
-    token: str
+    doors: dict[Side, tuple[int, str]]
     models: dict[str, str]
     context_tokens: int
     slots: int
@@ -27,7 +27,8 @@ class Hello(Struct, tag=True):
 
 
 class Window(Struct, tag=True):
-    """One closed-loop run: each of ``callers`` asks again as soon as it has its answer, for ``seconds``."""
+    """One closed-loop run: each of ``callers`` asks at least once, and again as soon as it has its answer, for
+    ``seconds``; or, where there are ``fresh_tokens``, until each of them was used once."""
 
     side: Side
     model: str
@@ -35,6 +36,7 @@ class Window(Struct, tag=True):
     max_tokens: int
     stream: bool
     seconds: float
+    fresh_tokens: tuple[str, ...] = ()
 
 
 class Prepared(Struct, tag=True):
@@ -46,7 +48,8 @@ class Go(Struct, tag=True):
 
 
 class Outcome(Struct, tag=True):
-    """``pieces`` are the deltas in which ``tokens`` arrived; latencies are of whole answers."""
+    """``pieces`` are the deltas in which ``tokens`` arrived; latencies are of whole answers, but for the
+    first byte of a body."""
 
     requests: int
     tokens: int
@@ -54,6 +57,7 @@ class Outcome(Struct, tag=True):
     wall_seconds: float
     p50_ms: float
     p99_ms: float
+    first_p50_ms: float
 
 
 ToLoad = Setup | Window | Go
@@ -61,15 +65,16 @@ FromLoad = Hello | Prepared | Outcome
 
 
 class Reply(Struct):
-    """One whole answer."""
+    """One whole answer. ``first_at``: when its first word came, by ``time.perf_counter``."""
 
     tokens: int
     pieces: int
+    first_at: float
 
 
 class Caller(Protocol):
     """One client of one side."""
 
-    async def ask(self) -> Reply: ...
+    async def ask(self, token: str | None = None) -> Reply: ...
 
     def close(self) -> None: ...

@@ -62,7 +62,7 @@ class Client:
 def packaged_server(model: Path, load: Load, directory: Path) -> Iterator[tuple[int, int]]:
     """llama-cpp-python's own server, its process id and its port on the loopback. It answers one after the other; that
     a new request interrupts the running one, its default, is switched off."""
-    port = _free_port()
+    port = free_port()
     command = [str(_packaged_python()), "-m", "llama_cpp.server", "--model", str(model), "--port", str(port)]
     command += [
         "--interrupt_requests",
@@ -78,7 +78,7 @@ def packaged_server(model: Path, load: Load, directory: Path) -> Iterator[tuple[
         process = subprocess.Popen(command, stdout=errors, stderr=errors, env={**ENVIRONMENT, "HOME": str(directory)})
     try:
         limit = time.monotonic() + _START_SECONDS
-        while not _listens(port):
+        while not listens(port):
             if time.monotonic() > limit or process.poll() is not None:
                 raise RuntimeError(f"the packaged server did not start: {log.read_text()[-1000:]}")
             time.sleep(0.1)  # it tells nobody when it is ready
@@ -89,27 +89,31 @@ def packaged_server(model: Path, load: Load, directory: Path) -> Iterator[tuple[
 
 
 def _packaged_python() -> Path:
-    """The interpreter of its virtual environment, made once: the same compiled engine, and what the server needs."""
-    requirements = setup.REQUIREMENTS / "peer.txt"
-    wheel = setup.engine_wheel()
+    """The same compiled engine, and what the server needs."""
+    return private_python("packaged-server", setup.REQUIREMENTS / "peer.txt", setup.engine_wheel())
+
+
+def private_python(name: str, requirements: Path, wheel: Path | None = None) -> Path:
+    """The interpreter of a peer's own virtual environment, made once: locked requirements, and a wheel of ours."""
     key = hashlib.sha256(requirements.read_bytes() + str(wheel).encode() + sys.version.encode()).hexdigest()[:16]
-    place = setup.cache_directory() / "packaged-server" / key
+    place = setup.cache_directory() / name / key
     python = place / "bin" / "python"
     if not (place / "ready").exists():
         shutil.rmtree(place, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
         setup.install(python, "--require-hashes", "--only-binary", ":all:", "-r", str(requirements))
-        setup.install(python, "--no-deps", str(wheel))
+        if wheel is not None:
+            setup.install(python, "--no-deps", str(wheel))
         (place / "ready").touch()
     return python
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:

@@ -277,3 +277,31 @@ def test_what_a_decoder_quotes_of_its_peer_does_not_break_a_line() -> None:
         FrameDecoder[Any](ToWarden).decode(msgspec.msgpack.encode({"type": "x\ny\x1b[2J" + "z" * 10_000}))
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 300
+
+
+def test_no_message_changes_when_the_next_comes_into_the_same_memory() -> None:
+    async def scenario() -> None:
+        left, right = ipc.channel_pair()
+        a, b = Side(left, FromWarden), Side(right, FromWarden)
+        sent = [Failed(call=number, reason="x" * (500 - 100 * number), detail=str(number) * 300) for number in range(5)]
+        for message in sent:
+            a.connection.send(message)
+        assert [(await b.messages.get())[0] for _ in sent] == sent
+        a.connection.close()
+
+    run(scenario)
+
+
+def test_caller_is_told_when_no_answer_comes_in_time() -> None:
+    async def scenario() -> None:
+        left, right = ipc.channel_pair()
+        a, b = Side(left, FromWarden), Side(right, ToWarden)
+        caller: ipc.Caller[Any] = ipc.Caller()
+        question = ListModels(call=caller.next_call())
+        with pytest.raises(TimeoutError):
+            await caller.ask(a.connection, question, timeout_seconds=0.01)
+        assert caller._waiting == {}
+        a.connection.close()
+        b.connection.close()
+
+    run(scenario)

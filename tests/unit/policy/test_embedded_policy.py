@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,15 @@ CASES = json.loads((VECTORS / "decisions.json").read_text())
 WASM = DEFAULT_POLICY.read_bytes()
 DATA = json.dumps(CASES[0]["data"]).encode()
 PERMITTED = CASES[0]["input"]
+
+
+def decide_anew(policy: EmbeddedPolicy, document: dict) -> Any:
+    policy._kept_answer.cache_clear()
+    return policy.decide(document)
+
+
+def at(second: int) -> dict:
+    return {**PERMITTED, "time": {**PERMITTED["time"], "unix_seconds": second}}
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +73,10 @@ def test_nothing_of_one_evaluation_is_left_for_the_next(policy):
     same_data = [case for case in CASES if json.dumps(case["data"]).encode() == DATA] * 20
     random.shuffle(same_data)
     for case in same_data:
-        assert policy.decide(case["input"]) == case["answer"], case["name"]
+        assert decide_anew(policy, case["input"]) == case["answer"], case["name"]
     memory_before = policy._instance._memory.data_len(policy._instance._store)
     for case in same_data:
-        policy.decide(case["input"])
+        decide_anew(policy, case["input"])
     assert policy._instance._memory.data_len(policy._instance._store) == memory_before
 
 
@@ -75,7 +85,7 @@ def test_threads_at_once_never_get_each_others_answer(policy):
     denied = next(case for case in CASES if case["name"] == "no-groups")
 
     def ask(case):
-        wrong.extend(answer for _ in range(150) if (answer := policy.decide(case["input"])) != case["answer"])
+        wrong.extend(answer for _ in range(150) if (answer := decide_anew(policy, case["input"])) != case["answer"])
 
     threads = [threading.Thread(target=ask, args=(case,)) for case in (CASES[0], denied) * 2]
     for thread in threads:
@@ -86,7 +96,7 @@ def test_threads_at_once_never_get_each_others_answer(policy):
 
 
 def test_an_ordinary_decision_needs_a_small_part_of_its_fuel(policy):
-    policy.decide(PERMITTED)
+    decide_anew(policy, PERMITTED)
     assert policy._instance.fuel_left > EVALUATION_FUEL * 0.9
 
 
@@ -226,3 +236,42 @@ def test_a_missing_policy_is_a_fault_that_names_the_file(tmp_path):
 def test_bytes_that_are_no_policy_are_refused(wasm):
     with pytest.raises(Fault, match="the policy module"):
         EmbeddedPolicy.load(wasm, DATA)
+
+
+def test_a_kept_answer_is_given_to_no_other_input_not_even_a_second_later(monkeypatch):
+    policy = EmbeddedPolicy.load(WASM, DATA)
+    asked = []
+    evaluate = policy._instance.evaluate
+    monkeypatch.setattr(policy._instance, "evaluate", lambda document: asked.append(document) or evaluate(document))
+    assert policy.decide(at(1)) == policy.decide(at(1)) == CASES[0]["answer"]
+    assert len(asked) == 1
+    policy.decide(at(2))
+    stranger = {**at(1), "principal": {**PERMITTED["principal"], "groups": []}}
+    assert policy.decide(stranger)["allow"] is False
+    assert len(asked) == len(set(asked)) == 3
+
+
+def test_what_a_caller_does_to_its_answer_changes_no_later_one(policy):
+    answer = policy.decide(at(3))
+    answer["allow"] = False
+    answer["reasons"].append("more")
+    assert policy.decide(at(3)) == CASES[0]["answer"]
+
+
+def test_a_failure_is_not_kept(monkeypatch):
+    policy = EmbeddedPolicy.load(WASM, DATA)
+    monkeypatch.setattr("appliance.policy.wasm.EVALUATION_FUEL", 10)
+    with pytest.raises(Fault, match="fuel"):
+        policy.decide(at(1))
+    monkeypatch.undo()
+    assert policy.decide(at(1)) == CASES[0]["answer"]
+
+
+def test_kept_answers_have_a_bound_and_large_inputs_are_not_kept(policy):
+    for second in range(400):
+        policy.decide(at(second))
+    before = policy._kept_answer.cache_info()
+    assert before.currsize == before.maxsize == 256
+    for _ in range(2):
+        policy.decide({**at(1), "more": "x" * 10_000})
+    assert policy._kept_answer.cache_info() == before
