@@ -27,7 +27,7 @@ RENDER_CPU_SECONDS: Final = 1.0
 _LINES_PER_LOOK: Final = 16  # the clock is a call of the kernel, and ten times the price of counting
 _MAX_PRODUCT: Final = 1_000_000
 
-Look = Callable[[FrameType, str, Any], Any]
+Look = Callable[[FrameType, Any, Any], Any]
 """As ``sys.settrace`` takes it."""
 
 
