@@ -332,7 +332,7 @@ class Stepper:
         """A search is over. All that a step has for searches costs as much as a token of an answer."""
         search, sequence.search = sequence.search, None
         if search is not None:
-            cost = search.looked_at * _ANSWER_TOKEN_COST // SEARCH_TOKENS
+            cost = search.looked_at * _ANSWER_TOKEN_COST / SEARCH_TOKENS
             self._queue.charge(sequence.job.principal, cost)
 
     def timed(self, start: float, end: float) -> None:
