@@ -7,7 +7,7 @@ worked off at a desk for its kind: text (``generation``), vectors and the vocabu
 Trusts: the peer to be the gateway or the warden, since the socket came connected. A frame that is none of theirs ends
 the process.
 Promises: no desk keeps another waiting for longer than a few of its steps. After ``prepare`` only recvfrom, sendto,
-read, write, close, epoll_ctl and epoll_wait are used.
+write, close, epoll_ctl and epoll_wait are used.
 Not here: who may ask, and for how many tokens (the gateway); what a probe does (``runner.main``).
 """
 

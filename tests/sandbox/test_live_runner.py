@@ -81,8 +81,7 @@ def test_runner_sees_no_file_and_holds_no_foreign_descriptor() -> None:
                 2: "pipe",
                 3: "socket",
                 4: "anon_inode",  # the channel's epoll
-                5: "pipe",  # the engine's wake-up, both ends
-                6: "pipe",
+                5: "anon_inode",  # the engine's wake-up
             }
             assert os.listdir(inside / "root") == []
             guardian = Path(f"/proc/{runner.pid}/fd")

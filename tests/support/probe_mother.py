@@ -90,9 +90,9 @@ def _lacking() -> None:
 # --- one runner per probe -------------------------------------------------------------------------------------------
 
 
-def _bear(channel: socket.socket, not_pid: int) -> tuple[Load | None, int]:
+def _bear(channel: socket.socket, not_pid: int) -> tuple[Load | None, list[int]]:
     """In the mother it never returns; in each child it is the ``_receive`` of a runner."""
-    load, model = _real_receive(channel)
+    load, files = _real_receive(channel)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     gc.collect()
     gc.freeze()  # what is never looked at again is never copied
@@ -102,8 +102,8 @@ def _bear(channel: socket.socket, not_pid: int) -> tuple[Load | None, int]:
         if child == 0:
             assert os.getpid() != not_pid, "the number of the process outside"
             ours.close()
-            _become(channel, theirs, model)
-            return load, model
+            _become(channel, theirs, files)
+            return load, files
         theirs.close()
         report = _try(ours, name)
         if report["ending"] == "hung":
@@ -115,7 +115,7 @@ def _bear(channel: socket.socket, not_pid: int) -> tuple[Load | None, int]:
     os._exit(0)
 
 
-def _become(channel: socket.socket, theirs: socket.socket, model: int) -> None:
+def _become(channel: socket.socket, theirs: socket.socket, files: list[int]) -> None:
     """What differs between the mother and a runner that was started for itself."""
     from appliance.runner import channel as requests
 
@@ -123,8 +123,9 @@ def _become(channel: socket.socket, theirs: socket.socket, model: int) -> None:
     os.setpgid(0, 0)  # so that what it leaves can be ended
     os.dup2(theirs.fileno(), channel.fileno(), inheritable=False)
     theirs.close()
-    os.lseek(model, 0, os.SEEK_SET)  # the offset is shared with the runners before
-    requests._prepared.pop().close()  # and so would be the epoll and the pipe
+    for file in files:
+        os.lseek(file, 0, os.SEEK_SET)  # the offset is shared with the runners before
+    requests._prepared.pop().close()  # and so would be the epoll and the counter
     requests.prepare()
 
 

@@ -3,7 +3,7 @@
 Time is looked at every few lines of Python that run for the template, its own compiled lines and Jinja's filters alike
 (``sys.settrace``; no signal, no second thread). Between two looks lie a few operations of the interpreter on values
 that memory bounds; those that could be slow on small values, powers and products, are kept small here. Writing JSON is
-one of them (``not_looked_at``).
+one of them, but for what a filter has yet to make of a list (``placeholders.to_json``).
 
 Trusts: nothing.
 Promises: what runs under ``time_limit`` ends soon after its time is over.
@@ -12,7 +12,7 @@ Not here: the size of the output (``chat.template``), memory (the runner's limit
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
@@ -26,6 +26,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 RENDER_CPU_SECONDS: Final = 1.0
 _LINES_PER_LOOK: Final = 16  # the clock is a call of the kernel, and ten times the price of counting
 _MAX_PRODUCT: Final = 1_000_000
+
+Look = Callable[[FrameType, Any, Any], Any]
+"""As ``sys.settrace`` takes it."""
 
 
 class OutOfTime(BaseException):
@@ -45,24 +48,20 @@ def time_limit(cpu_seconds: float) -> Iterator[None]:
             raise OutOfTime
         return look
 
+    with looked_at_by(look):
+        yield
+
+
+@contextmanager
+def looked_at_by(look: Look | None) -> Iterator[None]:
+    """What runs in the block is looked at so, or not at all. The latter is for what is done in one go and in proportion
+    to its input, and runs nothing of the template's: looking at each line would take several times as long."""
     before = sys.gettrace()
     sys.settrace(look)
     try:
         yield
     finally:
         sys.settrace(before)
-
-
-@contextmanager
-def not_looked_at() -> Iterator[None]:
-    """For what is done in one go and in proportion to its input: looking at each line would take several times as
-    long."""
-    look = sys.gettrace()
-    sys.settrace(None)
-    try:
-        yield
-    finally:
-        sys.settrace(look)
 
 
 class GenerationTag(Extension):

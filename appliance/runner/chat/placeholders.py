@@ -14,12 +14,13 @@ Not here: which texts there are (``chat.turns``), the template (``chat.template`
 import json
 import os
 import re
+import sys
 from collections.abc import Generator
 from itertools import groupby
 from types import GeneratorType
 from typing import Any, Final, NamedTuple
 
-from appliance.runner.chat.limits import not_looked_at
+from appliance.runner.chat.limits import looked_at_by
 
 MAX_TEXTS: Final = 20_000
 """More cannot be in an output of ``template.MAX_OUTPUT_CHARACTERS``, and each costs time before the template runs."""
@@ -124,16 +125,18 @@ def to_json(value: Any, **options: Any) -> str:
     """Plain JSON, as templates written for Hugging Face expect; Jinja's own escapes for HTML. Placeholders in it count
     one escape more."""
     allowed = {name: options[name] for name in ("indent", "separators", "sort_keys") if name in options}
-    with not_looked_at():
-        text = json.dumps(value, ensure_ascii=False, default=_listed, **allowed)
+    look = sys.gettrace()
+
+    def listed(value: Any) -> list[Any]:
+        """What Jinja's filters leave of a list (``map``, ``select``): they run now, and as long as they like."""
+        if not isinstance(value, GeneratorType):
+            raise TypeError(f"{type(value).__name__} is not JSON serializable")
+        with looked_at_by(look):
+            return list(value)
+
+    with looked_at_by(None):
+        text = json.dumps(value, ensure_ascii=False, default=listed, **allowed)
     return _ANY.sub(lambda found: f"x{found.group(1)}x{int(found.group(2)) + 1}x{found.group(3)}x", text)
-
-
-def _listed(value: Any) -> list[Any]:
-    """What Jinja's filters leave of a list (``map``, ``select``)."""
-    if isinstance(value, GeneratorType):
-        return list(value)
-    raise TypeError(f"{type(value).__name__} is not JSON serializable")
 
 
 def _escaped(text: str, times: int) -> str:

@@ -39,10 +39,6 @@ class Batch:
             logits=_pointer(self._output, ctypes.c_int8),
         )
 
-    @property
-    def room(self) -> int:
-        return self.capacity - self.size
-
     def clear(self) -> None:
         self.size = 0
 

@@ -58,7 +58,7 @@ class FairQueue(Generic[WorkT]):
         self._most_per_principal = most_per_principal
         self._accounts: dict[str, _Account[WorkT]] = {}
         self._size = 0
-        self._charged_tokens = 0
+        self._charged_tokens = 0.0
         self._done = 0
 
     def __len__(self) -> int:
@@ -116,8 +116,8 @@ class FairQueue(Generic[WorkT]):
         account.taken += 1
         return account.waiting.popleft()
 
-    def charge(self, principal: str, tokens: int) -> None:
-        """Counts tokens computed for work of ``principal`` that was taken and is not done."""
+    def charge(self, principal: str, tokens: float) -> None:
+        """Counts what was computed for work of ``principal`` that was taken and is not done, in tokens."""
         account = self._accounts[principal]
         account.service += tokens / account.weight
         self._charged_tokens += tokens

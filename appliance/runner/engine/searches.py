@@ -65,4 +65,4 @@ class Searches:
     def _charge(self, sequence: Sequence, search: Search) -> None:
         """A search is over. All that a step has for searches costs as much as a token of an answer."""
         sequence.search = None
-        self._slots.charge(sequence.job.principal, search.looked_at * ANSWER_TOKEN_COST // SEARCH_TOKENS)
+        self._slots.charge(sequence.job.principal, search.looked_at * ANSWER_TOKEN_COST / SEARCH_TOKENS)

@@ -200,7 +200,7 @@ class Slots:
                 sequence.settled = sequence.position
         self.unsettled_tokens = 0
 
-    def charge(self, principal: str, tokens: int) -> None:
+    def charge(self, principal: str, tokens: float) -> None:
         """Counts as service to a principal that has a slot what ``settle`` does not see."""
         self._queue.charge(principal, tokens)
 

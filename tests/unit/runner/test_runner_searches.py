@@ -179,3 +179,19 @@ def test_searching_is_service(stepper: Stepper, asked: list[int], hostile: Hosti
     services = {name: account.service for name, account in stepper._slots._queue._accounts.items()}
     assert told["innocent"] > 3 * told["h"]
     assert services["mallory"] > 0.8 * services["alice"]
+
+
+def test_short_searches_add_up(
+    stepper: Stepper, asked: list[int], hostile: Hostile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of them alone costs as much as a token."""
+    monkeypatch.setattr(searches, "SEARCH_TOKENS", 10 * VOCABULARY)
+    stepper.add(0.0, hostile("h"))
+    told: Counter[str] = Counter()
+    while told["h"] < 20:
+        told += tokens(stepper.step(0.0))
+    stepper._slots.settle()
+    computed = 4 + 2 * (told["h"] - 1)
+    service = stepper._slots._queue._accounts["mallory"].service
+    assert service == pytest.approx(computed + 2 * sum(asked) / (10 * VOCABULARY))
+    assert sum(asked) > 10 * VOCABULARY / 5

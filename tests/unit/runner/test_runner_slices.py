@@ -92,6 +92,17 @@ def test_template_is_watched_again_after_json(monkeypatch: pytest.MonkeyPatch) -
     assert sys.gettrace() is before
 
 
+@pytest.mark.parametrize("form", ["{{ (%s) | tojson }}", "{{ [{'a': %s}] | tojson(indent=2) }}"])
+def test_filters_that_json_runs_are_watched_too(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``map`` makes is made when it is written; this would take hours."""
+    monkeypatch.setattr(template_module, "RENDER_CPU_SECONDS", 0.1)
+    made_late = "range(100000) | map('center', 20000) | map('wordwrap', 5) | map('length')"
+    before = sys.gettrace()
+    with pytest.raises(RenderError, match="takes too long"):
+        rendered(template(form % made_late + CHATML), Conversation(messages=HELLO))
+    assert sys.gettrace() is before
+
+
 def test_output_is_bounded_over_all_slices() -> None:
     source = "{% for a in range(90000) %}" + "x" * 20 + "{% endfor %}"
     with pytest.raises(RenderError, match="more than 1000000 characters"):
