@@ -41,7 +41,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -113,20 +113,23 @@ class Pair:
 
     ours: Run
     peer: Run
-    litellm: Run
+    litellm: Run | None
 
 
 class Bench:
     """The sides and the process that loads them."""
 
     def __init__(
-        self, one: TestAppliance, load: LoadProcess, litellm_pid: int, *, seconds: float, repetitions: int
+        self, one: TestAppliance, load: LoadProcess, litellm_pid: int | None, *, seconds: float, repetitions: int
     ) -> None:
         self._pids: dict[Side, dict[str, list[int]]] = {
             "gate": {role: [one.pid_of(role)] for role in GATE},
             "straight": {"runner": load.runner_pids},
-            "litellm": {"litellm": [litellm_pid]},
         }
+        self._sides: tuple[Side, ...] = ("gate", "straight")
+        if litellm_pid is not None:
+            self._pids["litellm"] = {"litellm": [litellm_pid]}
+            self._sides = (*self._sides, "litellm")
         self._one = one
         self._issued = 0
         starter = one.pid_of("starter")
@@ -149,7 +152,6 @@ class Bench:
         """The order within a pair is turned round each time. ``fresh``: each of our requests has a new token."""
         pairs = []
         for repetition in range(self._repetitions):
-            sides: tuple[Side, ...] = ("gate", "straight", "litellm")
             runs = {
                 side: self._run(
                     Window(
@@ -162,9 +164,9 @@ class Bench:
                         fresh_tokens=self._new_tokens() if fresh and side == "gate" else (),
                     )
                 )
-                for side in (sides if repetition % 2 == 0 else sides[::-1])
+                for side in (self._sides if repetition % 2 == 0 else self._sides[::-1])
             }
-            pairs.append(Pair(ours=runs["gate"], peer=runs["straight"], litellm=runs["litellm"]))
+            pairs.append(Pair(ours=runs["gate"], peer=runs["straight"], litellm=runs.get("litellm")))
         return pairs
 
     def _new_tokens(self) -> tuple[str, ...]:
@@ -172,13 +174,10 @@ class Bench:
         self._issued += FRESH_TOKENS
         return tuple(self._one.token(f"caller-{number}") for number in range(self._issued - FRESH_TOKENS, self._issued))
 
-    def litellm_megabytes(self) -> float:
-        (pid,) = self._pids["litellm"]["litellm"]
-        return resident_megabytes(pid)
-
-    def gateway_megabytes(self) -> float:
-        (pid,) = self._pids["gate"]["gateway"]
-        return resident_megabytes(pid)
+    def megabytes(self) -> dict[str, float]:
+        """VmRSS of the gateway, and of LiteLLM where it takes part."""
+        pids = {"gateway": self._pids["gate"]["gateway"], **self._pids.get("litellm", {})}
+        return {f"{name}_megabytes": round(resident_megabytes(pid), 1) for name, (pid,) in pids.items()}
 
     def _run(self, window: Window) -> Run:
         self._load.prepare(window)
@@ -215,8 +214,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         "burst": burst_figures(
             bench.pairs(PACED, callers=BURST_CALLERS, max_tokens=SHORT_TOKENS, stream=True, seconds=0.0)
         ),
-        "litellm_megabytes": round(bench.litellm_megabytes(), 1),
-        "gateway_megabytes": round(bench.gateway_megabytes(), 1),
+        **bench.megabytes(),
     }
 
 
@@ -228,7 +226,7 @@ def request_figures(pairs: list[Pair]) -> dict[str, Figure]:
         "peer_per_second": Figure.of(pair.peer.outcome.requests / pair.peer.outcome.wall_seconds for pair in pairs),
         "p50_us": Figure.of(pair.ours.outcome.p50_ms * 1000 for pair in pairs),
         "peer_p50_us": Figure.of(pair.peer.outcome.p50_ms * 1000 for pair in pairs),
-        "litellm_p50_us": Figure.of(pair.litellm.outcome.p50_ms * 1000 for pair in pairs),
+        **_litellm(pairs, "litellm_p50_us", lambda pair, other: other.outcome.p50_ms * 1000),
         "added_p50_us": Figure.of((pair.ours.outcome.p50_ms - pair.peer.outcome.p50_ms) * 1000 for pair in pairs),
     }
 
@@ -248,7 +246,7 @@ def burst_figures(pairs: list[Pair]) -> dict[str, Figure]:
     return {
         "first_ms": Figure.of(pair.ours.outcome.first_p50_ms for pair in pairs),
         "peer_first_ms": Figure.of(pair.peer.outcome.first_p50_ms for pair in pairs),
-        "litellm_first_ms": Figure.of(pair.litellm.outcome.first_p50_ms for pair in pairs),
+        **_litellm(pairs, "litellm_first_ms", lambda pair, other: other.outcome.first_p50_ms),
         "added_ms": Figure.of(pair.ours.outcome.first_p50_ms - pair.peer.outcome.first_p50_ms for pair in pairs),
     }
 
@@ -263,8 +261,8 @@ def _cpu_figures(pairs: list[Pair], units: Callable[[Outcome], int]) -> dict[str
     def peer(pair: Pair) -> float:
         return pair.peer.us("runner", units(pair.peer.outcome))
 
-    def litellm(pair: Pair) -> float:
-        return pair.litellm.us("litellm", units(pair.litellm.outcome))
+    def litellm(other: Run) -> float:
+        return other.us("litellm", units(other.outcome))
 
     return {
         "gateway_us": figure(lambda pair: ours(pair, "gateway")),
@@ -273,26 +271,32 @@ def _cpu_figures(pairs: list[Pair], units: Callable[[Outcome], int]) -> dict[str
         "gate_us": figure(lambda pair: ours(pair, *GATE)),
         "runner_us": figure(lambda pair: ours(pair, "runner")),
         "peer_runner_us": figure(peer),
-        "litellm_us": figure(litellm),
-        "litellm_times": figure(lambda pair: litellm(pair) / ours(pair, *GATE)),
+        **_litellm(pairs, "litellm_us", lambda pair, other: litellm(other)),
+        **_litellm(pairs, "litellm_times", lambda pair, other: litellm(other) / ours(pair, *GATE)),
         "difference_us": figure(lambda pair: ours(pair, *GATE, "runner") - peer(pair)),
     }
 
 
+def _litellm(pairs: list[Pair], name: str, value: Callable[[Pair, Run], float]) -> dict[str, Figure]:
+    """A figure of LiteLLM's side, where it takes part."""
+    values = [value(pair, pair.litellm) for pair in pairs if pair.litellm is not None]
+    return {name: Figure.of(values)} if values else {}
+
+
 def missed_bars(figures: dict[str, Any]) -> list[str]:
-    """One line for each."""
+    """One line for each. Those of LiteLLM count where it takes part."""
     reached = {
-        "request_times": figures["requests"][BAR_CALLERS]["litellm_times"].median,
-        "uncached_times": figures["uncached"][BAR_CALLERS]["litellm_times"].median,
-        "token_times": figures["streams"][BAR_CALLERS]["litellm_times"].median,
         "added_p50_us": figures["requests"][1]["added_p50_us"].median,
         "first_byte_ms": figures["burst"]["added_ms"].median,
         "gateway_megabytes": figures["gateway_megabytes"],
     }
+    if "litellm_megabytes" in figures:
+        for name, case in (("request_times", "requests"), ("uncached_times", "uncached"), ("token_times", "streams")):
+            reached[name] = figures[case][BAR_CALLERS]["litellm_times"].median
     return [
         f"{name}: {reached[name]:.1f}, {'less' if name.endswith('times') else 'more'} than {bar:.0f}"
         for name, bar in BARS.items()
-        if (reached[name] < bar if name.endswith("times") else reached[name] > bar)
+        if name in reached and (reached[name] < bar if name.endswith("times") else reached[name] > bar)
     ]
 
 
@@ -340,13 +344,13 @@ def report(figures: dict[str, Any]) -> None:
     print(_table("CPU us per whole request with nothing cached, median [range]", figures["uncached"], _CPU_COLUMNS))
     print(
         f"first byte when {BURST_CALLERS} streams start at once, p50 in ms: the gate {burst['first_ms']}, straight "
-        f"{burst['peer_first_ms']}, added {burst['added_ms']}; LiteLLM {burst['litellm_first_ms']}"
+        f"{burst['peer_first_ms']}, added {burst['added_ms']}; LiteLLM {burst.get('litellm_first_ms', '-')}"
     )
-    print(f"gateway: {figures['gateway_megabytes']} MB; LiteLLM: {figures['litellm_megabytes']} MB")
+    print(f"gateway: {figures['gateway_megabytes']} MB; LiteLLM: {figures.get('litellm_megabytes', '-')} MB")
 
 
 def _table(title: str, rows: dict[int, dict[str, Figure]], columns: dict[str, str]) -> str:
-    cells = [[str(callers), *(str(row[name]) for name in columns.values())] for callers, row in rows.items()]
+    cells = [[str(callers), *(str(row.get(name, "-")) for name in columns.values())] for callers, row in rows.items()]
     return table(title, ["callers", *columns], cells)
 
 
@@ -354,13 +358,14 @@ def _table(title: str, rows: dict[int, dict[str, Figure]], columns: dict[str, st
 
 
 @contextmanager
-def all_sides() -> Iterator[tuple[TestAppliance, LoadProcess, int]]:
+def all_sides(*, with_litellm: bool) -> Iterator[tuple[TestAppliance, LoadProcess, int | None]]:
     """The appliance, whose log is verified when it has stopped, the load process with the peer's runners, and LiteLLM's
     process id."""
-    with tempfile.TemporaryDirectory(prefix="paddock-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="paddock-bench-") as name, ExitStack() as stack:
         directory = Path(name)
         models = make_models(directory)
-        with litellm_proxy(directory) as (litellm_pid, litellm_port), appliance(directory, models, CONFIG) as one:
+        litellm_pid, litellm_port = stack.enter_context(litellm_proxy(directory)) if with_litellm else (None, 0)
+        with appliance(directory, models, CONFIG) as one:
             for model in models:
                 one.chat(one.token(), model=model, max_tokens=1)  # a runner starts with its first request
             load = LoadProcess(
@@ -381,9 +386,11 @@ def all_sides() -> Iterator[tuple[TestAppliance, LoadProcess, int]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="What the gate costs, in CPU microseconds.")
     parser.add_argument("--quick", action="store_true", help="two short repetitions: does it work?")
-    seconds, repetitions = (0.3, 2) if parser.parse_args().quick else (1.0, 5)
+    parser.add_argument("--without-litellm", action="store_true", help="leave out the peer that has to be downloaded")
+    arguments = parser.parse_args()
+    seconds, repetitions = (0.3, 2) if arguments.quick else (1.0, 5)
     around = surroundings()
-    with all_sides() as (one, load, litellm_pid):
+    with all_sides(with_litellm=not arguments.without_litellm) as (one, load, litellm_pid):
         figures = measure(Bench(one, load, litellm_pid, seconds=seconds, repetitions=repetitions))
     report(figures)
     missed = missed_bars(figures)
