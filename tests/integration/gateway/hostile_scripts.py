@@ -154,6 +154,29 @@ def closed_record(server: TestAppliance, subject: str) -> Closed:
     return found()[0]
 
 
+# --- 1 --------------------------------------------------------------------------------------------------------------
+
+
+def no_tls_where_tls_is_spoken(scene: Scene) -> None:
+    """Ended without a word of HTTP, and told in one line each."""
+    line, port = "refused: connection-refused: 'TLS: ", scene.server.config.listen[2].port
+    before = scene.server.log.count(line)
+    kinds = (get(b"/healthz"), b"\x16\x03\x01\x00\x05\xff\xff\xff\xff\xff", b"PROXY TCP4 203.0.113.9 127.0.0.1 1 2\r\n")
+    for data in kinds:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+            sock.sendall(data)
+            assert b"HTTP" not in all_of(sock)
+    scene.server.wait_until(lambda: scene.server.log.count(line) == before + len(kinds), "the lines")
+
+
+def all_of(sock: socket.socket) -> bytes:
+    received = b""
+    with suppress(ConnectionResetError):
+        while piece := sock.recv(2**20):
+            received += piece
+    return received
+
+
 # --- 16 -------------------------------------------------------------------------------------------------------------
 
 
@@ -492,10 +515,7 @@ def slow_body(scene: Scene) -> None:
 def idle_reader(scene: Scene) -> None:
     """It may have been cut at the last token, of an answer that lay ready for it; it never gets the rest."""
     assert closed_record(scene.server, "idle-reader").outcome in {"cancelled", "truncated"}
-    received = b""
-    with suppress(ConnectionResetError):
-        while piece := scene.idle_reader.recv(2**20):
-            received += piece
+    received = all_of(scene.idle_reader)
     assert received.startswith(b"HTTP/1.1 200 ")
     assert b"data: [DONE]" not in received
 
@@ -513,6 +533,7 @@ def many_streams(scene: Scene) -> None:
 
 
 SCRIPTS: Final = (
+    Script(1, "no TLS where TLS is spoken", no_tls_where_tls_is_spoken),
     Script(9, "addresses of clients", addresses_of_clients),
     Script(16, "a thousand unknown key ids", unknown_key_ids),
     Script(16, "a thousand unknown key ids of a foreign issuer", unknown_key_ids_of_a_foreign_issuer),

@@ -259,6 +259,7 @@ WIRE = [
         )
     ],
     Row(9, "all at once", get(b"/v1/models", b"X-User: root", b"X-Forwarded-For: \xff", b"x-forwarded-for: 1", bearer=True), 200, "", "nothing", stripped="x-user, x-forwarded-for, x-forwarded-for"),
+    Row(9, "a name of 15 kB", get(b"/v1/models", b"X-User-" + b"a" * 15_000 + b": 1", bearer=True), 200, "", "nothing", stripped="x-user-" + "a" * 15_000),
     refused(9, "of a stranger without a token", get(b"/v1/models", b"X-Forwarded-User: root"), 401, "token-missing", headers=NO_TOKEN, stripped="x-forwarded-user"),
     refused(9, "of a stranger, for the public path", get(b"/healthz", b"X-User: a", method=b"POST"), 401, "token-missing", headers=NO_TOKEN, stripped="x-user"),
     Row(9, "user named by a trusted proxy", get(b"/v1/models", b"X-User: root", b"X-Tenant: x", bearer=True), 200, "", "nothing", by_proxy=True),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.gateway.tally import MAX_LINE_CHARACTERS
 from tests.integration.gateway.hostile_scripts import SCRIPTS, Scene, Script, staged
 from tests.integration.gateway.hostile_table import ALL_NUMBERS, ELSEWHERE, NOT_BUILT, ROWS, Row
 from tests.support.hostile_tokens import subject_of
@@ -64,7 +65,7 @@ def _check_trace(scene: Scene, row: Row, token: str, log: int) -> None:
     lines = told()
     if row.stripped:
         stripped, *lines = lines
-        assert stripped.endswith(f": stripped from a request of 127.0.0.1: {row.stripped}")
+        assert stripped.endswith(": " + f"stripped from a request of 127.0.0.1: {row.stripped}"[:MAX_LINE_CHARACTERS])
     if row.told == "line":
         (line,) = lines
         assert f"refused: {row.code}" in line
