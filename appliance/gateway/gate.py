@@ -40,12 +40,10 @@ from appliance.gateway.challenges import METADATA_PATH, Challenges
 from appliance.gateway.pipeline import Exchange, Pipeline, actor_of
 from appliance.gateway.problems import SECURE_HEADERS, send_refusal
 from appliance.gateway.slots import Slots
-from appliance.gateway.tally import COUNTED, LINES, Tally
+from appliance.gateway.tally import COUNTED, FAULTS, LINES, Tally
 
 _PUBLIC: Final = frozenset({b"/healthz"})
 _EXCHANGE: Final = "paddock.exchange"
-
-log = logging.getLogger(__name__)
 
 
 def exchange_of(scope: Any, route: str) -> Exchange:
@@ -112,7 +110,7 @@ class Gate:
                         send, refusal, path=path, request_id=request_id, challenge=challenge, close=not identified
                     )
         except OSError as error:
-            log.info("request %s: the client left: %s", request_id, error)
+            LINES.say(f"request {request_id}: the client left: {error}")
 
     async def _admit(self, scope: Scope, request_id: str, held: ExitStack) -> None:
         """Steps (1) to (5). Raises ``Refused``, or ``Fault`` when a limiter fails: then nobody gets through."""
@@ -174,7 +172,7 @@ def _as_refusal(error: Exception, request_id: str) -> Refused:
         case Refused():
             return error
         case Fault():
-            log.error("request %s: %s", request_id, error.detail)
+            FAULTS.say(f"request {request_id}: {error.detail}", level=logging.ERROR)
             return Refused(Reason.INTERNAL, error.detail, retry_after_seconds=1)
         case MethodNotAllowedException():
             return Refused(Reason.METHOD_NOT_ALLOWED, param=(error.headers or {}).get("allow"))
@@ -182,7 +180,7 @@ def _as_refusal(error: Exception, request_id: str) -> Refused:
             return Refused(Reason.NOT_FOUND)
         case HTTPException() if error.status_code < 500:
             return Refused(Reason.FIELD_INVALID, error.detail[:200])
-    log.error("request %s", request_id, exc_info=error)
+    FAULTS.say(f"request {request_id}", level=logging.ERROR, error=error)
     return Refused(Reason.INTERNAL, type(error).__name__, retry_after_seconds=1)
 
 

@@ -21,6 +21,8 @@ from appliance.core.refusals import Reason
 COUNTED: Final = frozenset({Reason.RATE_LIMITED, Reason.TOO_MANY_STREAMS})
 """All that a principal can be told without limit: every other refusal has first been counted against its rate."""
 
+MAX_LINE_CHARACTERS: Final = 500
+"""A header's name alone may be 16 kB."""
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +43,8 @@ class RefusalLines:
     def tell(self, reason: Reason, detail: str = "") -> None:
         self.say(f"refused: {reason.code}: {detail!r}")
 
-    def say(self, line: str) -> None:
-        """Anything else that strangers may have said as often as they like."""
+    def say(self, line: str, *, level: int = logging.INFO, error: Exception | None = None) -> None:
+        """Anything else that strangers may have said, or brought about, as often as they like."""
         now = self._clock()
         self._left = min(self._burst, self._left + (now - self._seen_at) * self._per_second)
         self._seen_at = now
@@ -53,11 +55,13 @@ class RefusalLines:
         if self._untold:
             log.info("%d lines before this one were left out", self._untold)
             self._untold = 0
-        log.info("%s", line)
+        log.log(level, "%s", line[:MAX_LINE_CHARACTERS], exc_info=error)
 
 
 LINES: Final = RefusalLines()
 """Of this process, whose log is one too."""
+FAULTS: Final = RefusalLines(burst=200, per_second=1.0)
+"""What is our own fault, whoever brought it about: nobody is refused so often that these are left out."""
 
 
 class Tally:

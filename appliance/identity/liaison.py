@@ -6,7 +6,8 @@ process that can reach the configured ports and nothing else. What a gateway get
 
 Trusts: the gateway's uid, behind its socket; each issuer for its own keys and tokens only.
 Promises: an issuer is asked for its keys once every ``refresh_seconds``, and after an unknown key at most once every
-    ``cooldown_seconds``, however often a gateway asks; no more than ``MAX_IN_FLIGHT`` introspections at a time.
+    ``cooldown_seconds``, however often a gateway asks; no more than ``MAX_IN_FLIGHT`` introspections at a time, and
+    one line of the log in ``QUIET_SECONDS``, however many tokens are asked about in vain.
 Not here: whether a token is good (``tokens``, in the gateway, which keeps the last good keys for a bounded time).
 """
 
@@ -31,6 +32,7 @@ from appliance.ipc.messages import Introspect, Introspected, IntrospectionFailed
 MAX_IN_FLIGHT: Final = 8
 FETCH_SECONDS: Final = 10.0
 ASK_SECONDS: Final = 3.0
+QUIET_SECONDS: Final = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +120,8 @@ class Liaison:
         self._tokens = tokens
         self._gateways: set[Connection[ToLiaison]] = set()
         self._asking: set[asyncio.Task[None]] = set()
+        self._failures = 0
+        self._quiet_until = 0.0
 
     async def serve(self, listening: socket.socket, *, gateway_uids: frozenset[int], stop: asyncio.Event) -> None:
         """Until ``stop``."""
@@ -164,26 +168,33 @@ class Liaison:
             why = "too many questions at a time" if self._tokens else "no issuer of opaque tokens is configured"
             _send(connection, IntrospectionFailed(call=question.call, detail=why))
             return
-        task = asyncio.create_task(_ask(self._tokens, connection, question))
+        task = asyncio.create_task(self._ask(self._tokens, connection, question))
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
 
+    async def _ask(self, provider: TokenProvider, connection: Connection[ToLiaison], question: Introspect) -> None:
+        try:
+            data = await exchange(
+                provider.endpoint,
+                provider.tls,
+                timeout_seconds=ASK_SECONDS,
+                form=introspection.form(question.token),
+                credential=provider.credential,
+            )
+            claims = introspection.judge(data, provider.rules)
+        except Unreachable as error:
+            self._tell_failure(provider, error)
+            _send(connection, IntrospectionFailed(call=question.call, detail=str(error)))
+            return
+        _send(connection, Introspected(call=question.call, claims=claims))
 
-async def _ask(provider: TokenProvider, connection: Connection[ToLiaison], question: Introspect) -> None:
-    try:
-        data = await exchange(
-            provider.endpoint,
-            provider.tls,
-            timeout_seconds=ASK_SECONDS,
-            form=introspection.form(question.token),
-            credential=provider.credential,
-        )
-        claims = introspection.judge(data, provider.rules)
-    except Unreachable as error:
-        log.warning("issuer %s: no answer about a token: %s", provider.name, error)
-        _send(connection, IntrospectionFailed(call=question.call, detail=str(error)))
-        return
-    _send(connection, Introspected(call=question.call, claims=claims))
+    def _tell_failure(self, provider: TokenProvider, error: Unreachable) -> None:
+        """Strangers' tokens are asked about too, as often as they like."""
+        self._failures += 1
+        now = asyncio.get_running_loop().time()
+        if now >= self._quiet_until:
+            log.warning("issuer %s: %d without an answer about a token: %s", provider.name, self._failures, error)
+            self._failures, self._quiet_until = 0, now + QUIET_SECONDS
 
 
 def _send(connection: Connection[ToLiaison], message: IssuerKeys | Introspected | IntrospectionFailed) -> None:

@@ -1,6 +1,7 @@
 """What the fuzzing of each target starts from: small, and of every kind that there is."""
 
 import json
+from hashlib import sha256
 from typing import Final
 
 from appliance.core.records import PolicyLoaded
@@ -75,6 +76,32 @@ def _heads() -> tuple[bytes, ...]:
     )
 
 
+_PROOF_HEADER: Final = {
+    "typ": "dpop+jwt",
+    "alg": "ES256",
+    "jwk": {name: generate.public_jwk("", generate.KEYS["first"])[name] for name in ("kty", "crv", "x", "y")},
+}
+_PROOF: Final = {
+    "jti": "1",
+    "htm": "GET",
+    "htu": "https://llm.example/v1/models",
+    "iat": generate.NOW,
+    "ath": generate.base64url(sha256(generate.GOOD.encode()).digest()),
+}
+_KEYS: Final = (
+    generate.public_jwk("first", generate.KEYS["first"]),
+    {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", "kid": "2", "use": "sig"},
+    {"kty": "RSA", "n": generate.base64url(b"\xc1" * 256), "e": "AQAB", "kid": "3", "alg": "RS256"},
+    {"kty": "oct", "k": "c2VjcmV0", "kid": "4"},
+)
+_PROXY: Final = b"\r\n\r\n\x00\r\nQUIT\n\x21"
+_FORWARDED: Final = (
+    b"X-Forwarded-For: 203.0.113.9, ::ffff:192.0.2.8\r\nX-Forwarded-Proto: https",
+    b"X-Forwarded-For: 2001:db8::9\r\nForwarded: for=1\r\nX_User: x\r\nClient-Cert: :MAMCAQA=:",
+    b"Client-Cert: -----BEGIN%20CERTIFICATE-----%0AMAMCAQA%3D%0A-----END%20CERTIFICATE-----%0A",
+)
+
+
 SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
     "json": (*_TINY, *_TEXTS),
     "bodies": _TEXTS,
@@ -83,8 +110,31 @@ SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
         json.dumps(generate.HEADER).encode() + b"\n" + json.dumps(generate.CLAIMS).encode(),
         b'{"alg":"none"}\n{"exp":1e9,"aud":["paddock"]}',
     ),
+    "proofs": (
+        generate.token(header=_PROOF_HEADER, claims=_PROOF).encode(),
+        json.dumps(_PROOF_HEADER).encode() + b"\n" + json.dumps(_PROOF).encode(),
+    ),
+    "issuers": (
+        json.dumps({"keys": _KEYS[:3]}).encode(),
+        *(json.dumps({"keys": [key]}).encode() for key in _KEYS),
+        b'{"active":false}',
+        json.dumps({"active": True, "scope": "llm", "token_type": "DPoP", **generate.CLAIMS}).encode(),
+    ),
+    "proxies": (
+        *_FORWARDED,
+        _PROXY + b"\x11\x00\x0c" + bytes([203, 0, 113, 9, 192, 0, 2, 1, 18, 103, 1, 187]),
+        _PROXY + b"\x21\x00\x24" + bytes(10) + b"\xff\xff" + bytes(24),
+        _PROXY + b"\x31\x00\xd8" + b"/run/x".ljust(216, b"\0"),
+        _PROXY[:12] + b"\x20\x00\x00\x00",
+    ),
     "frames": tuple(map(frames.encode, _MESSAGES)),
-    "heads": _heads(),
+    "heads": (
+        *_heads(),
+        *(
+            b"GET /v1/models HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer good\r\n%s\r\n\r\n" % one
+            for one in _FORWARDED
+        ),
+    ),
 }
 DICTIONARY: Final = (
     *(f'"{name}":' for one in _OBJECTS for name in one),
@@ -93,4 +143,12 @@ DICTIONARY: Final = (
     *("Transfer-Encoding: chunked", "Content-Type: application/json", "0\r\n\r\n", "Connection: close", "Upgrade: h2c"),
     *("GET ", "POST ", "/v1/models", "/v1/chat/completions", "/healthz", "/tokenize", "%2f", "..", "//", "?", "#"),
     *('"alg":"ES256"', '"typ":"at+jwt"', '"kid":"first"', '"crit":', '"jwk":', '"exp":', '"aud":', '"iss":', '"nbf":'),
+    *('"dpop+jwt"', '"htu":', '"htm":', '"ath":', '"cnf":', '"kty":', '"crv":', '"n":', '"active":true', '"key_ops":'),
+    *(
+        "X-Forwarded-For: 203.0.113.9",
+        "X-Forwarded-Proto: https",
+        "Client-Cert: :MAMCAQA=:",
+        "DPoP: x",
+        "::ffff:192.0.2.8",
+    ),
 )

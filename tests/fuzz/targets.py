@@ -5,8 +5,8 @@ differently, an answer of 500 or more, and work that does not end.
 """
 
 import asyncio
-import base64
 import functools
+import ipaddress
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -16,18 +16,24 @@ from typing import Any, Final
 import msgspec
 import uvicorn
 
+from appliance.core import forwarded, proxy_protocol
 from appliance.core.admit import AdmitLimits, admit
 from appliance.core.decide import policy_input
-from appliance.core.refusals import Refused
+from appliance.core.refusals import Fault, Refused
 from appliance.core.strict_json import JsonInvalid, check
-from appliance.core.values import Asked
+from appliance.core.token_claims import IssuerRules
+from appliance.core.values import UNIX_PEER, Asked, Peer, Presented
 from appliance.gateway import wire
+from appliance.gateway.listeners import Arrival
 from appliance.gateway.runner_link import _submission
 from appliance.gateway.surfaces import vectors, vocabulary
 from appliance.gateway.surfaces.openai.chat import ChatSurface
 from appliance.gateway.surfaces.openai.completions import CompletionSurface
-from appliance.identity.keys import parse_keys
-from appliance.identity.tokens import JwtVerifier
+from appliance.identity import introspection
+from appliance.identity.dpop import ALGORITHMS, ProofChecker, base64url, thumbprint
+from appliance.identity.https import Unreachable
+from appliance.identity.keys import from_wire, parse_foreign_keys, parse_keys, to_wire
+from appliance.identity.tokens import JwtIssuer, OwnKeys, TokenVerifier
 from appliance.ipc import frames, messages
 from appliance.ipc.validation import decode_answer
 from tests.fakes.models import STARTED, delta
@@ -41,6 +47,11 @@ Target = Callable[[bytes], None]
 
 class Defect(Exception):
     """Something that must not happen has happened."""
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    return asyncio.new_event_loop()
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -116,32 +127,112 @@ def _submit(asked: Asked) -> None:
 
 # --- tokens ---------------------------------------------------------------------------------------------------------
 
-_VERIFIER: Final = JwtVerifier(
-    parse_keys(json.dumps({"keys": [generate.public_jwk(name, key) for name, key in generate.KEYS.items()]}).encode()),
+_RULES: Final = IssuerRules(
     issuer=generate.ISSUER,
-    audience=generate.AUDIENCE,
+    audiences=frozenset({generate.AUDIENCE}),
     max_lifetime_seconds=generate.MAX_LIFETIME,
 )
+_JWKS: Final = {"keys": [generate.public_jwk(name, key) for name, key in generate.KEYS.items()]}
+_KEYS: Final = parse_keys(json.dumps(_JWKS).encode())
+_VERIFIER: Final = TokenVerifier([JwtIssuer(_RULES, OwnKeys(_KEYS))])
 
 
 def tokens(data: bytes) -> None:
     """As they come, and as header and claims around a line break, signed by nobody and by the right key."""
     _verify(data.decode("latin-1"))
     header, _, claims = data.partition(b"\n")
-    unsigned = ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in (header, claims, b"\0" * 64))
-    if _verify(unsigned):
+    if _verify(_unsigned(header, claims)):
         raise Defect("a token that nobody signed was believed")
     _verify(generate.token(claims=claims))
 
 
 def _verify(token: str) -> bool:
+    presented = Presented(unverified_token=token, method="GET", path="/v1/models")
     try:
-        claims = _VERIFIER.verify(token, now_seconds=generate.NOW)
+        claims = _loop().run_until_complete(_VERIFIER.verify(presented, now_seconds=generate.NOW))
     except Refused:
         return False
     if claims.issuer != generate.ISSUER or claims.audience != generate.AUDIENCE:
         raise Defect("a token of another issuer or for another audience was believed")
     return True
+
+
+def _unsigned(header: bytes, claims: bytes) -> str:
+    return ".".join(map(base64url, (header, claims, b"\0" * 64)))
+
+
+_PUBLIC_URL: Final = "https://llm.example"
+_BOUND_TO: Final = thumbprint(_KEYS["first"])
+
+
+def proofs(data: bytes) -> None:
+    """DPoP proofs, made as ``tokens`` are: none passes that is not signed, and none passes twice."""
+    checker = ProofChecker(_PUBLIC_URL)
+    header, _, claims = data.partition(b"\n")
+    _proves(checker, data.decode("latin-1"))
+    if _proves(checker, _unsigned(header, claims)):
+        raise Defect("a proof that nobody signed was believed")
+    proof = generate.token(header=header, claims=claims)
+    if _proves(checker, proof) and _proves(checker, proof):
+        raise Defect("a proof was believed twice")
+
+
+def _proves(checker: ProofChecker, proof: str) -> bool:
+    asked = {"token": generate.GOOD, "jkt": _BOUND_TO, "method": "GET", "path": "/v1/models"}
+    try:
+        checker.check(proof, **asked, now_seconds=generate.NOW)
+    except Refused:
+        return False
+    return True
+
+
+# --- issuers --------------------------------------------------------------------------------------------------------
+
+_ALGORITHMS: Final = frozenset(ALGORITHMS)
+
+
+def issuers(data: bytes) -> None:
+    """What an issuer says of its keys and of an opaque token: nothing of it goes beyond what it may say."""
+    with suppress(Unreachable):
+        claims = introspection.judge(data, _RULES)
+        if claims is not None and (claims.issuer, claims.audience) != (generate.ISSUER, generate.AUDIENCE):
+            raise Defect("an answer about a token of another issuer or for another audience was believed")
+    with suppress(Fault):
+        parse_keys(data)
+    try:
+        keys = parse_foreign_keys(data, _ALGORITHMS)
+    except Fault:
+        return
+    if from_wire(to_wire(keys), _ALGORITHMS).keys() != keys.keys():
+        raise Defect("the gateway has other keys than the liaison")
+
+
+# --- proxies --------------------------------------------------------------------------------------------------------
+
+_TRUST: Final = forwarded.Trust(networks=(forwarded.network("192.0.2.0/24"),))
+
+
+def proxies(data: bytes) -> None:
+    """What stands in front of a connection, and what a trusted proxy's headers say: an address is one, or refused."""
+    head, rest = data[: proxy_protocol.HEAD_BYTES], data[proxy_protocol.HEAD_BYTES :]
+    with suppress(Refused):
+        _check_peer(proxy_protocol.announced(head, rest[: proxy_protocol.length_after(head)]))
+    pairs = (line.partition(b":") for line in data.split(b"\r\n"))
+    own, told = forwarded.split([(name.lower(), value.strip(b" \t")) for name, _colon, value in pairs])
+    if any(name in {forwarded.FOR, forwarded.PROTO, forwarded.CLIENT_CERT} for name, _value in own):
+        raise Defect("a proxy's header is left")
+    with suppress(Refused):
+        said = forwarded.origin(PEER, told, _TRUST)
+        _check_peer(said.peer)
+        if said.scheme not in {None, "http", "https"} or len(said.client_certificate_sha256 or bytes(32)) != 32:
+            raise Defect("a proxy says what none can mean")
+
+
+def _check_peer(peer: Peer | None) -> None:
+    if peer is not None and peer != UNIX_PEER:
+        address = ipaddress.ip_address(peer.address)
+        if address != proxy_protocol.unmapped(address) or not 0 <= peer.port <= 65535:
+            raise Defect(f"{peer} is another spelling of an address, or none")
 
 
 # --- frames ---------------------------------------------------------------------------------------------------------
@@ -186,6 +277,9 @@ class _Transport(asyncio.Transport):
     def abort(self) -> None:
         self.closed = True
 
+    def can_write_eof(self) -> bool:
+        return True
+
     def write_eof(self) -> None: ...
 
     def is_closing(self) -> bool:
@@ -210,14 +304,19 @@ class _Stage:
             self.gate, loop="none", lifespan="off", ws="none", proxy_headers=False, log_config=None
         )
         self.config.load()
-        self.protocol: Any = wire.protocol(wire.WireLimits(request_seconds=5.0), self.gate.refusals.strangers)
+        self.crowd = wire.Crowd(wire.WireLimits(request_seconds=5.0), self.gate.refusals.strangers)
 
     async def connection(self, data: bytes) -> None:
         world, state, transport = self.world, uvicorn.server.ServerState(), _Transport()
         self.connections += 1
         world.budget.left = world.whole
-        connection = self.protocol(
-            config=self.config, server_state=state, app_state={}, _loop=asyncio.get_running_loop()
+        connection = wire.Wire(
+            self.crowd,
+            lambda _transport: _FROM_A_PROXY,
+            config=self.config,
+            server_state=state,
+            app_state={},
+            _loop=asyncio.get_running_loop(),
         )
         connection.connection_made(transport)
         for piece in data.split(_PAUSE):
@@ -238,15 +337,12 @@ class _Stage:
             raise Defect("an answer without its end, or tokens that nobody gives back")
 
 
+_FROM_A_PROXY: Final = Arrival(peer=Peer(address="192.0.2.7", port=4711), trust=_TRUST, is_believed=True)
+"""Whose headers are read, where a stranger's are only taken away."""
 _PAUSE: Final = b"\n\n\n"
 """In the bytes of a connection: what follows comes later."""
 _CONNECTIONS: Final = 500
 _stages: list[_Stage] = []
-
-
-@functools.cache
-def _loop() -> asyncio.AbstractEventLoop:
-    return asyncio.new_event_loop()
 
 
 def heads(data: bytes) -> None:
@@ -265,6 +361,9 @@ TARGETS: Final[dict[str, Target]] = {
     "json": strict_json,
     "bodies": bodies,
     "tokens": tokens,
+    "proofs": proofs,
+    "issuers": issuers,
+    "proxies": proxies,
     "frames": frames_of_peers,
     "heads": heads,
 }

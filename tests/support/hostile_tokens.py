@@ -12,21 +12,29 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from appliance.settings import Settings
+from tests.support.identity_provider import IdentityProvider
 
 MISSING: Final = object()
 """As a value: the member is left out."""
 
 
 class Forge:
-    """Makes tokens for one appliance. ``header`` and ``claims`` are those of a good token, with changes."""
+    """Makes tokens for one appliance. ``header`` and ``claims`` are those of a good token, with changes. ``foreign``
+    is an issuer that it believes too."""
 
-    def __init__(self, config: Settings) -> None:
+    def __init__(self, config: Settings, foreign: IdentityProvider | None = None) -> None:
         pem = (config.notary_dir / "keys" / "token.key").read_bytes()
         key = serialization.load_pem_private_key(pem, password=None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         self._key = key
+        self._foreign = foreign
         self._config = config
         self.jwk: dict[str, Any] = json.loads((config.public_dir / "jwks.json").read_bytes())["keys"][0]
+
+    @property
+    def foreign(self) -> IdentityProvider:
+        assert self._foreign is not None
+        return self._foreign
 
     def header(self, **changes: Any) -> bytes:
         return _written({"alg": "ES256", "typ": "at+jwt", "kid": self.jwk["kid"]}, changes)

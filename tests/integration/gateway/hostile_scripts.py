@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -15,18 +16,24 @@ from typing import Any, Final
 import wasmtime
 
 from appliance.core.records import Closed, ModelRefused, Opened, PolicyLoaded, RefusedRequest, encode_entry
-from tests.integration.gateway.hostile_table import asking, get, post
-from tests.support.appliance import TestAppliance, appliance
+from tests.integration.gateway.hostile_table import PUBLIC_URL, SCOPE, asking, bound_to_key, get, head, post, proof
+from tests.support.appliance import TestAppliance, appliance, free_port
 from tests.support.chain_model import chain_model, long_script
 from tests.support.hostile_tokens import Forge, base64url
+from tests.support.identity_provider import IdentityProvider, new_key
 from tests.support.public_vectors import vectors_folder
 from tests.support.raw_http import RawAnswer, ends, exchange, read_answer
+from tests.support.tls_folder import authority, client_context, client_of, server_of, write_folder
 
+AUTHORITY: Final = authority()
 WORDS: Final = 4000
 BUDGET: Final = 3000
 RATE: Final = 60
 OPEN: Final = "[limits]\naddress_requests_per_minute = 100_000\nprincipal_requests_per_minute = 1000\n"
-CONFIG: Final = "body_timeout_seconds = 2\n" + OPEN + "[models]\ncontext_tokens = 16384\nmax_loaded = 3\n"
+CONFIG: Final = (
+    f"body_timeout_seconds = 2\n{OPEN}[models]\ncontext_tokens = 16384\nmax_loaded = 3\n"
+    f'[identity]\npublic_url = "{PUBLIC_URL}"\n'
+)
 TIGHT: Final = (
     f"[limits]\naddress_requests_per_minute = 100_000\nprincipal_requests_per_minute = {RATE}\n"
     f"concurrent_requests = {RATE}\nbudget_tokens = {BUDGET}\n[models]\ncontext_tokens = 4096\n"
@@ -47,6 +54,11 @@ class Scene:
     _names: Iterator[int] = field(default_factory=count)
 
     @property
+    def proxied(self) -> int:
+        """The port where a trusted proxy connects."""
+        return self.server.config.listen[1].port
+
+    @property
     def servers(self) -> tuple[TestAppliance, ...]:
         return (self.server, self.tight)
 
@@ -63,6 +75,9 @@ class Scene:
     def send(self, data: bytes, *, server: TestAppliance | None = None, subject: str | None = None) -> RawAnswer:
         server = server or self.server
         return exchange(server.port, self.filled(data, server, self.token(server, subject)))
+
+    def status_of(self, token: str) -> int:
+        return exchange(self.server.port, self.filled(get(b"/v1/models", bearer=True), self.server, token)).status
 
     def traces(self, subject: str) -> list[str]:
         """What the log of the roomy appliance says of this subject: reasons of refusals, and outcomes of answers."""
@@ -88,7 +103,11 @@ def staged(directory: Path) -> Iterator[Scene]:
         (directory / name).mkdir()
     models = {"chain": chain_model(), "long": chain_model(long_script(WORDS)), "spoiled": chain_model("soon spoiled")}
     with ExitStack() as stage:
-        server = stage.enter_context(appliance(directory / "server", models, CONFIG))
+        issuer = stage.enter_context(IdentityProvider(directory / "issuer").serving())
+        config = (
+            CONFIG + issuer.settings(audience_list=True, scopes=[SCOPE], refresh_seconds=10) + _listeners(directory)
+        )
+        server = stage.enter_context(appliance(directory / "server", models, config))
         tight = stage.enter_context(appliance(directory / "tight", {"chain": chain_model()}, TIGHT))
         slow_head = stage.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
         slow_head.sendall(b"GET /healthz HTTP/1.1\r\nHost: ")
@@ -97,7 +116,16 @@ def staged(directory: Path) -> Iterator[Scene]:
         idle_reader.connect(("127.0.0.1", server.port))
         asked = asking(model="long", stream=True, max_tokens=WORDS, logprobs=True, top_logprobs=20)  # 2 kB a token
         idle_reader.sendall(Scene.filled(asked, server, server.token("idle-reader")))
-        yield Scene(server, tight, slow_head, idle_reader, Forge(server.config))
+        scene = Scene(server, tight, slow_head, idle_reader, Forge(server.config, issuer))
+        server.wait_until(lambda: scene.status_of(issuer.token(scope=SCOPE)) == 200, "the keys of the foreign issuer")
+        yield scene
+
+
+def _listeners(directory: Path) -> str:
+    """For anybody, for a trusted proxy, and for those who know TLS."""
+    folder = write_folder(directory / "tls", server_of(AUTHORITY), AUTHORITY)
+    places = ("", 'trusted = ["127.0.0.1"]\n', f'tls = {json.dumps(str(folder))}\nclient_certificates = "optional"\n')
+    return "".join(f'[[listen]]\nhost = "127.0.0.1"\nport = {free_port()}\n{rest}' for rest in places)
 
 
 @dataclass(frozen=True)
@@ -126,6 +154,29 @@ def closed_record(server: TestAppliance, subject: str) -> Closed:
     return found()[0]
 
 
+# --- 1 --------------------------------------------------------------------------------------------------------------
+
+
+def no_tls_where_tls_is_spoken(scene: Scene) -> None:
+    """Ended without a word of HTTP, and told in one line each."""
+    line, port = "refused: connection-refused: 'TLS: ", scene.server.config.listen[2].port
+    before = scene.server.log.count(line)
+    kinds = (get(b"/healthz"), b"\x16\x03\x01\x00\x05\xff\xff\xff\xff\xff", b"PROXY TCP4 203.0.113.9 127.0.0.1 1 2\r\n")
+    for data in kinds:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+            sock.sendall(data)
+            assert b"HTTP" not in all_of(sock)
+    scene.server.wait_until(lambda: scene.server.log.count(line) == before + len(kinds), "the lines")
+
+
+def all_of(sock: socket.socket) -> bytes:
+    received = b""
+    with suppress(ConnectionResetError):
+        while piece := sock.recv(2**20):
+            received += piece
+    return received
+
+
 # --- 16 -------------------------------------------------------------------------------------------------------------
 
 
@@ -135,9 +186,76 @@ def unknown_key_ids(scene: Scene) -> None:
     before = scene.server.log.count("refused: token-invalid")
     for number in range(1000):
         unknown = f"{base64url(scene.forge.header(kid=f'unknown-{number}'))}.{rest}"
-        data = Scene.filled(get(b"/v1/models", bearer=True), scene.server, unknown)
-        assert exchange(scene.server.port, data).status == 401
+        assert scene.status_of(unknown) == 401
     assert scene.server.log.count("refused: token-invalid") == before + 1000
+
+
+def unknown_key_ids_of_a_foreign_issuer(scene: Scene) -> None:
+    """At most one look at its keys in a cooldown, which is a second."""
+    issuer = scene.forge.foreign
+    rest = issuer.token(scope=SCOPE).partition(".")[2]
+    before, began = issuer.asked_for("/keys"), time.monotonic()
+    for number in range(1000):
+        assert scene.status_of(f"{base64url(scene.forge.header(kid=f'unknown-{number}'))}.{rest}") == 401
+    assert 1 <= issuer.asked_for("/keys") - before <= time.monotonic() - began + 1
+    assert scene.status_of(issuer.token(scope=SCOPE)) == 200
+
+
+# --- 21 -------------------------------------------------------------------------------------------------------------
+
+
+def rotated_out_key(scene: Scene) -> None:
+    """A key that its issuer publishes no more verifies nothing once the keys are read again, also what it has verified
+    before; a good token of the new key is what has them read before ``refresh_seconds`` are over."""
+    issuer = scene.forge.foreign
+    old = issuer.keys
+    token = issuer.token(scope=SCOPE)
+    assert scene.status_of(token) == 200
+    try:
+        issuer.keys = {"two": new_key("ES256")}
+        fresh = issuer.token(scope=SCOPE, key_id="two")
+        scene.server.wait_until(lambda: scene.status_of(fresh) == 200, "the new key")
+        assert scene.status_of(token) == 401
+    finally:
+        issuer.keys = old
+        scene.server.wait_until(lambda: scene.status_of(issuer.token(scope=SCOPE)) == 200, "the old key again")
+
+
+# --- 9, 23, 24: what comes with a token -----------------------------------------------------------------------------
+
+
+def addresses_of_clients(scene: Scene) -> None:
+    """What stands in the record is the kernel's word, or a trusted proxy's, and of the latter the last hop it saw."""
+    lie = b"X-Forwarded-For: 198.51.100.1, 203.0.113.9"
+    for port, said in ((scene.server.port, "127.0.0.1"), (scene.proxied, "203.0.113.9")):
+        subject = scene.fresh_name()
+        data = get(b"/v1/models/none", lie, bearer=True)
+        assert exchange(port, Scene.filled(data, scene.server, scene.token(subject=subject))).status == 404
+        assert one_record(scene.server, subject).peer.address == said
+
+
+def proof_used_twice(scene: Scene) -> None:
+    token = bound_to_key(scene.forge)
+    data = head(b"GET /v1/models HTTP/1.1", b"Authorization: DPoP @TOKEN@", b"DPoP: " + proof(token).encode())
+    answers = [exchange(scene.server.port, Scene.filled(data, scene.server, token)) for _ in range(2)]
+    assert [answer.status for answer in answers] == [200, 401]
+    assert 'error="invalid_dpop_proof"' in answers[1].headers["www-authenticate"]
+
+
+def token_over_another_connection_than_its_own(scene: Scene) -> None:
+    """Bound to a certificate (RFC 8705), at our own TLS."""
+    owner, other = client_of(AUTHORITY), client_of(AUTHORITY)
+    token = scene.forge.with_claims(cnf={"x5t#S256": base64url(sha256(owner.der).digest())})
+    data = Scene.filled(get(b"/v1/models", b"Connection: close", bearer=True), scene.server, token)
+    for certificate, status in ((owner, 200), (other, 401), (None, 401)):
+        context = client_context(scene.server.directory, AUTHORITY, certificate)
+        port = scene.server.config.listen[2].port
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=20) as sock,
+            context.wrap_socket(sock, server_hostname="localhost") as over_tls,
+        ):
+            over_tls.sendall(data)
+            assert int(over_tls.recv(4096).split(b" ", 2)[1]) == status
 
 
 # --- 34 -------------------------------------------------------------------------------------------------------------
@@ -397,10 +515,7 @@ def slow_body(scene: Scene) -> None:
 def idle_reader(scene: Scene) -> None:
     """It may have been cut at the last token, of an answer that lay ready for it; it never gets the rest."""
     assert closed_record(scene.server, "idle-reader").outcome in {"cancelled", "truncated"}
-    received = b""
-    with suppress(ConnectionResetError):
-        while piece := scene.idle_reader.recv(2**20):
-            received += piece
+    received = all_of(scene.idle_reader)
     assert received.startswith(b"HTTP/1.1 200 ")
     assert b"data: [DONE]" not in received
 
@@ -418,7 +533,13 @@ def many_streams(scene: Scene) -> None:
 
 
 SCRIPTS: Final = (
+    Script(1, "no TLS where TLS is spoken", no_tls_where_tls_is_spoken),
+    Script(9, "addresses of clients", addresses_of_clients),
     Script(16, "a thousand unknown key ids", unknown_key_ids),
+    Script(16, "a thousand unknown key ids of a foreign issuer", unknown_key_ids_of_a_foreign_issuer),
+    Script(21, "rotated-out key", rotated_out_key),
+    Script(23, "proof used twice", proof_used_twice),
+    Script(24, "token over another connection than its own", token_over_another_connection_than_its_own),
     Script(34, "texts of JSONTestSuite", texts_of_a_suite),
     Script(39, "unknown and forbidden models look alike", unknown_and_forbidden_models),
     Script(42, "over the rate", too_often),

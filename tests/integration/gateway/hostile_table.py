@@ -4,24 +4,23 @@
 The numbers are those of the project's list of hostile input. A row that one exchange of bytes can show stands here; one
 that takes time, company or a spoiled host is a function of ``hostile_scripts``. What of a number cannot be shown yet,
 because the part that it is about is not there, stands in ``NOT_BUILT`` and nowhere else.
+
+The server is known as ``PUBLIC_URL`` and believes one foreign issuer, whose tokens name audiences in a list and need
+the scope ``SCOPE``. It listens at three places: for anybody, for a proxy that it trusts, and with TLS.
 """
 
 import json
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Final, Literal
 
 from tests.support.hostile_tokens import MISSING, Forge, base64url, in_seconds
+from tests.support.identity_provider import new_key, proof_for, public_jwk, thumbprint
 
 NOT_BUILT: Final[dict[int, str]] = {
-    9: "forwarded headers from a peer that is no proxy of ours: stripped and logged",
-    11: "resource_metadata in WWW-Authenticate (RFC 9728)",
-    16: "one refresh of foreign keys per cooldown, however many unknown key ids come",
-    19: "audience lists, where configured",
-    21: "revoked tokens, disabled clients, rotated keys",
-    22: "scopes: insufficient_scope",
-    23: "DPoP",
-    24: "tokens bound to a certificate",
+    21: "revoked tokens, disabled clients",
     25: "token endpoint: forms",
     26: "token endpoint: unknown clients",
     27: "token endpoint: scope and resource",
@@ -31,9 +30,13 @@ NOT_BUILT: Final[dict[int, str]] = {
     46: "a limiter's store and a policy engine in processes of their own",
     49: "export as CSV",
     51: "remote engines",
-    53: "a stream through nginx",
 }
 """Number -> what of it. Whoever builds one of these empties its line and adds its rows."""
+
+ELSEWHERE: Final[dict[int, str]] = {
+    53: "test_reverse_proxies.py::test_no_token_waits_for_the_next_one",
+}
+"""What takes another server in between."""
 
 ALL_NUMBERS: Final = frozenset(range(1, 56))
 
@@ -49,8 +52,10 @@ GOOD: Final[dict[str, Any]] = {"model": "chain", "messages": [{"role": "user", "
 @dataclass(frozen=True)
 class Row:
     """One exchange. In ``data``, ``@HOST@`` and ``@TOKEN@`` stand for the server's and a good token's; ``token`` makes
-    another. ``headers`` are what the answer's must begin with, by name in lower case, None for one
-    that must not be there. ``closes``: the server ends the connection after its answer."""
+    another, and ``proof`` what stands for ``@PROOF@``, for a token. ``headers`` are what the answer's must begin with,
+    by name in lower case, None for one that must not be there. ``closes``: the server ends the connection after its
+    answer. ``stripped`` are the headers that it says, in a line before any other, to have taken away. ``by_proxy``: it
+    comes where a trusted proxy does."""
 
     number: int
     name: str
@@ -62,6 +67,9 @@ class Row:
     headers: Mapping[str, str | None] = field(default_factory=dict)
     param: str | None = None
     closes: bool = False
+    proof: Callable[[str], str] | None = None
+    stripped: str = ""
+    by_proxy: bool = False
 
 
 # --- how bytes are written ------------------------------------------------------------------------------------------
@@ -84,6 +92,39 @@ def asking(**fields: Any) -> bytes:
     return post(json.dumps({**GOOD, **fields}).encode())
 
 
+PUBLIC_URL: Final = "https://llm.example"
+SCOPE: Final = "llm"
+POINTER: Final = f'resource_metadata="{PUBLIC_URL}/.well-known/oauth-protected-resource"'
+KEY: Final = new_key("ES256")
+CERTIFICATE: Final = b"0\x03\x02\x01\x00"
+"""Nothing here reads it: its bytes are what a token is bound to."""
+PROVEN: Final = b"DPoP: @PROOF@"
+
+
+MISPLACED: Final = {"www-authenticate": f'Bearer realm="paddock", error="invalid_request", {POINTER}'}
+NO_SCOPE: Final = {
+    "www-authenticate": f'Bearer realm="paddock", error="insufficient_scope", {POINTER}, scope="{SCOPE}"'
+}
+INVALID: Final = {"www-authenticate": f'Bearer realm="paddock", error="invalid_token", {POINTER}'}
+
+
+def bound_to_key(forge: Forge) -> str:
+    return forge.with_claims(cnf={"jkt": thumbprint(KEY)})
+
+
+def bound_to_certificate(forge: Forge) -> str:
+    return forge.with_claims(cnf={"x5t#S256": base64url(sha256(CERTIFICATE).digest())})
+
+
+def proof(token: str, **changes: Any) -> str:
+    return proof_for(KEY, token, **({"url": f"{PUBLIC_URL}/v1/models"} | changes))
+
+
+def client_cert(certificate: bytes) -> bytes:
+    """RFC 9440."""
+    return b"Client-Cert: :%s:" % b64encode(certificate)
+
+
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
@@ -92,11 +133,19 @@ def refused(number: int, name: str, data: bytes, status: int, code: str, **more:
     return Row(number, name, data, status, code, "line", closes=True, **more)
 
 
-def denied(number: int, name: str, token: Callable[[Forge], str]) -> Row:
+def denied(number: int, name: str, token: Callable[[Forge], str], data: bytes | None = None, **more: Any) -> Row:
     """A token that is none."""
     return Row(
-        number, name, get(b"/v1/models", bearer=True), 401, "token-invalid", "line", token,
-        {"www-authenticate": "Bearer realm="}, closes=True,
+        number, name, data or get(b"/v1/models", bearer=True), 401, "token-invalid", "line", token,
+        INVALID, closes=True, **more,
+    )  # fmt: skip
+
+
+def unproven(name: str, proof: Callable[[str], str], *fields: bytes, scheme: bytes = b"DPoP") -> Row:
+    """A token that is bound to ``KEY``, sent by one who does not show that he has it."""
+    return Row(
+        23, name, head(b"GET /v1/models HTTP/1.1", b"Authorization: %s @TOKEN@" % scheme, *fields), 401, "proof-invalid", "line",
+        bound_to_key, {"www-authenticate": 'DPoP realm="paddock", error="invalid_dpop_proof", algs="'}, closes=True, proof=proof,
     )  # fmt: skip
 
 
@@ -120,7 +169,7 @@ def unfit(name: str, **fields: Any) -> Row:
 
 LENGTH = b"Content-Length: 2"
 CHUNKED = b"Transfer-Encoding: chunked"
-NO_TOKEN = {"www-authenticate": "Bearer realm="}
+NO_TOKEN = {"www-authenticate": f'Bearer realm="paddock", {POINTER}, DPoP realm="paddock", algs="'}
 
 WIRE = [
     refused(1, "both framings", get(b"/", LENGTH, CHUNKED, method=b"POST") + b"0\r\n\r\n", 400, "request-malformed"),
@@ -202,23 +251,43 @@ WIRE = [
     refused(9, "underscore", get(b"/healthz", b"X_Forwarded_For: 1"), 400, "header-invalid"),
     refused(9, "underscore beside the dash", get(b"/healthz", b"X-Forwarded-For: 1", b"X_Forwarded_For: 2"), 400, "header-invalid"),
     refused(9, "underscore in a name that is ours", get(b"/v1/models", b"Content_Length: 1", bearer=True), 400, "header-invalid"),
+    *[
+        Row(9, f"{name} of a stranger", get(b"/v1/models", name.encode() + b": root", bearer=True), 200, "", "nothing", stripped=name.lower())
+        for name in (
+            "X-User", "X-User-Id", "X-User-Groups", "X-Tenant", "X-Tenant-Id", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-User",
+            "X-Forwarded-Uri", "Forwarded", "X-Real-IP", "X-Original-URL", "Client-Cert", "X-SSL-Client-Cert", "Remote-User", "X-Auth-Request-User",
+        )
+    ],
+    Row(9, "all at once", get(b"/v1/models", b"X-User: root", b"X-Forwarded-For: \xff", b"x-forwarded-for: 1", bearer=True), 200, "", "nothing", stripped="x-user, x-forwarded-for, x-forwarded-for"),
+    Row(9, "a name of 15 kB", get(b"/v1/models", b"X-User-" + b"a" * 15_000 + b": 1", bearer=True), 200, "", "nothing", stripped="x-user-" + "a" * 15_000),
+    refused(9, "of a stranger without a token", get(b"/v1/models", b"X-Forwarded-User: root"), 401, "token-missing", headers=NO_TOKEN, stripped="x-forwarded-user"),
+    refused(9, "of a stranger, for the public path", get(b"/healthz", b"X-User: a", method=b"POST"), 401, "token-missing", headers=NO_TOKEN, stripped="x-user"),
+    Row(9, "user named by a trusted proxy", get(b"/v1/models", b"X-User: root", b"X-Tenant: x", bearer=True), 200, "", "nothing", by_proxy=True),
+    refused(9, "user named by a trusted proxy, and no token", get(b"/v1/models", b"X-User: root"), 401, "token-missing", headers=NO_TOKEN, by_proxy=True),
+    *[
+        refused(9, f"trusted proxy that says {line.decode('latin-1')!r}"[:60], get(b"/v1/models", line, bearer=True), 400, "header-invalid", by_proxy=True)
+        for line in (
+            b"X-Forwarded-For: evil", b"X-Forwarded-For: 203.0.113.9:80", b"X-Forwarded-For: ,", b"X-Forwarded-For: 203.0.113.9, 0x7f.1",
+            b"X-Forwarded-For: fe80::1%eth0", b"X-Forwarded-Proto: ftp", b"X-Forwarded-Proto: https, http", b"Client-Cert: MAMCAQA=", b"Client-Cert: :MAMCAQA:",
+        )
+    ],
 ]  # fmt: skip
 
 TOKENS = [
-    refused(10, "two headers", get(b"/v1/models", b"Authorization: Bearer a", b"Authorization: Bearer b"), 400, "header-invalid"),
-    refused(10, "a good one and another", get(b"/v1/models", b"Authorization: Bearer b", bearer=True), 400, "header-invalid"),
-    refused(10, "two in one header", get(b"/v1/models", b"Authorization: Bearer a, Bearer b"), 400, "header-invalid"),
-    refused(10, "a good one and another in one header", get(b"/v1/models", b"Authorization: Bearer @TOKEN@,Basic b"), 400, "header-invalid"),
-    refused(10, "in the query", get(b"/v1/models?access_token=@TOKEN@"), 400, "header-invalid"),
-    refused(10, "in the query and the header", get(b"/v1/models?access_token=@TOKEN@", bearer=True), 400, "header-invalid"),
-    refused(10, "in the query, escaped", get(b"/v1/models?a=1&access%5Ftoken=@TOKEN@", bearer=True), 400, "header-invalid"),
+    refused(10, "two headers", get(b"/v1/models", b"Authorization: Bearer a", b"Authorization: Bearer b"), 400, "token-misplaced", headers=MISPLACED),
+    refused(10, "a good one and another", get(b"/v1/models", b"Authorization: Bearer b", bearer=True), 400, "token-misplaced", headers=MISPLACED),
+    refused(10, "two in one header", get(b"/v1/models", b"Authorization: Bearer a, Bearer b"), 400, "token-misplaced", headers=MISPLACED),
+    refused(10, "a good one and another in one header", get(b"/v1/models", b"Authorization: Bearer @TOKEN@,Basic b"), 400, "token-misplaced", headers=MISPLACED),
+    refused(10, "in the query", get(b"/v1/models?access_token=@TOKEN@"), 400, "token-misplaced", headers=MISPLACED),
+    refused(10, "in the query and the header", get(b"/v1/models?access_token=@TOKEN@", bearer=True), 400, "token-misplaced", headers=MISPLACED),
+    refused(10, "in the query, escaped", get(b"/v1/models?a=1&access%5Ftoken=@TOKEN@", bearer=True), 400, "token-misplaced", headers=MISPLACED),
     bad(10, "in the body", asking(access_token="x"), "field-unknown"),
     bad(10, "in a form", post(b"access_token=@TOKEN@", media_type=b"application/x-www-form-urlencoded"), "media-type-unsupported", 415),
-    refused(11, "none", get(b"/v1/models"), 401, "token-missing", headers={"www-authenticate": "Bearer realm="}),
+    refused(11, "none", get(b"/v1/models"), 401, "token-missing", headers=NO_TOKEN),
     refused(11, "none, in another header", get(b"/v1/models", b"X-Api-Key: @TOKEN@"), 401, "token-missing", headers=NO_TOKEN),
     refused(11, "none, as a cookie", get(b"/v1/models", b"Cookie: access_token=@TOKEN@"), 401, "token-missing", headers=NO_TOKEN),
     refused(11, "none, for the proxy", get(b"/v1/models", b"Proxy-Authorization: Bearer @TOKEN@"), 401, "token-missing", headers=NO_TOKEN),
-    refused(11, "other scheme", get(b"/v1/models", b"Authorization: Basic YTpi"), 401, "token-invalid", headers=NO_TOKEN),
+    refused(11, "other scheme", get(b"/v1/models", b"Authorization: Basic YTpi"), 401, "token-invalid", headers=INVALID),
     denied(12, "8 kB", lambda forge: forge.with_claims(groups=["a" * 255] * 30)),
     denied(12, "empty", lambda _: ""),
     denied(12, "one segment", lambda _: "abc"),
@@ -290,6 +359,51 @@ TOKENS = [
     denied(20, "ID token that says it is not", lambda forge: forge.with_claims(client_id=MISSING, azp="tests")),
     denied(20, "refresh token", lambda _: "8xLOxBtZp8"),
     denied(20, "logout token", lambda forge: forge.with_header(typ="logout+jwt")),
+    denied(16, "unknown, of a foreign issuer", lambda forge: forge.foreign.token(scope=SCOPE, key_id="unknown", key=KEY)),
+    Row(19, "list of audiences, where it is configured", get(b"/v1/models", bearer=True), 200, "", "nothing", lambda forge: forge.foreign.token(scope=SCOPE, aud=["mail", "llm"])),
+    *[
+        denied(19, f"list of audiences, where it is configured, {name}", lambda forge, said=said: forge.foreign.token(scope=SCOPE, aud=said))
+        for name, said in {
+            "without ours": ["mail"], "empty": [], "of 65": ["llm"] * 65, "with a number": ["llm", 1], "in a list": [["llm"]], "with ours in another case": ["LLM"],
+        }.items()
+    ],
+    denied(19, "our own audience, of a foreign issuer", lambda forge: forge.foreign.token(scope=SCOPE, aud="paddock")),
+    denied(19, "our own name, signed by a foreign issuer", lambda forge: forge.foreign.token(scope=SCOPE, iss="https://paddock.local", aud="paddock")),
+    denied(19, "a foreign issuer's name, signed by us", lambda forge: forge.with_claims(iss=forge.foreign.issuer, aud="llm", scope=SCOPE)),
+    *[
+        refused(22, name, get(b"/v1/models", bearer=True), 403, "scope-missing", token=lambda forge, scope=scope: forge.foreign.token(scope=scope), headers=NO_SCOPE)
+        for name, scope in {"no scope": None, "another scope": "profile", "a longer scope": "llms", "scopes with a comma": "profile,llm", "a scope of another case": "LLM"}.items()
+    ],
+    Row(23, "bound token with its proof", head(b"GET /v1/models HTTP/1.1", b"Authorization: DPoP @TOKEN@", PROVEN), 200, "", "nothing", bound_to_key, proof=proof),
+    unproven("bound token sent as Bearer", proof, scheme=b"Bearer"),
+    unproven("bound token sent as Bearer, with its proof", proof, PROVEN, scheme=b"Bearer"),
+    unproven("no proof", proof),
+    unproven("two proofs", proof, PROVEN, PROVEN),
+    *[
+        unproven(name, lambda token, changes=changes: proof(token, **changes), PROVEN)
+        for name, changes in {
+            "htm of another method": {"method": "POST"}, "htm in small letters": {"method": "get"}, "no htm": {"htm": None},
+            "htu of another path": {"url": f"{PUBLIC_URL}/v1/chat/completions"}, "htu of another host": {"url": "https://evil.example/v1/models"},
+            "htu without TLS": {"url": "http://llm.example/v1/models"}, "htu with a slash more": {"url": f"{PUBLIC_URL}/v1/models/"},
+            "htu with a user": {"url": "https://a@llm.example/v1/models"}, "no htu": {"htu": None}, "ath of another token": {"ath": base64url(bytes(32))},
+            "no ath": {"ath": None}, "iat an hour ago": {"iat": in_seconds(-3600)}, "iat in an hour": {"iat": in_seconds(3600)}, "iat as text": {"iat": "1"},
+            "no iat": {"iat": None}, "no jti": {"jti": None}, "empty jti": {"jti": ""}, "jti of 257 characters": {"jti": "x" * 257},
+            "type JWT": {"header": {"typ": "JWT"}}, "another's key": {"header": {"jwk": public_jwk(new_key("ES256"), "ES256")}},
+            "a private key in the header": {"header": {"jwk": {**public_jwk(KEY, "ES256"), "d": "AA"}}}, "key by its address": {"header": {"jku": "https://evil.example"}},
+        }.items()
+    ],
+    unproven("another's proof", lambda token: proof_for(new_key("ES256"), token, url=f"{PUBLIC_URL}/v1/models"), PROVEN),
+    unproven("proof that is no JWT", lambda _: "x.y", PROVEN),
+    unproven("proof that nobody signed", lambda token: proof(token).rpartition(".")[0] + "." + "A" * 86, PROVEN),
+    unproven("proof of 5 kB", lambda token: proof(token, pad="x" * 4000), PROVEN),
+    denied(23, "token that is not bound, sent as if it were", lambda forge: forge.token(), head(b"GET /v1/models HTTP/1.1", b"Authorization: DPoP @TOKEN@", PROVEN), proof=proof),
+    denied(23, "binding that nobody knows", lambda forge: forge.with_claims(cnf={"kid": "x"})),
+    denied(23, "binding to nothing", lambda forge: forge.with_claims(cnf={})),
+    denied(23, "binding of another form", lambda forge: forge.with_claims(cnf={"jkt": 1})),
+    Row(24, "with its certificate", get(b"/v1/models", client_cert(CERTIFICATE), bearer=True), 200, "", "nothing", bound_to_certificate, by_proxy=True),
+    denied(24, "over another certificate", bound_to_certificate, get(b"/v1/models", client_cert(b"0\x03\x02\x01\x01"), bearer=True), by_proxy=True),
+    denied(24, "without a certificate", bound_to_certificate, by_proxy=True),
+    denied(24, "with its certificate, by a stranger's word", bound_to_certificate, get(b"/v1/models", client_cert(CERTIFICATE), bearer=True), stripped="client-cert"),
     bad(22, "metrics for a group of models", get(b"/metrics", bearer=True), "policy-denied", 403),
 ]  # fmt: skip
 
@@ -417,6 +531,11 @@ LOGGED = [
     bad(49, "model", asking(model="\r\nrefused: token-missing" + ODD), "model-not-found", 404),
     bad(49, "field", asking(**{"\r\n" + ODD: 1}), "field-unknown"),
     denied(49, "key id", lambda forge: forge.with_header(kid="\r\n" + ODD)),
+    denied(49, "key id of a foreign issuer", lambda forge: forge.foreign.token(scope=SCOPE, key_id="\r\n" + ODD, key=KEY)),
+    denied(49, "issuer", lambda forge: forge.with_claims(iss="\r\n" + ODD)),
+    refused(49, "address of a trusted proxy's client", get(b"/v1/models", b"X-Forwarded-For: " + ODD.replace("\x1b", "").encode(), bearer=True), 400, "header-invalid", by_proxy=True),
+    refused(49, "scheme of a trusted proxy's client", get(b"/v1/models", b"X-Forwarded-Proto: " + ODD.replace("\x1b", "").encode(), bearer=True), 400, "header-invalid", by_proxy=True),
+    Row(49, "header that is stripped", get(b"/v1/models", b"X-User-!cmd|: 1", bearer=True), 200, "", "nothing", stripped="x-user-!cmd|"),
     denied(49, "claim", lambda forge: forge.with_claims(aud="\r\n" + ODD)),
     Row(49, "subject", get(b"/v1/models", bearer=True), 200, "", "nothing", lambda forge: forge.with_claims(sub="\r\n" + ODD)),
     Row(49, "subject that is refused", get(b"/admin", bearer=True), 404, "not-found", "record", lambda forge: forge.with_claims(sub="\r\nrefused: " + ODD)),

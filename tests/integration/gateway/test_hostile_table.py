@@ -3,11 +3,13 @@ the server lives on."""
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from appliance.gateway.tally import MAX_LINE_CHARACTERS
 from tests.integration.gateway.hostile_scripts import SCRIPTS, Scene, Script, staged
-from tests.integration.gateway.hostile_table import ALL_NUMBERS, NOT_BUILT, ROWS, Row
+from tests.integration.gateway.hostile_table import ALL_NUMBERS, ELSEWHERE, NOT_BUILT, ROWS, Row
 from tests.support.hostile_tokens import subject_of
 from tests.support.raw_http import RawAnswer, exchange
 
@@ -26,7 +28,8 @@ def test_hostile_request_gets_its_status_and_leaves_one_trace(scene: Scene, row:
     server = scene.server
     token = row.token(scene.forge) if row.token else scene.token()
     log = len(server.log)
-    answer = exchange(server.port, Scene.filled(row.data, server, token))
+    data = row.data.replace(b"@PROOF@", row.proof(token).encode() if row.proof else b"")
+    answer = exchange(scene.proxied if row.by_proxy else server.port, Scene.filled(data, server, token))
     assert answer.status == row.status, answer
     if row.code and not row.data.startswith(b"HEAD "):
         assert answer.code() == row.code
@@ -54,7 +57,15 @@ def _check_answer(row: Row, answer: RawAnswer) -> None:
 
 
 def _check_trace(scene: Scene, row: Row, token: str, log: int) -> None:
-    lines = [line for line in scene.server.log[log:].splitlines() if " gateway " in line]
+    def told() -> list[str]:
+        return [line for line in scene.server.log[log:].splitlines() if " gateway " in line]
+
+    expected = bool(row.stripped) + (row.told == "line")
+    scene.server.wait_until(lambda: len(told()) >= expected, "the lines")  # the wire answers before the gate tells
+    lines = told()
+    if row.stripped:
+        stripped, *lines = lines
+        assert stripped.endswith(": " + f"stripped from a request of 127.0.0.1: {row.stripped}"[:MAX_LINE_CHARACTERS])
     if row.told == "line":
         (line,) = lines
         assert f"refused: {row.code}" in line
@@ -90,4 +101,7 @@ def test_server_still_does_its_work(scene: Scene) -> None:
 def test_every_number_has_rows_or_says_what_it_waits_for() -> None:
     shown = {row.number for row in ROWS} | {script.number for script in SCRIPTS}
     assert shown | NOT_BUILT.keys() == ALL_NUMBERS
+    assert ELSEWHERE.keys() <= ALL_NUMBERS
+    for name, _, test in (place.partition("::") for place in ELSEWHERE.values()):
+        assert f"def {test}(" in Path(__file__).with_name(name).read_text()
     assert len({(row.number, row.name) for row in ROWS}) == len(ROWS)

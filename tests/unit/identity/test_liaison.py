@@ -185,6 +185,25 @@ def test_question_that_nobody_can_answer_is_refused(tmp_path: Path, idp: Identit
     run(scenario)
 
 
+def test_no_number_of_tokens_asked_about_in_vain_fills_the_log(
+    tmp_path: Path, idp: IdentityProvider, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "liaison.sock"
+
+    async def scenario() -> None:
+        liaison = Liaison([], tokens_of(idp), now_seconds=now_seconds)
+        async with linked(path) as (link, _source), serving(path, liaison):
+            await until(lambda: link._connection is not None)
+            idp.answers["/introspect"] = (500, {}, b"")
+            for _ in range(20):
+                assert "status 500" in await refused(link)
+
+    run(scenario)
+    assert [line for line in caplog.messages if "status 500" in line] == [
+        "issuer idp: 1 without an answer about a token: status 500"
+    ]
+
+
 def test_who_waits_is_told_when_the_liaison_goes(tmp_path: Path, idp: IdentityProvider) -> None:
     path = tmp_path / "liaison.sock"
 
