@@ -292,7 +292,7 @@ def opaque(
     return TokenVerifier(
         [],
         opaque=OpaqueIssuer(structs.replace(RULES, **(rules or {})), ask, cache_seconds),
-        proofs=ProofChecker("https://llm.example"),
+        proofs=ProofChecker("https://llm.example", since_seconds=0),
     ), asked
 
 
