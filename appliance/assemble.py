@@ -157,7 +157,7 @@ async def gateway(config: Settings) -> None:
     gate = Gate(
         build_app(pipeline, body_limits, MetricsPage(pipeline, refusals, slots), challenges.metadata),  # type: ignore[arg-type]  # ASGI's scope is wider
         pipeline,
-        verifier=issuers.verifier(config, load_keys(jwks), link),
+        verifier=issuers.verifier(config, load_keys(jwks), link, started_at_seconds=_now_seconds()),
         addresses=AddressGate(requests_per_minute=config.limits.address_requests_per_minute),
         rates=RequestRates(requests_per_minute=config.limits.principal_requests_per_minute),
         slots=slots,

@@ -27,8 +27,8 @@ from appliance.settings import IssuerSettings, Settings
 MAX_SECRET_BYTES: Final = 1024
 
 
-def verifier(config: Settings, own_keys: KeySet, link: LiaisonLink) -> TokenVerifier:
-    """Of our own tokens, and of those of every issuer that is configured."""
+def verifier(config: Settings, own_keys: KeySet, link: LiaisonLink, *, started_at_seconds: int) -> TokenVerifier:
+    """Of our own tokens, and of those of every issuer that is configured, in a process that started then."""
     identity = config.identity
     own = IssuerRules(
         issuer=identity.issuer,
@@ -46,7 +46,7 @@ def verifier(config: Settings, own_keys: KeySet, link: LiaisonLink) -> TokenVeri
             sources.append(source)
             jwts.append(JwtIssuer(_rules(issuer), source))
     link.follow(sources)
-    proofs = ProofChecker(identity.public_url) if identity.public_url else None
+    proofs = ProofChecker(identity.public_url, since_seconds=started_at_seconds) if identity.public_url else None
     return TokenVerifier(jwts, opaque=opaque, proofs=proofs)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Set as AbstractSet
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -90,6 +91,10 @@ class IdentitySettings(Value, frozen=True, kw_only=True):
 ClaimPath = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=255)], ...], Meta(max_length=8)]
 HttpsUrl = Annotated[str, Meta(min_length=9, max_length=1024, pattern=r"\Ahttps://[^/?#@]+[^#@]*\Z")]
 Names = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=255)], ...], Meta(max_length=64)]
+Scopes = Annotated[
+    tuple[Annotated[str, Meta(max_length=255, pattern=r"\A[\x21\x23-\x5b\x5d-\x7e]+\Z")], ...], Meta(max_length=64)
+]
+"""RFC 6749 section 3.3; a challenge quotes them."""
 Algorithm = Literal["ES256", "RS256", "PS256", "EdDSA"]
 
 
@@ -119,7 +124,7 @@ class IssuerSettings(Value, frozen=True, kw_only=True):
     keep_seconds: Annotated[int, Meta(ge=60, le=7 * 86400)] = 86400
     max_lifetime_seconds: Annotated[int, Meta(ge=60, le=86400)] = 86400
     clients: Names = ()
-    scopes: Names = ()
+    scopes: Scopes = ()
     required_claims: dict[str, str] = msgspec.field(default_factory=dict)
     refused_claims: Names = ("nonce", "at_hash", "c_hash", "s_hash")
     subject_claim: Annotated[ClaimPath, Meta(min_length=1)] = ("sub",)
@@ -449,6 +454,10 @@ def _issuer_problems(issuers: dict[str, IssuerSettings], identity: IdentitySetti
     """What the table of one issuer does not show by itself."""
     found = [f'issuer."{name}": {problem}' for name, issuer in issuers.items() for problem in issuer.problems()]
     found.extend(f'issuer."{name}": must have a name of at most 64 characters' for name in issuers if len(name) > 64)
+    try:
+        _ = urlsplit(identity.public_url or "").port
+    except ValueError as error:
+        found.append(f"identity.public_url: {error}")
     names = [identity.issuer, *(issuer.issuer for issuer in issuers.values())]
     found.extend(f"issuer: {name} is there twice" for name in sorted({name for name in names if names.count(name) > 1}))
     if sum(issuer.introspection_endpoint is not None for issuer in issuers.values()) > 1:

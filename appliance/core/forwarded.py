@@ -37,6 +37,8 @@ _OF_PROXIES: Final = (
     b"cf-connecting-",
 )  # fmt: skip
 """How their names begin."""
+MAX_HOPS: Final = 32
+"""More proxies than anybody has in a row: each is compared with every trusted network."""
 _ADDRESS = re.compile("[0-9A-Fa-f:.]{2,45}")
 _PEM = re.compile(
     rb"-----BEGIN%20CERTIFICATE-----(?:%0A)((?:[A-Za-z0-9]|%2B|%2F|%3D|%0A)+)-----END%20CERTIFICATE-----(?:%0A)?"
@@ -101,7 +103,9 @@ def origin(proxy: Peer, told: Iterable[Header], trust: Trust) -> Origin:
 def _client(proxy: Peer, lines: list[bytes], trust: Trust) -> Peer:
     """Several lines of one header are one list (RFC 9110 section 5.3)."""
     client = proxy
-    for hop in reversed(b",".join(lines).split(b",")) if lines else ():
+    for passed, hop in enumerate(reversed(b",".join(lines).split(b",")) if lines else ()):
+        if passed == MAX_HOPS:
+            raise Refused(Reason.HEADER_INVALID, f"X-Forwarded-For: more than {MAX_HOPS} proxies in a row")
         client = _peer(hop.decode("latin-1").strip(" \t"))
         if not trust.covers(client):
             break

@@ -14,6 +14,9 @@ from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Value
 
 LEEWAY_SECONDS: Final = 30
+MAX_NAME_CHARACTERS: Final = 1024
+"""Of a subject, client or token: every record names them, and one that did not fit would be no record. OpenID Connect
+Core section 2 has 255 for a subject."""
 
 ClaimPath = tuple[str, ...]
 """Names from the outside in: ("realm_access", "roles"). An empty one leads nowhere."""
@@ -131,6 +134,7 @@ def check_within(claims: ReadClaims, rules: IssuerRules) -> None:
         or (rules.clients and claims.client_id not in rules.clients)
         or (groups is not None and not groups.issuperset(claims.groups))
         or (not rules.models_claim and claims.models != rules.models)
+        or max(map(len, (claims.subject, claims.client_id, claims.token_id))) > MAX_NAME_CHARACTERS
     ):
         raise _refused("claims beyond the rules of their issuer")
 
@@ -191,6 +195,8 @@ def _text(document: Mapping[str, Any], path: ClaimPath) -> str:
     found = _at(document, path)
     if not isinstance(found, str):
         raise _refused(f"claims: no text at {'.'.join(path)}")
+    if len(found) > MAX_NAME_CHARACTERS:
+        raise _refused(f"claims: more than {MAX_NAME_CHARACTERS} characters at {'.'.join(path)}")
     return found
 
 

@@ -11,6 +11,7 @@ Not here: HTTP (``wire``).
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 import ssl
@@ -23,6 +24,8 @@ from appliance.gateway.listeners import Arrival, Listener, brought, direct
 from appliance.gateway.wire import Crowd, Wire, is_local, peer_name
 
 ACCEPT_PAUSE_SECONDS: Final = 1.0
+_NOT_LISTENING: Final = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
+"""accept(2): no waiting helps."""
 SHUTDOWN_SECONDS: Final = 2.0
 """For the peer's part in the end of TLS."""
 
@@ -35,12 +38,21 @@ Arrive = Callable[[asyncio.BaseTransport], Arrival]
 class Porch:
     """One listener whose connections do not begin with HTTP. ``close`` and ``wait_closed`` as ``asyncio.Server``."""
 
-    def __init__(self, listener: Listener, crowd: Crowd, make_wire: Callable[[Arrive], Wire]) -> None:
+    def __init__(
+        self,
+        listener: Listener,
+        crowd: Crowd,
+        make_wire: Callable[[Arrive], Wire],
+        went_deaf: Callable[[BaseException], None],
+    ) -> None:
+        """``went_deaf`` is told what ended the accepting, should it ever end by itself."""
         self._listener = listener
         self._crowd = crowd
         self._make_wire = make_wire
         self._guests: set[asyncio.Task[None]] = set()
+        self._went_deaf = went_deaf
         self._accepting = asyncio.create_task(self._accept())
+        self._accepting.add_done_callback(self._ended)
 
     def close(self) -> None:
         self._accepting.cancel()
@@ -51,6 +63,10 @@ class Porch:
         await asyncio.gather(self._accepting, *self._guests, return_exceptions=True)
         self._listener.sock.close()
 
+    def _ended(self, accepting: asyncio.Task[None]) -> None:
+        if not accepting.cancelled() and (error := accepting.exception()):
+            self._went_deaf(error)
+
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
@@ -59,6 +75,8 @@ class Porch:
             except ConnectionError:  # it left while it waited
                 continue
             except OSError as error:  # descriptors or memory are short: who waits stays in the backlog
+                if error.errno in _NOT_LISTENING:
+                    raise
                 log.warning("cannot accept: %s", error)
                 await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
                 continue

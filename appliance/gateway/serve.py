@@ -56,7 +56,8 @@ async def serve(
 ) -> None:
     """Runs until a signal, or until the policy is out of reach and another gateway is needed; listens last.
 
-    Raises ``Refused(AUDIT_UNAVAILABLE)`` while the log cannot be written, and what ``listeners`` raises.
+    Raises ``Refused(AUDIT_UNAVAILABLE)`` while the log cannot be written, ``Fault`` when a listener went deaf, and what
+    ``listeners`` raises.
     """
     async with _background(notary.run()), _background(warden.run()):
         try:
@@ -78,11 +79,11 @@ async def serve(
         with contextlib.suppress(TimeoutError):  # the notary closes as gateway-lost what it did not hear of
             async with asyncio.timeout(GRACE_SECONDS):
                 await notary.drained()
+        if server.went_deaf:
+            raise Fault("a listener went deaf")
 
 
-def http_server(
-    app: AsgiApp, limits: wire.WireLimits, refusals: Tally, listeners: Sequence[Listener]
-) -> uvicorn.Server:
+def http_server(app: AsgiApp, limits: wire.WireLimits, refusals: Tally, listeners: Sequence[Listener]) -> "_Server":
     """Every option that bears on safety is written out, also where it is the default."""
     config = uvicorn.Config(
         app,
@@ -108,6 +109,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._listeners = listeners
         self._crowd = crowd
+        self.went_deaf = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Instead of uvicorn's, which knows one kind of listener."""
@@ -119,13 +121,19 @@ class _Server(uvicorn.Server):
 
     async def _begin(self, listener: Listener) -> asyncio.Server:
         if listener.proxy_protocol or listener.tls is not None:
-            return cast("asyncio.Server", Porch(listener, self._crowd, self._wire))
+            return cast("asyncio.Server", Porch(listener, self._crowd, self._wire, self._end_deaf))
 
         def arrive(transport: asyncio.BaseTransport) -> Arrival:
             return direct(listener, transport.get_extra_info("socket"))
 
         loop = asyncio.get_running_loop()
         return await loop.create_server(lambda: self._wire(arrive), sock=listener.sock, backlog=BACKLOG)
+
+    def _end_deaf(self, error: BaseException) -> None:
+        """A gateway with a listener that nobody accepts at would look alive: another is needed."""
+        log.critical("a listener went deaf", exc_info=error)
+        self.went_deaf = True
+        self.should_exit = True
 
     def _wire(self, arrive: Arrive) -> wire.Wire:
         state = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}

@@ -81,12 +81,12 @@ class TlsFolder:
         return (CERTIFICATE, KEY) if self._client_certificates == "none" else (CERTIFICATE, KEY, CLIENTS)
 
     def _stamp(self) -> tuple[tuple[int, int, int], ...] | None:
-        """What changes when a file is written or replaced; None while one is missing."""
+        """What changes when a file is written, replaced or given to others; None while one is missing."""
         try:
             stats = [(self.folder / name).stat() for name in self._names()]
         except OSError:
             return None
-        return tuple((status.st_ino, status.st_size, status.st_mtime_ns) for status in stats)
+        return tuple((status.st_ino, status.st_size, status.st_ctime_ns) for status in stats)
 
 
 async def follow(folders: Iterable[TlsFolder]) -> None:

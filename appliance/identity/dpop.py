@@ -5,7 +5,8 @@ not apply: none is given out, so a proof may have been made ``AGE_SECONDS`` befo
 
 Trusts: the configured public URL; the caller to have verified the token and to say which key it is bound to.
 Promises: a proof that passes was signed with the key of this thumbprint, for this token, method and path, within the
-    window, and passes no second time in this process.
+    window, and passes no second time in this process, nor a first time here after one in the process before, unless
+    its sender's clock is ahead.
 Not here: which tokens are bound (``tokens``). Several gateways would each take a proof once; there is one on a node.
 """
 
@@ -51,9 +52,12 @@ class _Proof(Value, frozen=True, kw_only=True, forbid_unknown_fields=False):
 
 
 class ProofChecker:
-    """``public_url`` is the origin under which clients know this server: https, host, and a port unless it is 443."""
+    """``public_url`` is the origin under which clients know this server: https, host, and a port unless it is 443. What
+    was used before ``since_seconds``, the start of this process, is not remembered, so no proof that is older is taken.
+    """
 
-    def __init__(self, public_url: str) -> None:
+    def __init__(self, public_url: str, *, since_seconds: int) -> None:
+        self._since_seconds = since_seconds
         self._origin = _normal(public_url)
         self._used: OrderedDict[bytes, int] = OrderedDict()
 
@@ -69,6 +73,8 @@ class ProofChecker:
             raise _refused("htu is another address")  # (9)
         if not now_seconds - AGE_SECONDS <= proof.iat <= now_seconds + AHEAD_SECONDS:
             raise _refused("iat is not within the window")  # (11)
+        if proof.iat < self._since_seconds:
+            raise _refused("iat is before this process: it may have been used in the one before")
         if proof.ath != base64url(sha256(token.encode("utf-8", "surrogatepass")).digest()):
             raise _refused("ath is another token's")  # (12a)
         self._use_once(f"{jkt} {proof.jti}", now_seconds)

@@ -21,6 +21,8 @@ from appliance.core.values import Value
 
 MAX_HEAD_BYTES: Final = 16 * 1024
 MAX_BODY_BYTES: Final = 64 * 1024
+MAX_ANSWER_BYTES: Final = MAX_HEAD_BYTES + 2 * MAX_BODY_BYTES
+"""With the framing of chunks and what comes after them, of which the parser keeps as much as it is sent."""
 NEXT_ADDRESS_SECONDS: Final = 0.25
 """RFC 8305 section 5: one address that does not answer must not cost the whole deadline."""
 
@@ -120,6 +122,7 @@ class _Answer:
         self._parser = httptools.HttpResponseParser(self)
         self._headers: dict[bytes, list[bytes]] = {}
         self._head_bytes = 0
+        self._bytes = 0
         self._begun = 0
         self._in_body = False
         self._body = bytearray()
@@ -150,8 +153,9 @@ class _Answer:
             raise Unreachable("the answer is not HTTP") from None
         if self._begun > 1:  # also one that announces another, which nobody asked for
             raise Unreachable("more than one answer")
+        self._bytes += len(data)
         self._head_bytes += 0 if self._in_body else len(data)
-        if self._head_bytes > MAX_HEAD_BYTES or len(self._body) > MAX_BODY_BYTES:
+        if self._head_bytes > MAX_HEAD_BYTES or len(self._body) > MAX_BODY_BYTES or self._bytes > MAX_ANSWER_BYTES:
             raise Unreachable("the answer is too large")
 
     def ended(self) -> None:

@@ -50,6 +50,10 @@ def _active(document: dict[str, Any], rules: IssuerRules) -> ReadClaims | None:
     if not isinstance(kind, str) or kind.lower() not in ("bearer", "dpop"):
         return None
     try:
-        return read({"iss": rules.issuer} | document, rules)
+        claims = read({"iss": rules.issuer} | document, rules)
     except Refused:
         return None
+    is_bound = claims.confirmation is not None and claims.confirmation.jkt is not None
+    if kind.lower() == "dpop" and not is_bound:  # RFC 9449 section 6.2; without its key anybody could send it
+        return None
+    return claims

@@ -2,7 +2,8 @@
 
 The gateway has no network of its own, and its requests must not wait for one. So the keys are fetched here, before and
 while they are needed, and handed on as they change; and what a stranger on the network sends is parsed here, in a
-process that can reach the configured ports and nothing else. What a gateway gets are typed values of bounded size.
+process that can reach the configured ports and those of name servers, and no others by TCP. What a gateway gets are
+typed values of bounded size.
 
 Trusts: the gateway's uid, behind its socket; each issuer for its own keys and tokens only.
 Promises: an issuer is asked for its keys once every ``refresh_seconds``, and after an unknown key at most once every

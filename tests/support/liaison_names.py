@@ -4,11 +4,13 @@
 """
 
 import asyncio
+import ctypes
 import errno
 import json
 import os
 import socket
 import struct
+from collections.abc import Callable
 
 from appliance import assemble, issuers, settings
 
@@ -21,6 +23,8 @@ ISSUER = {
 }
 CONFIG = settings.parse({"state_dir": "/nonexistent", "issuer": {"idp": ISSUER}})
 ADDRESS = "127.0.0.9"
+IPPROTO_MPTCP = 262
+LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def answer_questions(server: socket.socket) -> None:
@@ -47,7 +51,35 @@ async def attempts() -> dict[str, object]:
                 await loop.sock_connect(sock, (ADDRESS, port))
             except OSError as error:
                 outcomes[str(port)] = errno.errorcode[error.errno or 0]
+    outcomes["80 by another protocol"] = outcome(connect_by_multipath)
+    outcomes["80 without a connect"] = outcome(send_with_fast_open)
     return outcomes
+
+
+def outcome(attempt: Callable[[], None]) -> str:
+    try:
+        attempt()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return "came through"
+
+
+def connect_by_multipath() -> None:
+    """Landlock knows the ports of TCP, and MPTCP is another protocol."""
+    with socket.socket(proto=IPPROTO_MPTCP) as sock:
+        sock.connect((ADDRESS, 80))
+
+
+def send_with_fast_open() -> None:
+    """It connects without ``connect``, which is where Landlock looks at the port."""
+    address = ctypes.create_string_buffer(struct.pack("=HH4s8x", 2, socket.htons(80), socket.inet_aton(ADDRESS)))
+    data = ctypes.create_string_buffer(b"x")
+    piece = ctypes.create_string_buffer(struct.pack("@PN", ctypes.addressof(data), 1))
+    header = struct.pack("@PI4xPNPNiI4x", ctypes.addressof(address), 16, ctypes.addressof(piece), 1, 0, 0, 0, 0)
+    headers = ctypes.create_string_buffer(header)
+    with socket.socket() as sock:
+        if LIBC.sendmmsg(sock.fileno(), headers, 1, socket.MSG_FASTOPEN) < 0:
+            raise OSError(ctypes.get_errno(), "sendmmsg")
 
 
 server = socket.socket(type=socket.SOCK_DGRAM)

@@ -55,6 +55,8 @@ def test_what_must_be_given_is_missed_by_its_name(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        ({"scopes": ["caf\xe9"]}, "scopes: "),  # a challenge is ASCII, and quotes them
+        ({"scopes": ['a" b']}, "scopes: "),
         ({"jwks_uri": None}, "needs a jwks_uri or an introspection_endpoint"),
         (OPAQUE, "needs a jwks_uri or an introspection_endpoint, and not both"),
         ({"jwks_uri": "http://idp.example/keys"}, "jwks_uri: Expected `str` matching regex"),
@@ -151,7 +153,7 @@ def test_absent_files_are_the_operators_mistake() -> None:
 
 def test_verifier_believes_what_is_configured(tmp_path: Path) -> None:
     link = LiaisonLink(tmp_path / "nobody.sock", now_seconds=lambda: 0)
-    made = issuers.verifier(parsed(one=LEAST), parse_keys(of(GOOD)), link)
+    made = issuers.verifier(parsed(one=LEAST), parse_keys(of(GOOD)), link, started_at_seconds=0)
     assert set(made._issuers) == {"https://paddock.local", "https://idp.example"}
     assert issuers.challenges(parsed(one=LEAST)).metadata is None
 
@@ -169,3 +171,7 @@ def test_examples_of_the_documentation_are_settings() -> None:
     document = "\n".join(line.removeprefix("    ") for line in section.splitlines() if line.startswith("    "))
     config = settings.parse({"state_dir": "/tmp/x"} | tomllib.loads(document))
     assert set(config.issuer) == {"keycloak", "dex", "vault"}
+
+
+def test_public_url_with_a_port_that_none_can_be_is_told_before_anything_starts() -> None:
+    assert "identity.public_url: Port out of range" in problems(LEAST, public_url="https://llm.example:99999")

@@ -16,9 +16,11 @@ from appliance.core.forwarded import Trust, network
 from appliance.core.proxy_protocol import SIGNATURE
 from appliance.core.refusals import Fault, Misconfigured
 from appliance.gateway.asgi import CLIENT_CERTIFICATE, send_response
-from appliance.gateway.listeners import inherited_listener, listen_tcp, listen_unix
+from appliance.gateway.listeners import Listener, inherited_listener, listen_tcp, listen_unix
+from appliance.gateway.serve import http_server
 from appliance.gateway.tally import Tally
 from appliance.gateway.tls import TlsFolder
+from appliance.gateway.wire import WireLimits
 from tests.fakes.world import World
 from tests.support.scenario import run, until
 from tests.support.tls_folder import authority, client_context, client_of, server_of, write_folder
@@ -99,6 +101,18 @@ def test_nobody_is_another_by_a_header(trust: Trust, caplog: pytest.LogCaptureFi
     [line] = [record.getMessage() for record in caplog.records if "stripped" in record.getMessage()]
     assert line.startswith("stripped from a request of 127.0.0.1: x-forwarded-for, x-forwarded-proto, ")
     assert "203.0.113" not in line
+
+
+def test_names_of_strangers_headers_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with gateway() as (server, inner):
+            await asked(server, inner, GET % b"".join(b"X-User-%d%s: x\r\n" % (n, b"y" * 800) for n in range(10)))
+            assert server.refusals.stripped_headers == 10
+
+    caplog.set_level("INFO")
+    run(scenario)
+    [line] = [record.getMessage() for record in caplog.records if "stripped" in record.getMessage()]
+    assert len(line) < 300
 
 
 def test_trusted_proxy_is_believed_and_its_other_headers_go_too() -> None:
@@ -595,6 +609,39 @@ async def until_gone(receive: Any, ended: asyncio.Event) -> None:
     ended.set()
 
 
+# --- its end --------------------------------------------------------------------------------------------------------
+
+
+def test_listener_that_goes_deaf_ends_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    """It would look alive, and nobody could connect."""
+
+    async def scenario() -> None:
+        listening = listen_tcp("127.0.0.1", 0)
+        limits = WireLimits(request_seconds=5.0)
+        server = http_server(Inner(), limits, Tally(), [Listener(listening, trust=LOCAL, proxy_protocol=True)])
+        task = asyncio.create_task(server.serve())
+        await until(lambda: server.started)
+        listening.shutdown(socket.SHUT_RDWR)
+        await asyncio.wait_for(task, 10)
+        assert server.went_deaf
+
+    run(scenario)
+    assert "a listener went deaf" in caplog.text
+
+
+def test_server_that_is_stopped_has_not_gone_deaf() -> None:
+    async def scenario() -> None:
+        listener = Listener(listen_tcp("127.0.0.1", 0), trust=LOCAL, proxy_protocol=True)
+        server = http_server(Inner(), WireLimits(request_seconds=5.0), Tally(), [listener])
+        task = asyncio.create_task(server.serve())
+        await until(lambda: server.started)
+        server.should_exit = True
+        await asyncio.wait_for(task, 10)
+        assert not server.went_deaf
+
+    run(scenario)
+
+
 # --- its files ------------------------------------------------------------------------------------------------------
 
 
@@ -613,6 +660,18 @@ def test_new_certificate_is_for_new_connections_and_ends_none(tmp_path: Path) ->
                 await asked(server, inner, tls=client_context(tmp_path, CA))
 
     run(scenario)
+
+
+def test_key_that_is_closed_to_others_afterwards_is_used_then(tmp_path: Path) -> None:
+    one = folder(tmp_path)
+    before = one.context
+    write_folder(one.folder, server_of(OTHER))
+    (one.folder / "key.pem").chmod(0o644)
+    one.look()
+    assert one.context is before
+    (one.folder / "key.pem").chmod(0o400)
+    one.look()
+    assert one.context is not before
 
 
 def test_files_that_do_not_belong_together_change_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

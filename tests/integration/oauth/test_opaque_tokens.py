@@ -59,6 +59,7 @@ def test_answer_is_believed_for_no_longer_than_configured(site: Site) -> None:
         {"sub": None},
         {"token_type": "refresh_token"},
         {"token_type": 1},
+        {"token_type": "DPoP"},  # and no key: anybody could send it
         {"nonce": "n"},
         {"cnf": {"kid": "x"}},
         {"exp": str(int(time.time()) + 100)},

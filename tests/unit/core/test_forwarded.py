@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.core.forwarded import Origin, Trust, network, origin, split
+from appliance.core.forwarded import MAX_HOPS, Origin, Trust, network, origin, split
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import UNIX_PEER, Peer
 
@@ -155,3 +155,13 @@ def test_trust_covers_what_it_names(address: str, covered: bool) -> None:
 def test_everybody_and_nobody_are_not_to_be_trusted(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         network(text)
+
+
+def test_row_of_proxies_without_end_is_refused_before_it_costs_much() -> None:
+    proxies = ["10.0.0.9"] * 1500
+    assert client(", ".join(["203.0.113.9", *proxies[: MAX_HOPS - 1]])) == "203.0.113.9"
+    assert client(", ".join(["10.0.0.9"] * MAX_HOPS)) == "10.0.0.9"
+    assert client("10.0.0.7", *["203.0.113.9"] * 1500) == "203.0.113.9"
+    with pytest.raises(Refused) as caught:
+        client(", ".join(proxies))
+    assert caught.value.reason is Reason.HEADER_INVALID

@@ -24,7 +24,7 @@ JKT = thumbprint_of(KEY)
 
 
 def checker() -> ProofChecker:
-    return ProofChecker("https://llm.example")
+    return ProofChecker("https://llm.example", since_seconds=0)
 
 
 def proof(**changes: Any) -> str:
@@ -199,3 +199,12 @@ def test_any_key_is_refused_and_never_an_error(jwk: Any) -> None:
     for algorithm in ("ES256", "RS256", "EdDSA"):
         head = base64url(json.dumps({"typ": "dpop+jwt", "alg": algorithm, "jwk": jwk}).encode())
         refusal(f"{head}.AAAA.AAAA")
+
+
+def test_proof_that_the_process_before_may_have_taken_is_refused() -> None:
+    """What was used is remembered in memory only: a restart must not make old proofs new."""
+    unverified = proof()
+    check(unverified)
+    restarted = ProofChecker("https://llm.example", since_seconds=NOW + 1)
+    assert refusal(unverified, restarted, NOW + 2).startswith("iat is before this process")
+    check(proof(iat=NOW + 1), restarted, NOW + 2)

@@ -8,7 +8,7 @@ import pytest
 from msgspec import structs
 
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.core.token_claims import Confirmation, IssuerRules, ReadClaims, read
+from appliance.core.token_claims import MAX_NAME_CHARACTERS, Confirmation, IssuerRules, ReadClaims, read
 from appliance.core.values import Presented, VerifiedClaims
 from appliance.identity.dpop import ProofChecker
 from appliance.identity.foreign import ForeignKeys, LiaisonLink
@@ -231,6 +231,12 @@ def test_name_that_is_no_text_is_refused(found: Any) -> None:
     assert "no text at azp" in unread({"azp": found}, client_claim=("azp",))
 
 
+@pytest.mark.parametrize("name", ["sub", "client_id", "jti"])
+def test_name_that_would_not_fit_a_record_is_refused(name: str) -> None:
+    read_with({name: "x" * MAX_NAME_CHARACTERS})
+    assert unread({name: "x" * (MAX_NAME_CHARACTERS + 1)}).startswith("claims: more than 1024 characters at ")
+
+
 @pytest.mark.parametrize("found", ["people", [1], {"people": 1}, ["people", None]])
 def test_groups_that_are_no_list_of_texts_are_refused(found: Any) -> None:
     assert "no list of texts at realm.roles" in unread({"realm": {"roles": found}}, groups_claim=("realm", "roles"))
@@ -292,7 +298,7 @@ def opaque(
     return TokenVerifier(
         [],
         opaque=OpaqueIssuer(structs.replace(RULES, **(rules or {})), ask, cache_seconds),
-        proofs=ProofChecker("https://llm.example"),
+        proofs=ProofChecker("https://llm.example", since_seconds=0),
     ), asked
 
 
@@ -361,8 +367,10 @@ def test_expiry_ends_an_answer_that_is_still_cached() -> None:
         {"groups": ("root",)},
         {"models": ("*",)},
         {"client_id": "other"},
+        {"subject": "b" * 1025},
+        {"token_id": "b" * 1025},
     ],
-    ids=str,
+    ids=lambda said: str(said)[:40],
 )
 def test_liaison_cannot_say_more_than_the_issuers_rules_let_it(said: dict[str, Any]) -> None:
     """One that were taken over would answer for people of that issuer, and be no administrator of ours."""

@@ -169,6 +169,16 @@ def test_liaison_makes_sockets_of_the_internet_and_no_others() -> None:
     for family in (0, 1, 3, 16, 17, 38, 40, 2 | 2**32):
         data = seccomp_data(X86_64["socket"], (family, 1, 0))
         assert run(code, data) == RET_ERRNO | errno.EAFNOSUPPORT
+    for family in (2, 10):  # what Landlock knows the ports of, and plain datagrams
+        assert run(code, seccomp_data(X86_64["socket"], (family, 1, 6))) == RET_ALLOW
+        for kind, protocol in ((1, 262), (1, 132), (1, 33), (1, 256), (2, 1), (2, 58), (2, 136), (2, 33)):
+            data = seccomp_data(X86_64["socket"], (family, kind, protocol))
+            assert run(code, data) == RET_ERRNO | errno.EAFNOSUPPORT
+
+
+def test_liaison_sends_many_at_once_only_as_the_resolver_does() -> None:
+    for flags, answer in ((0x4000, RET_ALLOW), (0, RET_ERRNO | errno.EPERM), (0x20004000, RET_ERRNO | errno.EPERM)):
+        assert run(program("liaison"), seccomp_data(X86_64["sendmmsg"], (3, 0, 2, flags))) == answer
 
 
 @pytest.mark.parametrize("flags", [1, 2, 0x40, 0x200, 0x400, 0x410000 | 1, 0x200000, 0x241])
