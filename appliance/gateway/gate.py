@@ -117,7 +117,7 @@ class Gate:
         guard.check(scope, self._allowed_hosts)
         if stripped := origin.settle(scope):
             self.refusals.stripped_headers += len(stripped)
-            LINES.say(f"stripped from a request of {peer_of(scope).address}: {', '.join(stripped)[:200]}")
+            LINES.say(f"stripped from a request of {peer_of(scope).address}: {', '.join(stripped)}")
         self._addresses.check(scope)
         if scope["method"] == "GET" and scope["raw_path"] in self._public:
             return
