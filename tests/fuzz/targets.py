@@ -167,7 +167,7 @@ _BOUND_TO: Final = thumbprint(_KEYS["first"])
 
 def proofs(data: bytes) -> None:
     """DPoP proofs, made as ``tokens`` are: none passes that is not signed, and none passes twice."""
-    checker = ProofChecker(_PUBLIC_URL)
+    checker = ProofChecker(_PUBLIC_URL, since_seconds=0)
     header, _, claims = data.partition(b"\n")
     _proves(checker, data.decode("latin-1"))
     if _proves(checker, _unsigned(header, claims)):

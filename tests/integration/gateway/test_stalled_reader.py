@@ -54,6 +54,10 @@ def read_all(sock: socket.socket) -> bytes:
     return bytes(data)
 
 
+def cut_short(server: TestAppliance) -> list[Closed]:
+    return [record for record in server.records(Closed) if "reader-too-slow" in record.detail]
+
+
 def test_stalled_reader_of_a_large_answer_is_cut_short_and_holds_nobody_up(tmp_path: Path) -> None:
     with appliance(tmp_path, {"chain": chain_model(long_script(300))}, CONFIG) as server:
         server.write_policy_data(
@@ -79,7 +83,7 @@ def test_stalled_reader_of_a_large_answer_is_cut_short_and_holds_nobody_up(tmp_p
         events = [line for line in said.split(b"\n") if line.startswith(b"data: ")]
         assert json.loads(events[-1].removeprefix(b"data: "))["error"]["code"] == "reader-too-slow"
         assert b"[DONE]" not in said
-        closed = server.records(Closed)
-    [cut] = [record for record in closed if "reader-too-slow" in record.detail]
+        server.wait_until(lambda: cut_short(server) != [], "the record")
+        [cut] = cut_short(server)
     assert cut.outcome == "cancelled"
     assert 0 < cut.completion_tokens < CHOICES * TOKENS, "paid for as far as it went"

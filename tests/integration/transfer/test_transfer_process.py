@@ -112,7 +112,7 @@ def test_process_gets_no_environment_and_no_descriptor_but_its_own(tmp_path: Pat
     seen: dict[str, object] = {}
 
     def script(_asked: Asked) -> Iterable[bytes]:
-        child = _only_child()
+        child = _transfer()
         seen["environment"] = Path(f"/proc/{child}/environ").read_bytes()
         targets = [os.readlink(f"/proc/{child}/fd/{fd}") for fd in os.listdir(f"/proc/{child}/fd")]
         seen["files"] = [target for target in targets if target.startswith("/") and target != "/dev/null"]
@@ -124,8 +124,10 @@ def test_process_gets_no_environment_and_no_descriptor_but_its_own(tmp_path: Pat
     assert seen == {"environment": b"LC_ALL=C.UTF-8\0", "files": []}
 
 
-def _only_child() -> int:
-    (child,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+def _transfer() -> int:
+    """The one child that transfers; other tests' servers may be alive beside it."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    (child,) = [one for one in children if puller.COMMAND[-1].encode() in Path(f"/proc/{one}/cmdline").read_bytes()]
     return int(child)
 
 
