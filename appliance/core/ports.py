@@ -12,6 +12,7 @@ from appliance.core.values import (
     Admission,
     AnswerEvent,
     Digest,
+    ForwardedUser,
     Presented,
     Receipt,
     Reservation,
@@ -29,6 +30,24 @@ class TokenVerifier(Protocol):
         Raises ``Refused(TOKEN_INVALID | PROOF_INVALID | SCOPE_MISSING)``, or ``Refused(ISSUER_UNAVAILABLE)`` where only
         an issuer that is out of reach could tell.
         """
+        ...
+
+
+class Delegation(Protocol):
+    """What one service may say of the user for whom it asks, in a header of its request."""
+
+    @property
+    def header(self) -> bytes:
+        """The one that it may send; lower case."""
+        ...
+
+    def is_for(self, service: VerifiedClaims) -> bool:
+        """Whether the bearer of this token is that service."""
+        ...
+
+    async def user(self, unverified: str, *, now_seconds: int) -> VerifiedClaims | ForwardedUser:
+        """The header's value -> the user. Raises ``Refused(DELEGATION_REFUSED)``, or
+        ``Refused(ISSUER_UNAVAILABLE | AUDIT_UNAVAILABLE)`` where nobody can tell at the moment."""
         ...
 
 
@@ -176,6 +195,7 @@ __all__ = [
     "AddressLimiter",
     "AuditLog",
     "ClientRegistry",
+    "Delegation",
     "Lease",
     "Models",
     "PolicyEngine",

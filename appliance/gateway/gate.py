@@ -2,7 +2,8 @@
 
 (1) the wire guard, and who asks where a proxy says so; (2) the coarse limit per address; (3) a verified token, for
 everything but the public routes, ``GET /healthz`` and, where it is configured, ``GET`` of the resource's metadata
-(RFC 9728); (4) one of the principal's slots; (5) its request rate, whatever the request asks for.
+(RFC 9728), and whom its bearer asks for, if it is a service that may say so; (4) one of the principal's slots; (5) its
+request rate, whatever the request asks for.
 It wraps the whole application, so no route, and no path without a route, can be reached without a token.
 
 Trusts: the verifier and the limiters that ``assemble`` gives it.
@@ -37,6 +38,7 @@ from appliance.gateway.asgi import (
     peer_of,
 )
 from appliance.gateway.challenges import METADATA_PATH, Challenges
+from appliance.gateway.delegation import Delegates, said
 from appliance.gateway.pipeline import Exchange, Pipeline, actor_of
 from appliance.gateway.problems import SECURE_HEADERS, send_refusal
 from appliance.gateway.slots import Slots
@@ -69,6 +71,7 @@ class Gate:
         allowed_hosts: frozenset[str],
         now_seconds: Callable[[], int],
         challenges: Challenges | None = None,
+        delegates: Delegates | None = None,
     ) -> None:
         self._inner = inner
         self._pipeline = pipeline
@@ -79,6 +82,7 @@ class Gate:
         self._allowed_hosts = allowed_hosts
         self._now_seconds = now_seconds
         self._challenges = challenges or Challenges()
+        self._delegates = delegates or Delegates()
         self._public = _PUBLIC | ({METADATA_PATH.encode()} if self._challenges.metadata else set())
         self.refusals = refusals
 
@@ -121,7 +125,8 @@ class Gate:
         self._addresses.check(scope)
         if scope["method"] == "GET" and scope["raw_path"] in self._public:
             return
-        claims = await self._verifier.verify(_presented(scope), now_seconds=self._now_seconds())
+        now_seconds = self._now_seconds()
+        claims = await self._verifier.verify(_presented(scope), now_seconds=now_seconds)
         scope[_EXCHANGE] = exchange = Exchange(
             request_id=request_id,
             principal=principal(claims),
@@ -129,6 +134,10 @@ class Gate:
             method=scope["method"],
             route="-",  # until a route is found: a caller's own path has no place in a record
         )
+        if of_a_user := said(scope):
+            exchange.principal = await self._delegates.principal(
+                of_a_user, claims, exchange.principal, rates=self._rates, held=held, now_seconds=now_seconds
+            )
         held.enter_context(self._slots.taken(exchange.principal.key))
         await self._rates.admit(exchange.principal.key)
 

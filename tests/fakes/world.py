@@ -5,6 +5,7 @@ from typing import Any
 from appliance.core.ports import (
     AddressLimiter,
     AuditLog,
+    Delegation,
     Lease,
     Models,
     PolicyEngine,
@@ -16,6 +17,7 @@ from appliance.core.ports import (
 from appliance.gateway.pipeline import Exchange, Pipeline, Ports
 from tests.fakes.audit import FakeAuditLog
 from tests.fakes.budget import FakeBudget
+from tests.fakes.delegation import FakeDelegation
 from tests.fakes.door import FakeAddressLimiter, FakeVerifier
 from tests.fakes.models import FakeAnswer, FakeLease, FakeModels
 from tests.fakes.policy import FakePolicy
@@ -72,5 +74,6 @@ FAKES: dict[type, type] = {
     RunnerAnswer: FakeAnswer,
     AddressLimiter: FakeAddressLimiter,
     TokenVerifier: FakeVerifier,
+    Delegation: FakeDelegation,
 }
 """Each port and its one fake; ``test_architecture`` compares their methods."""
