@@ -1,5 +1,6 @@
 """Who acts for the subject of a token (RFC 8693 section 4.1): all of it is understood, or the token is refused."""
 
+import json
 from typing import Any
 
 import msgspec
@@ -8,8 +9,9 @@ import pytest
 from appliance.core.claims import models_of_both, principal, principal_key, principal_through
 from appliance.core.decide import policy_input
 from appliance.core.refusals import Reason, Refused
-from appliance.core.token_claims import IssuerRules, check_within, read
+from appliance.core.token_claims import IssuerRules, ReadClaims, check_within, read
 from appliance.core.values import ActingParty, Digest, ForwardedUser, VerifiedClaims
+from appliance.identity.introspection import judge
 from tests.support.made_values import ALICE, CLAIMS, PEER
 
 ISSUER = "https://issuer.example"
@@ -198,3 +200,20 @@ def test_delegation_that_nobody_could_tell_apart_is_refused(
     with pytest.raises(Refused) as caught:
         principal_through(service, user)
     assert caught.value.reason is Reason.DELEGATION_REFUSED
+
+
+# --- answers about opaque tokens (RFC 7662 section 2.2) -------------------------------------------------------------
+
+
+def test_answer_about_a_token_says_who_acts_and_comes_whole_through_the_liaison() -> None:
+    answer = CLAIMED | {"active": True, "act": {"sub": "agent", "act": {"sub": "behind"}}}
+    said = judge(json.dumps(answer).encode(), RULES)
+    assert said is not None
+    sent = msgspec.msgpack.decode(msgspec.msgpack.encode(said, enc_hook=str), type=ReadClaims)
+    assert sent == said
+    check_within(sent, RULES)
+    assert [one.subject for one in sent.acting] == ["agent", "behind"]
+
+
+def test_answer_about_a_token_for_which_nobody_knows_who_acts_is_none() -> None:
+    assert judge(json.dumps(CLAIMED | {"active": True, "act": "agent"}).encode(), RULES) is None
