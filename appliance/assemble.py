@@ -31,7 +31,7 @@ from appliance.core.values import Digest, SealMode, VerifiedModel
 from appliance.gateway import serve as gateway_process
 from appliance.gateway.answering import BodyLimits
 from appliance.gateway.app import build_app
-from appliance.gateway.delegation import Delegate, Delegates
+from appliance.gateway.delegation import Delegate, Delegates, Users
 from appliance.gateway.gate import Gate
 from appliance.gateway.listeners import Listener, inherited_listener, listen_tcp, listen_unix
 from appliance.gateway.metrics import MetricsPage
@@ -192,6 +192,7 @@ def _delegates(config: Settings, verifier: TokenVerifier) -> Delegates:
                 delegation,
                 RequestRates(requests_per_minute=chosen.requests_per_minute),
                 Slots(chosen.concurrent_requests),
+                Users(chosen.max_users, config.limits.budget_window_seconds),
             )
             for delegation, chosen in issuers.delegations(config, verifier)
         ]

@@ -172,8 +172,8 @@ class DelegationSettings(Value, frozen=True, kw_only=True):
     token, of one of ``user_issuers``; in ``openwebui-jwt`` a JWT under HS256 with the secret in ``secret_file``, whose
     users have the groups that are given here by role, e-mail address and id, and no others.
 
-    All its users together have ``requests_per_minute`` and ``concurrent_requests``; each besides has those of
-    ``limits``.
+    All its users together have ``requests_per_minute`` and ``concurrent_requests``, and are at most ``max_users``
+    different ones in one window of the budgets; each besides has what ``limits`` says.
     """
 
     form: Literal["user-token", "openwebui-jwt"]
@@ -189,6 +189,7 @@ class DelegationSettings(Value, frozen=True, kw_only=True):
     groups_by_id: dict[str, Names] = msgspec.field(default_factory=dict)
     requests_per_minute: Positive = 1200
     concurrent_requests: Annotated[int, Meta(ge=1, le=100_000)] = 64
+    max_users: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
 
     def problems(self, issuers: AbstractSet[str]) -> list[str]:
         """What each field by itself does not show. ``issuers`` are all whose tokens are believed."""

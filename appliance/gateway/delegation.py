@@ -3,7 +3,7 @@
 Trusts: ``core.ports.Delegation`` for who the user is; the gate, that the service's own token was verified.
 Promises: such a header from anybody but a service that is configured to send it, in another form, or more than once, is
     refused; each refusal has been counted against somebody's rate, since it is recorded. However many users a service
-    makes up, they have one request rate and one number of places between them.
+    makes up, they have one request rate and one number of places between them, and only so many are let in.
 Not here: the user's own rate and places, which count besides (``gate``).
 """
 
@@ -15,10 +15,41 @@ from appliance.core.claims import principal_through
 from appliance.core.delegation import HEADERS
 from appliance.core.forwarded import Header
 from appliance.core.ports import Delegation, RateLimiter
-from appliance.core.refusals import Reason, Refused
+from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import Principal, VerifiedClaims
 from appliance.gateway.asgi import Scope
 from appliance.gateway.slots import Slots
+
+
+class Users:
+    """How many different users a service brings in one window of the token budgets: each has an account there, and
+    those that it makes up must have an end."""
+
+    def __init__(self, most: int, window_seconds: int) -> None:
+        """Raises ``Fault`` for numbers that would let nobody in."""
+        if min(most, window_seconds) < 1:
+            raise Fault("a service needs at least one user, in a window of at least a second")
+        self._most = most
+        self._window_seconds = window_seconds
+        self._window = 0
+        self._keys: set[str] = set()
+
+    def admit(self, principal_key: str, now_seconds: int) -> None:
+        """Raises ``Refused(RATE_LIMITED)`` with a retry time, for one more than there may be."""
+        window = now_seconds // self._window_seconds
+        if window > self._window:
+            self._window = window
+            self._keys.clear()
+        if principal_key in self._keys:
+            return
+        if len(self._keys) >= self._most:
+            ends_seconds = (self._window + 1) * self._window_seconds
+            raise Refused(
+                Reason.RATE_LIMITED,
+                f"more than {self._most} different users of one service",
+                retry_after_seconds=max(1, ends_seconds - now_seconds),
+            )
+        self._keys.add(principal_key)
 
 
 class Delegate(NamedTuple):
@@ -27,6 +58,7 @@ class Delegate(NamedTuple):
     delegation: Delegation
     rates: RateLimiter
     slots: Slots
+    users: Users
 
 
 def said(scope: Scope) -> list[Header]:
@@ -63,4 +95,6 @@ class Delegates:
         if [name for name, _value in said] != [delegate.delegation.header]:
             raise Refused(Reason.DELEGATION_REFUSED, "another header than this service's, or more than one")
         user = await delegate.delegation.user(said[0][1].decode("latin-1"), now_seconds=now_seconds)
-        return principal_through(service, user)
+        made = principal_through(service, user)
+        delegate.users.admit(made.key, now_seconds)
+        return made

@@ -68,6 +68,7 @@ def test_what_must_be_given_is_missed_by_its_name(field: str) -> None:
         ({"groups_by_role": {"user": [""]}}, "groups_by_role"),
         ({"requests_per_minute": 0}, "requests_per_minute"),
         ({"concurrent_requests": 0}, "concurrent_requests"),
+        ({"max_users": 0}, "max_users"),
         ({"trust_plain_headers": True}, "trust_plain_headers: unknown key"),
     ],
     ids=str,

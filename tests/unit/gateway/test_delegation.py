@@ -11,7 +11,7 @@ from appliance.core.claims import principal_key
 from appliance.core.delegation import OPENWEBUI_JWT, USER_TOKEN
 from appliance.core.records import RefusedRequest
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.gateway.delegation import Delegate, Delegates
+from appliance.gateway.delegation import Delegate, Delegates, Users
 from appliance.gateway.gate import Gate, exchange_of
 from appliance.gateway.slots import Slots
 from appliance.gateway.tally import Tally
@@ -23,6 +23,7 @@ from tests.support.scenario import run, until
 
 HOST = b"gate.example"
 TOGETHER = 3
+MOST = 10
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
@@ -51,7 +52,7 @@ class Site:
             refusals=Tally(),
             allowed_hosts=frozenset({HOST.decode()}),
             now_seconds=lambda: NOW,
-            delegates=Delegates([Delegate(self.delegation, self.rates, self.together)]),
+            delegates=Delegates([Delegate(self.delegation, self.rates, self.together, Users(MOST, 3600))]),
         )
 
     async def _inner(self, scope: Any, _receive: Any, send: Any) -> None:
@@ -207,6 +208,34 @@ def test_made_up_users_have_one_number_of_places_together() -> None:
         assert (await site.ask((USER_TOKEN, b"good one-more")))[0] == 200
 
     run(scenario)
+
+
+def test_made_up_users_have_an_end() -> None:
+    async def scenario() -> None:
+        site = Site()
+        for number in range(MOST):
+            assert (await site.ask((USER_TOKEN, b"good user-%d" % number)))[0] == 200
+        assert await site.ask((USER_TOKEN, b"good one-more")) == (429, "rate-limited")
+        assert (await site.ask((USER_TOKEN, b"good user-0")))[0] == 200
+        [summary] = site.gate.refusals.take(60)
+        assert summary.actor.subject == "webui"  # type: ignore[union-attr]
+
+    run(scenario)
+
+
+def test_window_of_users_ends_and_a_clock_that_is_set_back_ends_none() -> None:
+    users = Users(1, 60)
+    users.admit("a", 60)
+    for now_seconds, retry_seconds in ((60, 60), (119, 1), (0, 120)):
+        with pytest.raises(Refused) as caught:
+            users.admit("b", now_seconds)
+        assert caught.value.retry_after_seconds == retry_seconds
+    users.admit("b", 120)
+    with pytest.raises(Refused):
+        users.admit("a", 120)
+    for most, window_seconds in ((0, 60), (1, 0)):
+        with pytest.raises(Fault):
+            Users(most, window_seconds)
 
 
 def test_one_user_has_no_more_places_than_anybody() -> None:
