@@ -5,16 +5,19 @@ from typing import Any
 from appliance.core.ports import (
     AddressLimiter,
     AuditLog,
+    AuthorizationServer,
     Lease,
     Models,
     PolicyEngine,
     RateLimiter,
+    Revocations,
     RunnerAnswer,
     TokenBudget,
     TokenVerifier,
 )
 from appliance.gateway.pipeline import Exchange, Pipeline, Ports
 from tests.fakes.audit import FakeAuditLog
+from tests.fakes.authority import FakeAuthorizationServer, FakeRevocations
 from tests.fakes.budget import FakeBudget
 from tests.fakes.door import FakeAddressLimiter, FakeVerifier
 from tests.fakes.models import FakeAnswer, FakeLease, FakeModels
@@ -64,6 +67,8 @@ class World:
 
 FAKES: dict[type, type] = {
     AuditLog: FakeAuditLog,
+    AuthorizationServer: FakeAuthorizationServer,
+    Revocations: FakeRevocations,
     TokenBudget: FakeBudget,
     RateLimiter: FakeRates,
     PolicyEngine: FakePolicy,
