@@ -61,6 +61,13 @@ class Delegate(NamedTuple):
     users: Users
 
 
+class Named(NamedTuple):
+    """The user of a request, with the tokens besides the service's that it stands on: when one ends, so does it."""
+
+    principal: Principal
+    tokens: tuple[VerifiedClaims, ...]
+
+
 def said(scope: Scope) -> list[Header]:
     """What the request says of a user, nothing of it judged."""
     return [header for header in scope["headers"] if header[0] in HEADERS]
@@ -70,7 +77,7 @@ class Delegates:
     def __init__(self, delegates: Sequence[Delegate] = ()) -> None:
         self._delegates = tuple(delegates)
 
-    async def principal(
+    async def named(
         self,
         said: Sequence[Header],
         service: VerifiedClaims,
@@ -79,7 +86,7 @@ class Delegates:
         rates: RateLimiter,
         held: ExitStack,
         now_seconds: int,
-    ) -> Principal:
+    ) -> Named:
         """The user of whom the headers speak. ``own`` is the bearer of the ``service``'s token, with whose ``rates`` a
         refusal is counted where it is none of our services; places are ``held`` as long as the request.
 
@@ -97,4 +104,4 @@ class Delegates:
         user = await delegate.delegation.user(said[0][1].decode("latin-1"), now_seconds=now_seconds)
         made = principal_through(service, user)
         delegate.users.admit(made.key, now_seconds)
-        return made
+        return Named(made, (user,) if isinstance(user, VerifiedClaims) else ())

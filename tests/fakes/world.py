@@ -5,17 +5,20 @@ from typing import Any
 from appliance.core.ports import (
     AddressLimiter,
     AuditLog,
+    AuthorizationServer,
     Delegation,
     Lease,
     Models,
     PolicyEngine,
     RateLimiter,
+    Revocations,
     RunnerAnswer,
     TokenBudget,
     TokenVerifier,
 )
 from appliance.gateway.pipeline import Exchange, Pipeline, Ports
 from tests.fakes.audit import FakeAuditLog
+from tests.fakes.authority import FakeAuthorizationServer, FakeRevocations
 from tests.fakes.budget import FakeBudget
 from tests.fakes.delegation import FakeDelegation
 from tests.fakes.door import FakeAddressLimiter, FakeVerifier
@@ -66,6 +69,8 @@ class World:
 
 FAKES: dict[type, type] = {
     AuditLog: FakeAuditLog,
+    AuthorizationServer: FakeAuthorizationServer,
+    Revocations: FakeRevocations,
     TokenBudget: FakeBudget,
     RateLimiter: FakeRates,
     PolicyEngine: FakePolicy,

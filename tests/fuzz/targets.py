@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final
+from urllib.parse import parse_qsl
 
 import msgspec
 import uvicorn
@@ -26,7 +27,7 @@ from appliance.core.values import UNIX_PEER, Asked, Peer, Presented
 from appliance.gateway import wire
 from appliance.gateway.listeners import Arrival
 from appliance.gateway.runner_link import _submission
-from appliance.gateway.surfaces import vectors, vocabulary
+from appliance.gateway.surfaces import oauth, vectors, vocabulary
 from appliance.gateway.surfaces.openai.chat import ChatSurface
 from appliance.gateway.surfaces.openai.completions import CompletionSurface
 from appliance.identity import introspection
@@ -208,6 +209,20 @@ def issuers(data: bytes) -> None:
         raise Defect("the gateway has other keys than the liaison")
 
 
+# --- forms ----------------------------------------------------------------------------------------------------------
+
+
+def forms(data: bytes) -> None:
+    """What is accepted of a token request, Python's own parser reads in the same way."""
+    try:
+        pairs = oauth.read_form(data)
+    except Refused:
+        return
+    said = parse_qsl(data.decode("ascii"), keep_blank_values=True, strict_parsing=bool(data), errors="strict")
+    if list(pairs) != said:
+        raise Defect("two parsers disagree")
+
+
 # --- proxies --------------------------------------------------------------------------------------------------------
 
 _TRUST: Final = forwarded.Trust(networks=(forwarded.network("192.0.2.0/24"),))
@@ -364,6 +379,7 @@ TARGETS: Final[dict[str, Target]] = {
     "tokens": tokens,
     "proofs": proofs,
     "issuers": issuers,
+    "forms": forms,
     "proxies": proxies,
     "frames": frames_of_peers,
     "heads": heads,

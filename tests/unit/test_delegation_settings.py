@@ -121,6 +121,9 @@ class Nobody:
     async def verify(self, presented: Presented, *, now_seconds: int) -> VerifiedClaims:
         raise AssertionError
 
+    def has_ended(self, claims: VerifiedClaims) -> bool:
+        raise AssertionError
+
 
 def delegation_of(table: dict[str, Any]) -> Any:
     [(found, chosen)] = issuers.delegations(parsed(table), Nobody())

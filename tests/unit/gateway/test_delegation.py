@@ -11,6 +11,7 @@ from appliance.core.claims import principal_key
 from appliance.core.delegation import OPENWEBUI_JWT, USER_TOKEN
 from appliance.core.records import RefusedRequest
 from appliance.core.refusals import Fault, Reason, Refused
+from appliance.core.values import VerifiedClaims
 from appliance.gateway.delegation import Delegate, Delegates, Users
 from appliance.gateway.gate import Gate, exchange_of
 from appliance.gateway.slots import Slots
@@ -236,6 +237,36 @@ def test_window_of_users_ends_and_a_clock_that_is_set_back_ends_none() -> None:
     for most, window_seconds in ((0, 60), (1, 0)):
         with pytest.raises(Fault):
             Users(most, window_seconds)
+
+
+@pytest.mark.parametrize("ended", ["the service's", "the user's"])
+def test_request_ends_with_either_of_its_tokens(ended: str) -> None:
+    async def scenario() -> None:
+        site = Site()
+        service = msgspec.structs.replace(site.world.verifier.claims, token_id="the service's")
+        site.world.verifier.claims = service
+
+        async def user(_unverified: str, *, now_seconds: int) -> VerifiedClaims:
+            return msgspec.structs.replace(CLAIMS, token_id="the user's")
+
+        site.delegation.user = user  # type: ignore[method-assign]
+        assert (await site.ask((USER_TOKEN, b"any")))[0] == 200
+        [exchange] = site.routed
+        assert not exchange.has_ended()
+        site.world.verifier.ended.add(ended)
+        assert exchange.has_ended()
+
+    run(scenario)
+
+
+def test_request_with_a_signed_user_ends_with_the_services_token() -> None:
+    async def scenario() -> None:
+        site = Site()
+        assert (await site.ask((USER_TOKEN, b"good alice")))[0] == 200
+        site.world.verifier.ended.add(site.world.verifier.claims.token_id)
+        assert site.routed[0].has_ended()
+
+    run(scenario)
 
 
 def test_one_user_has_no_more_places_than_anybody() -> None:

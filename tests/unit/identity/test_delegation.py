@@ -192,6 +192,9 @@ class Verifier:
             raise self._found
         return self._found
 
+    def has_ended(self, claims: VerifiedClaims) -> bool:
+        raise AssertionError
+
 
 def told(verifier: Verifier, issuers: tuple[str, ...] = (CLAIMS.issuer,)) -> VerifiedClaims:
     waiting = UserTokens(SERVICE, verifier, issuers).user("the user's", now_seconds=NOW)
