@@ -5,10 +5,12 @@ from typing import Any
 from appliance.core.ports import (
     AddressLimiter,
     AuditLog,
+    ClientRegistry,
     Lease,
     Models,
     PolicyEngine,
     RateLimiter,
+    Revocations,
     RunnerAnswer,
     TokenBudget,
     TokenVerifier,
@@ -20,6 +22,7 @@ from tests.fakes.door import FakeAddressLimiter, FakeVerifier
 from tests.fakes.models import FakeAnswer, FakeLease, FakeModels
 from tests.fakes.policy import FakePolicy
 from tests.fakes.rates import FakeRates
+from tests.fakes.registry import FakeClientRegistry, FakeRevocations
 from tests.fakes.steps import Steps
 from tests.support.made_values import ALICE, LIMITS, PEER
 
@@ -72,5 +75,7 @@ FAKES: dict[type, type] = {
     RunnerAnswer: FakeAnswer,
     AddressLimiter: FakeAddressLimiter,
     TokenVerifier: FakeVerifier,
+    ClientRegistry: FakeClientRegistry,
+    Revocations: FakeRevocations,
 }
 """Each port and its one fake; ``test_architecture`` compares their methods."""
