@@ -29,7 +29,7 @@ from appliance.identity.issuer import authentication, forms, metadata
 from appliance.identity.issuer.assertions import AssertionChecker
 from appliance.identity.issuer.authentication import METHODS
 from appliance.identity.issuer.grants import ACCESS_TOKEN, Asked, ClientCredentials, Refresh, Server, TokenExchange
-from appliance.identity.issuer.looking import Looked, unverified_look
+from appliance.identity.issuer.looking import Looked, check_may_act, unverified_look
 
 _HEADERS: Final = ((b"cache-control", b"no-store"), (b"pragma", b"no-cache"))
 """RFC 6749 section 5.1."""
@@ -113,6 +113,7 @@ class Authority:
                 return _issued(await self._registry.refresh(grant.order()))
             case TokenExchange():
                 subject = await self._subject(grant, request.client_certificate_sha256)
+                check_may_act(grant.unverified_subject_token, asked.proof.client_id, self._issuer)
                 order = grant.order(subject, issuer=self._issuer, now_seconds=self._now_seconds())
                 return _issued(await self._registry.grant(order), issued_token_type=ACCESS_TOKEN)
 

@@ -1,8 +1,9 @@
-"""Looking at a token of ours that somebody asks about, who is not its bearer (RFC 7662, RFC 7009).
+"""Looking into a token that somebody brings who is not its bearer (RFC 7662, RFC 7009, RFC 8693).
 
 Trusts: nothing before the verifier has judged the same text.
-Promises: a token of another issuer is not looked at, so that no stranger's token makes us ask its issuer; what is told
-    of one of ours are its own claims.
+Promises: where somebody only asks about a token, one of another issuer is not looked at, so that no stranger's token
+    makes us ask its issuer; what is told of one of ours are its own claims. A token that names who may act for its
+    subject is exchanged by nobody else.
 Not here: verifying it, and who may be told (``authority``).
 """
 
@@ -61,6 +62,20 @@ def unverified_look(unverified_token: str, issuer: str) -> Look | None:
         Presented(unverified_token=unverified_token, client_certificate_sha256=certificate_sha256),
         claims,
     )
+
+
+def check_may_act(verified_token: str, client_id: str, issuer: str) -> None:
+    """RFC 8693 section 4.4, of a token that was verified; an opaque one says nothing here. Raises
+    ``Refused(OAUTH_REQUEST_INVALID)``."""
+    match = SERIALISATION.fullmatch(verified_token)
+    if match is None:
+        return
+    claims = unverified_object(match[2], Reason.OAUTH_REQUEST_INVALID)
+    if "may_act" not in claims:
+        return
+    may_act = claims["may_act"]
+    if not isinstance(may_act, dict) or may_act.get("sub") != client_id or may_act.get("iss", issuer) != issuer:
+        raise Refused(Reason.OAUTH_REQUEST_INVALID, "the subject token lets another act, and not this client")
 
 
 def _certificate(unverified_confirmation: object) -> bytes | None:

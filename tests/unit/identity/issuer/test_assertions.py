@@ -1,5 +1,6 @@
 """An assertion authenticates its own client, here, now and once."""
 
+import asyncio
 import hmac
 import json
 from hashlib import sha256
@@ -8,9 +9,14 @@ from typing import Any
 import jwt
 import msgspec
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from joserfc import jwk
+from joserfc import jwt as joserfc_jwt
+from joserfc.errors import JoseError
+from joserfc.jwt import JWTClaimsRegistry
 
 from appliance.core.clients import Client
+from appliance.core.oauth import OAuthAnswer, TokenRequest
 from appliance.core.refusals import Reason, Refused
 from appliance.identity.compact import base64url
 from appliance.identity.issuer import assertions
@@ -140,6 +146,40 @@ def test_types_of_assertions_are_taken(header: dict[str, Any]) -> None:
     assert Desk().ask(by_assertion(assertion(header=header))).status == 200
 
 
+def _joserfc_takes(text: str) -> bool:
+    """What another library, told the same rules, says of an assertion of ``SIGNER``."""
+    key = jwk.ECKey.import_key(generate.public_jwk("k1", SIGNING_KEY))
+    rules = JWTClaimsRegistry(
+        now=NOW,
+        leeway=LEEWAY_SECONDS,
+        **{name: {"essential": True, "value": "signer"} for name in ("iss", "sub")},
+        aud={"essential": True, "value": ISSUER},
+        jti={"essential": True},
+        iat={"essential": True},
+        exp={"essential": True},
+    )
+    try:
+        rules.validate(joserfc_jwt.decode(text, key, algorithms=["ES256"]).claims)
+    except (JoseError, ValueError, TypeError, AttributeError):
+        return False
+    return True
+
+
+def test_what_is_taken_another_library_takes_too() -> None:
+    taken = [assertion(), assertion(nbf=NOW), assertion(extra=1), assertion(exp=NOW + MAX_LIFETIME_SECONDS)]
+    for text in (*taken, *(text for text, _detail in HOSTILE.values())):
+        ours = Desk().ask(by_assertion(text)).status == 200
+        assert ours == (text in taken)
+        assert _joserfc_takes(text) or not ours
+
+
+def test_what_another_library_signs_is_taken() -> None:
+    key = jwk.ECKey.import_key(SIGNING_KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    text = joserfc_jwt.encode({"alg": "ES256", "kid": "k1", "typ": "JWT"}, CLAIMS, key)
+    assert _joserfc_takes(text)
+    assert Desk().ask(by_assertion(text)).status == 200
+
+
 @pytest.mark.parametrize("algorithm", assertions.ALGORITHMS)
 def test_each_algorithm_that_is_told_is_offered(algorithm: str) -> None:
     key = RSA_KEY if algorithm in {"RS256", "PS256"} else new_key(algorithm)
@@ -178,6 +218,18 @@ def test_assertion_is_taken_once_until_it_has_expired_and_is_forgotten() -> None
         assert (answer.error, answer.whole.detail) == ("invalid_client", "it was used before")
     desk.now_seconds = NOW + MAX_LIFETIME_SECONDS + LEEWAY_SECONDS
     assert desk.ask(by_assertion(text)).whole.detail == "expired"
+
+
+def test_of_a_hundred_at_once_with_one_assertion_one_is_answered() -> None:
+    desk = Desk()
+    request = TokenRequest(endpoint="token", form=tuple(by_assertion(assertion()).items()))
+
+    async def all_at_once() -> list[OAuthAnswer]:
+        return await asyncio.gather(*(desk.authority.answer(request) for _ in range(100)))
+
+    answers = asyncio.run(all_at_once())
+    assert sorted(answer.status for answer in answers) == [200] + [401] * 99
+    assert len(desk.registry.orders) == 1
 
 
 @pytest.mark.parametrize("endpoint", ["revoke", "introspect"])

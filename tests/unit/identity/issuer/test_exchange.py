@@ -220,6 +220,27 @@ def test_issuer_that_cannot_be_asked_is_a_503() -> None:
     assert (answer.status, answer.error, answer.headers[b"retry-after"]) == (503, "temporarily_unavailable", b"5")
 
 
+@pytest.mark.parametrize(
+    ("may_act", "status"),
+    [
+        ({"sub": "chat"}, 200),
+        ({"sub": "chat", "iss": ISSUER}, 200),
+        ({"sub": "other"}, 400),
+        ({"sub": "chat", "iss": FOREIGN}, 400),
+        ({"client_id": "chat"}, 400),
+        ({}, 400),
+        ("chat", 400),
+        (["chat"], 400),
+        (None, 400),
+    ],
+)
+@pytest.mark.parametrize("issuer", [ISSUER, FOREIGN])
+def test_token_that_lets_another_act_is_not_exchanged(may_act: Any, status: int, issuer: str) -> None:
+    answer = Desk().exchange(users_token(issuer, may_act=may_act))
+    assert answer.status == status
+    assert status == 200 or answer.error == "invalid_request"
+
+
 # --- who acted before -----------------------------------------------------------------------------------------------
 
 
@@ -236,7 +257,7 @@ def _exchange_of(client: Client, **claims: Any) -> tuple[Any, Desk]:
             return _Delegated(**values)
 
     desk.authority._verifier = _Says()
-    return desk.exchange("a.b.c"), desk
+    return desk.exchange(users_token()), desk
 
 
 def _chain(length: int, issuer: str = ISSUER) -> tuple[Any, ...]:
