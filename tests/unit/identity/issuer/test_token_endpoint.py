@@ -186,6 +186,12 @@ def test_refresh_token_that_is_none_is_refused(token: str) -> None:
     assert (answer.status, answer.error) == (400, "invalid_grant")
 
 
+def test_refresh_token_that_no_message_can_carry_is_not_sent_to_the_notary() -> None:
+    desk = Desk()
+    _refresh(desk, "x" * 129)
+    assert desk.steps.seen == ["look up the client"]
+
+
 def test_missing_refresh_token_is_an_invalid_request() -> None:
     for form in ({}, {"refresh_token": ""}):
         answer = Desk().ask({"grant_type": "refresh_token"} | form, authorization=basic("chat"))
