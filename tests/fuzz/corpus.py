@@ -3,11 +3,13 @@
 import json
 from hashlib import sha256
 from typing import Final
+from urllib.parse import urlencode
 
 from appliance.core.records import PolicyLoaded
 from appliance.core.values import Digest
 from appliance.ipc import frames, messages
 from tests.integration.gateway.hostile_table import BODIES, LOGGED, WIRE
+from tests.support import oauth_desk
 from tests.vectors.jwt import generate
 
 _CHAT: Final = {
@@ -88,6 +90,17 @@ _PROOF: Final = {
     "iat": generate.NOW,
     "ath": generate.base64url(sha256(generate.GOOD.encode()).digest()),
 }
+_EXCHANGE: Final = {
+    "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
+    "subject_token": oauth_desk.users_token(),
+    "subject_token_type": oauth_desk.SUBJECT_TYPE,
+    "requested_token_type": oauth_desk.REFRESH_TYPE,
+    "scope": "staff analysts",
+}
+_ASSERTION: Final = {"iss": "signer", "sub": "signer", "aud": oauth_desk.ISSUER, "jti": "1"} | {
+    "iat": generate.NOW,
+    "exp": generate.NOW + 60,
+}
 _KEYS: Final = (
     generate.public_jwk("first", generate.KEYS["first"]),
     {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", "kid": "2", "use": "sig"},
@@ -113,6 +126,13 @@ SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
     "proofs": (
         generate.token(header=_PROOF_HEADER, claims=_PROOF).encode(),
         json.dumps(_PROOF_HEADER).encode() + b"\n" + json.dumps(_PROOF).encode(),
+    ),
+    "oauth": (
+        oauth_desk.basic("basic").encode() + b"\ngrant_type=client_credentials&scope=staff&resource=x&resource=y",
+        oauth_desk.basic("chat").encode() + b"\n" + urlencode(_EXCHANGE).encode(),
+        oauth_desk.basic("nobody").encode() + b"\ngrant_type=refresh_token&refresh_token=x&token=a.b.c",
+        b"\nclient_id=post&client_secret=%s&token=x&token_type_hint=y" % oauth_desk.SECRET.encode(),
+        b'{"alg":"ES256","kid":"k1","typ":"JWT"}\n' + json.dumps(_ASSERTION).encode(),
     ),
     "issuers": (
         json.dumps({"keys": _KEYS[:3]}).encode(),
@@ -148,6 +168,18 @@ DICTIONARY: Final = (
     *("Transfer-Encoding: chunked", "Content-Type: application/json", "0\r\n\r\n", "Connection: close", "Upgrade: h2c"),
     *("GET ", "POST ", "/v1/models", "/v1/chat/completions", "/healthz", "/tokenize", "%2f", "..", "//", "?", "#"),
     *('"alg":"ES256"', '"typ":"at+jwt"', '"kid":"first"', '"crit":', '"jwk":', '"exp":', '"aud":', '"iss":', '"nbf":'),
+    *(
+        "Basic ",
+        "grant_type=",
+        "client_id=",
+        "client_secret=",
+        "scope=",
+        "resource=",
+        "token=",
+        "&",
+        "%00",
+        "client_assertion=",
+    ),
     *('"dpop+jwt"', '"htu":', '"htm":', '"ath":', '"cnf":', '"kty":', '"crv":', '"n":', '"active":true', '"key_ops":'),
     *(
         "X-Forwarded-For: 203.0.113.9",
