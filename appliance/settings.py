@@ -80,12 +80,17 @@ class ListenSettings(Value, frozen=True, kw_only=True):
 class IdentitySettings(Value, frozen=True, kw_only=True):
     """Whose tokens are believed. The local issuer is the notary; ``issuer.NAME`` adds others. ``public_url`` is the
     origin under which clients know this server: its identifier as a protected resource (RFC 9728), and what DPoP proofs
-    are made for (RFC 9449)."""
+    are made for (RFC 9449). Where the local issuer is that very origin, clients can get tokens from it there: an
+    issuer's name is where its metadata are (RFC 8414 section 3)."""
 
     issuer: Annotated[str, Meta(min_length=1, max_length=255)] = "https://paddock.local"
     audience: Annotated[str, Meta(min_length=1, max_length=255)] = "paddock"
     max_lifetime_seconds: Annotated[int, Meta(ge=60, le=86400)] = 86400
     public_url: Annotated[str, Meta(max_length=255, pattern=r"\Ahttps://[a-z0-9.-]+(:[0-9]{1,5})?\Z")] | None = None
+
+    @property
+    def issues_tokens(self) -> bool:
+        return self.issuer == self.public_url
 
 
 ClaimPath = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=255)], ...], Meta(max_length=8)]
@@ -364,6 +369,11 @@ class Settings(Value, frozen=True, kw_only=True):
     @property
     def tls_dirs(self) -> tuple[Path, ...]:
         return tuple(one.tls for one in self.listen if one.tls is not None)
+
+    @property
+    def takes_certificates(self) -> bool:
+        """Of clients, or by the word of a proxy that may give it."""
+        return any(one.client_certificates != "none" or one.trusted for one in self.listen)
 
     @property
     def allowed_hosts(self) -> frozenset[str]:

@@ -7,6 +7,7 @@ from collections.abc import MutableMapping
 from typing import Any, Protocol
 
 from appliance.core.clients import Client, GrantOrder, IssuedTokens, RefreshOrder, RevokeOrder
+from appliance.core.oauth import OAuthAnswer, TokenRequest
 from appliance.core.records import Record
 from appliance.core.values import (
     Admission,
@@ -27,8 +28,13 @@ class TokenVerifier(Protocol):
         """Token, with the proof that it is the sender's where it is bound to a key -> claims.
 
         Raises ``Refused(TOKEN_INVALID | PROOF_INVALID | SCOPE_MISSING)``, or ``Refused(ISSUER_UNAVAILABLE)`` where only
-        an issuer that is out of reach could tell.
+        an issuer that is out of reach could tell, and ``Refused(AUDIT_UNAVAILABLE)`` while nobody knows what was
+        revoked.
         """
+        ...
+
+    def has_ended(self, claims: VerifiedClaims) -> bool:
+        """Was this token, which has been verified, revoked since? No, while nobody knows: what runs goes on."""
         ...
 
 
@@ -82,6 +88,17 @@ class AuditLog(Protocol):
     def close(self, record: Record) -> None:
         """Takes charge of an outcome record and returns at once, so that it can stand in any ``finally``. Never raises:
         the record is offered again until the notary has it."""
+        ...
+
+
+class AuthorizationServer(Protocol):
+    @property
+    def metadata(self) -> bytes:
+        """Of this server, as JSON (RFC 8414 section 2)."""
+        ...
+
+    async def answer(self, request: TokenRequest) -> OAuthAnswer:
+        """Judges one request, its client's authentication first; a refusal is an answer too. Raises ``Fault``."""
         ...
 
 
@@ -175,6 +192,7 @@ class Models(Protocol):
 __all__ = [
     "AddressLimiter",
     "AuditLog",
+    "AuthorizationServer",
     "ClientRegistry",
     "Lease",
     "Models",

@@ -27,7 +27,11 @@ class Reason(Enum):
     URI_TOO_LONG = ("uri-too-long", 414, "The request target is too long.")
     BODY_TOO_LARGE = ("body-too-large", 413, "The request body is too large.")
     BODY_TIMEOUT = ("body-timeout", 408, "The request body did not arrive in time.")
-    MEDIA_TYPE_UNSUPPORTED = ("media-type-unsupported", 415, "Send the body as application/json, not compressed.")
+    MEDIA_TYPE_UNSUPPORTED = (
+        "media-type-unsupported",
+        415,
+        "Send the body in the media type that the route takes, not compressed.",
+    )
     JSON_INVALID = ("json-invalid", 400, "The body is not valid JSON, or a key occurs twice.")
     FIELD_INVALID = (
         "field-invalid",

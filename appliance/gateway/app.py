@@ -16,6 +16,7 @@ from litestar.enums import MediaType
 from litestar.params import FromPath
 
 from appliance import __version__
+from appliance.core import oauth
 from appliance.core.exposition import MEDIA_TYPE
 from appliance.core.refusals import Reason, Refused
 from appliance.gateway import openapi
@@ -28,6 +29,7 @@ from appliance.gateway.generation import GenerationRoute
 from appliance.gateway.metrics import MetricsPage
 from appliance.gateway.pipeline import Exchange, Pipeline
 from appliance.gateway.surfaces import vectors, vocabulary
+from appliance.gateway.surfaces.oauth import OAuthRoute
 from appliance.gateway.surfaces.openai.chat import ChatSurface
 from appliance.gateway.surfaces.openai.completions import CompletionSurface
 from appliance.gateway.surfaces.openai.models import model_object
@@ -54,10 +56,14 @@ BODIES: Final[dict[str, type[msgspec.Struct]]] = {
 
 
 def build_app(
-    pipeline: Pipeline, limits: BodyLimits, metrics: MetricsPage, resource_metadata: bytes | None = None
+    pipeline: Pipeline,
+    limits: BodyLimits,
+    metrics: MetricsPage,
+    resource_metadata: bytes | None = None,
+    authority: OAuthRoute | None = None,
 ) -> Litestar:
     """The routes. Litestar's own OpenAPI is off: it knows nothing of bodies that are read as bytes. Without
-    ``resource_metadata`` their route finds nothing."""
+    ``resource_metadata`` their route finds nothing, without ``authority`` its routes."""
     answers: dict[str, AsgiRoute] = {
         **{path: GenerationRoute(pipeline, limits, surface) for path, surface in GENERATING.items()},
         **{path: ComputationRoute(pipeline, limits, surface) for path, surface in COMPUTING.items()},
@@ -72,9 +78,18 @@ def build_app(
     @get(METADATA_PATH)
     async def read_resource_metadata() -> Response[bytes]:
         """Where to get a token from, for which none is needed either (RFC 9728 section 3)."""
-        if resource_metadata is None:
+        return _document(resource_metadata)
+
+    @get(oauth.METADATA_PATH)
+    async def read_authority_metadata() -> Response[bytes]:
+        """How to get one here (RFC 8414 section 3)."""
+        return _document(None if authority is None else authority.metadata)
+
+    @asgi(list(oauth.PATHS), copy_scope=False)
+    async def issue(scope: Any, receive: Any, send: Any) -> None:
+        if authority is None:
             raise Refused(Reason.NOT_FOUND)
-        return Response(resource_metadata, media_type=MediaType.JSON, headers={"cache-control": "no-store"})
+        await authority(scope, receive, send)
 
     @get("/v1/models", media_type=MediaType.JSON)
     async def list_models(request: _Request) -> dict[str, Any]:
@@ -105,6 +120,8 @@ def build_app(
         route_handlers=[
             healthz,
             read_resource_metadata,
+            read_authority_metadata,
+            issue,
             list_models,
             get_model,
             read_metrics,
@@ -116,6 +133,12 @@ def build_app(
         logging_config=None,
         debug=False,
     )
+
+
+def _document(metadata: bytes | None) -> Response[bytes]:
+    if metadata is None:
+        raise Refused(Reason.NOT_FOUND)
+    return Response(metadata, media_type=MediaType.JSON, headers={"cache-control": "no-store"})
 
 
 def _to_the_gate(_request: _Request, error: Exception) -> NoReturn:

@@ -48,11 +48,13 @@ def peer_of(scope: Scope) -> Peer:
     return Peer(address=client[0], port=client[1] or 0)
 
 
-async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_seconds: float) -> bytes:
-    """The whole JSON body. Raises ``Refused`` for another media type, one byte too many, or a slow or absent sender."""
-    media_type = (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise Refused(Reason.MEDIA_TYPE_UNSUPPORTED, f"content-type {media_type[:80]!r}")
+async def read_body(
+    scope: Scope, receive: Receive, *, max_bytes: int, timeout_seconds: float, media_type: str = "application/json"
+) -> bytes:
+    """The whole body. Raises ``Refused`` for another media type, one byte too many, or a slow or absent sender."""
+    sent = (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
+    if sent != media_type:
+        raise Refused(Reason.MEDIA_TYPE_UNSUPPORTED, f"content-type {sent[:80]!r}")
     declared = header(scope, b"content-length")
     if declared is not None and (not re.fullmatch("[0-9]{1,15}", declared) or int(declared) > max_bytes):
         raise Refused(Reason.BODY_TOO_LARGE, "by its Content-Length")

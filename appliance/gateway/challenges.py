@@ -27,14 +27,22 @@ _BEARER_ERRORS: Final[Mapping[Reason, str]] = {
 
 
 class Challenges:
-    """``public_url`` None: no metadata and no DPoP are offered."""
+    """``public_url`` None: no metadata and no DPoP are offered. ``takes_certificates``: a client may have one, and a
+    token that is bound to it (RFC 8705)."""
 
     def __init__(
-        self, public_url: str | None = None, *, issuers: Iterable[str] = (), proof_algorithms: Iterable[str] = ()
+        self,
+        public_url: str | None = None,
+        *,
+        issuers: Iterable[str] = (),
+        proof_algorithms: Iterable[str] = (),
+        takes_certificates: bool = False,
     ) -> None:
         self._algorithms = " ".join(proof_algorithms) if public_url else ""
         self._pointer = f', resource_metadata="{public_url}{METADATA_PATH}"' if public_url else ""
-        self.metadata = _metadata(public_url, sorted(issuers), self._algorithms.split()) if public_url else None
+        self.metadata = None
+        if public_url is not None:
+            self.metadata = _metadata(public_url, sorted(issuers), self._algorithms.split(), takes_certificates)
 
     def header(self, refusal: Refused) -> bytes | None:
         """The value of ``WWW-Authenticate``, or None where the credentials are not what is wrong.
@@ -61,8 +69,8 @@ class Challenges:
         return f"DPoP {', '.join(parts)}" + self._pointer
 
 
-def _metadata(public_url: str, issuers: list[str], algorithms: list[str]) -> bytes:
-    """RFC 9728 section 2."""
+def _metadata(public_url: str, issuers: list[str], algorithms: list[str], takes_certificates: bool) -> bytes:
+    """RFC 9728 section 2. The last member stands for certificates, of which false is the default."""
     document: dict[str, Any] = {
         "resource": public_url,
         "authorization_servers": issuers,
@@ -70,5 +78,6 @@ def _metadata(public_url: str, issuers: list[str], algorithms: list[str]) -> byt
         "resource_name": "Paddock",
         "dpop_signing_alg_values_supported": algorithms,
         "dpop_bound_access_tokens_required": False,
+        **({"tls_client_certificate_bound_access_tokens": True} if takes_certificates else {}),
     }
     return msgspec.json.encode({name: value for name, value in document.items() if value != []})

@@ -1,9 +1,10 @@
 """The one door: every HTTP request comes in here, and every error goes out here.
 
 (1) the wire guard, and who asks where a proxy says so; (2) the coarse limit per address; (3) a verified token, for
-everything but the public routes, ``GET /healthz`` and, where it is configured, ``GET`` of the resource's metadata
-(RFC 9728); (4) one of the principal's slots; (5) its request rate, whatever the request asks for.
-It wraps the whole application, so no route, and no path without a route, can be reached without a token.
+everything but the open routes; (4) one of the principal's slots; (5) its request rate, whatever the request asks for.
+It wraps the whole application, so no other route, and no path without a route, can be reached without a token. The open
+ones are ``GET /healthz`` and, where they are configured, ``GET`` of the metadata of the resource (RFC 9728) and of the
+authorization server (RFC 8414), and ``POST`` to that one's endpoints, whose callers authenticate themselves there.
 
 Trusts: the verifier and the limiters that ``assemble`` gives it.
 Promises: what is routed carries an ``Exchange`` of a verified principal; a refusal to a known principal is recorded
@@ -16,10 +17,12 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Final
 
 from litestar.exceptions import HTTPException, MethodNotAllowedException
 
+from appliance.core import oauth
 from appliance.core.claims import principal
 from appliance.core.ports import AddressLimiter, RateLimiter, TokenVerifier
 from appliance.core.refusals import Fault, Reason, Refused
@@ -42,7 +45,7 @@ from appliance.gateway.problems import SECURE_HEADERS, send_refusal
 from appliance.gateway.slots import Slots
 from appliance.gateway.tally import COUNTED, FAULTS, LINES, Tally
 
-_PUBLIC: Final = frozenset({b"/healthz"})
+_TOKEN_ENDPOINTS: Final = frozenset(path.encode() for path in oauth.PATHS)
 _EXCHANGE: Final = "paddock.exchange"
 
 
@@ -69,7 +72,9 @@ class Gate:
         allowed_hosts: frozenset[str],
         now_seconds: Callable[[], int],
         challenges: Challenges | None = None,
+        issues_tokens: bool = False,
     ) -> None:
+        """``issues_tokens``: there is an authorization server behind it."""
         self._inner = inner
         self._pipeline = pipeline
         self._verifier = verifier
@@ -79,7 +84,7 @@ class Gate:
         self._allowed_hosts = allowed_hosts
         self._now_seconds = now_seconds
         self._challenges = challenges or Challenges()
-        self._public = _PUBLIC | ({METADATA_PATH.encode()} if self._challenges.metadata else set())
+        self._open = _open_routes(has_metadata=self._challenges.metadata is not None, issues_tokens=issues_tokens)
         self.refusals = refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,12 +110,16 @@ class Gate:
                 refusal = await self._recorded(scope, scope.get(REFUSED_ON_WIRE) or _as_refusal(error, request_id))
                 if not send.started:
                     identified = _EXCHANGE in scope
-                    challenge = self._challenges.header(refusal)
+                    challenge = self._challenge(refusal, scope)
                     await send_refusal(
                         send, refusal, path=path, request_id=request_id, challenge=challenge, close=not identified
                     )
         except OSError as error:
             LINES.say(f"request {request_id}: the client left: {error}")
+
+    def _challenge(self, refusal: Refused, scope: Scope) -> bytes | None:
+        """A token endpoint takes no tokens, and whoever fails there as a client was told so by the server itself."""
+        return None if self._open.get(scope["raw_path"]) == "POST" else self._challenges.header(refusal)
 
     async def _admit(self, scope: Scope, request_id: str, held: ExitStack) -> None:
         """Steps (1) to (5). Raises ``Refused``, or ``Fault`` when a limiter fails: then nobody gets through."""
@@ -119,8 +128,11 @@ class Gate:
             self.refusals.stripped_headers += len(stripped)
             LINES.say(f"stripped from a request of {peer_of(scope).address}: {', '.join(stripped)}")
         self._addresses.check(scope)
-        if scope["method"] == "GET" and scope["raw_path"] in self._public:
+        method = self._open.get(scope["raw_path"])
+        if method == scope["method"]:
             return
+        if method == "POST":  # no other method has a use there, with or without a token
+            raise Refused(Reason.METHOD_NOT_ALLOWED, param="POST")
         claims = await self._verifier.verify(_presented(scope), now_seconds=self._now_seconds())
         scope[_EXCHANGE] = exchange = Exchange(
             request_id=request_id,
@@ -128,15 +140,19 @@ class Gate:
             peer=peer_of(scope),
             method=scope["method"],
             route="-",  # until a route is found: a caller's own path has no place in a record
+            has_ended=partial(self._verifier.has_ended, claims),
         )
         held.enter_context(self._slots.taken(exchange.principal.key))
         await self._rates.admit(exchange.principal.key)
 
+    def end_revoked(self) -> None:
+        """Stops the answers whose tokens have been revoked since."""
+        self._pipeline.end_revoked()
+
     async def _recorded(self, scope: Scope, refusal: Refused) -> Refused:
         exchange: Exchange | None = scope.get(_EXCHANGE)
         if exchange is None:
-            self.refusals.strangers[refusal.reason.code] += 1
-            LINES.tell(refusal.reason, refusal.detail)
+            self.refusals.stranger(refusal.reason, refusal.detail)
             return refusal
         if refusal.reason in COUNTED:
             self.refusals.count(actor_of(exchange.principal), refusal.reason)
@@ -144,6 +160,17 @@ class Gate:
         refusal = await self._pipeline.record_refusal(exchange, refusal)
         self.refusals.recorded(refusal.reason)
         return refusal
+
+
+def _open_routes(*, has_metadata: bool, issues_tokens: bool) -> dict[bytes, str]:
+    """Raw path -> the one method for which no token is asked."""
+    routes = {b"/healthz": "GET"}
+    if has_metadata:
+        routes[METADATA_PATH.encode()] = "GET"
+    if issues_tokens:
+        routes[oauth.METADATA_PATH.encode()] = "GET"
+        routes |= dict.fromkeys(_TOKEN_ENDPOINTS, "POST")
+    return routes
 
 
 def _missing(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

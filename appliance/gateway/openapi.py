@@ -13,19 +13,21 @@ from typing import Any, Final
 
 import msgspec
 
+from appliance.core import oauth
 from appliance.core.refusals import Reason
 from appliance.gateway.challenges import METADATA_PATH
 
 BODYLESS: Final[Mapping[str, str]] = {
     "/healthz": "Whether the process answers",
     METADATA_PATH: "Where to get a token, where the operator says so (RFC 9728)",
+    oauth.METADATA_PATH: "How to get one here, where the operator says so (RFC 8414)",
     "/v1/models": "The models that the token and policy let its holder see",
     "/v1/models/{model_id}": "One of them",
     "/metrics": "Numbers of the whole appliance, for Prometheus",
     "/openapi.json": "This description",
 }
 """Routes of ``GET``, with what they answer."""
-_OPEN: Final = frozenset({"/healthz", METADATA_PATH})
+_OPEN: Final = frozenset({"/healthz", METADATA_PATH, oauth.METADATA_PATH})
 """For which no token is needed."""
 
 _POSTED: Final[Mapping[str, tuple[str, str]]] = {
@@ -37,6 +39,12 @@ _POSTED: Final[Mapping[str, tuple[str, str]]] = {
     "/tokenize": ("The tokens of a text", "TokenList"),
     "/detokenize": ("The text of tokens", "TokenText"),
 }
+_FORMS: Final[Mapping[str, tuple[str, str, str]]] = {
+    "/oauth/token": ("A token for a client, where they are issued here (RFC 6749, RFC 8693)", "grant_type", "Token"),
+    "/oauth/revoke": ("A token ends before its time (RFC 7009)", "token", "Nothing"),
+    "/oauth/introspect": ("Whether a token is good, and what it says (RFC 7662)", "token", "Introspection"),
+}
+"""Endpoints of the authorization server, with the one parameter that is always there, and what they answer."""
 _STREAMS: Final = frozenset({"ChatCompletion", "TextCompletion"})
 _REF: Final = "#/components/schemas/"
 
@@ -51,10 +59,18 @@ def document(version: str, bodies: Mapping[str, type[msgspec.Struct]]) -> bytes:
             "openapi": "3.1.0",
             "info": {"title": "Paddock", "version": version, "license": {"name": "Apache-2.0"}},
             "security": [{"bearer": []}],
-            "paths": {**{path: {"get": _get(path, text)} for path, text in BODYLESS.items()}, **posts},
+            "paths": {
+                **{path: {"get": _get(path, text)} for path, text in BODYLESS.items()},
+                **{path: {"post": _form(path)} for path in oauth.PATHS},
+                **posts,
+            },
             "components": {
-                "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+                "securitySchemes": {
+                    "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                    "client": {"type": "http", "scheme": "basic"},
+                },
                 "responses": {
+                    "oauth": _refusal("OAuthError", "application/json"),
                     "openai": _refusal("OpenAIError", "application/json"),
                     "problem": _refusal("Problem", "application/problem+json"),
                 },
@@ -108,6 +124,7 @@ def _get(path: str, summary: str) -> dict[str, Any]:
     answer = {
         "/healthz": _json("Liveness"),
         METADATA_PATH: _json("ProtectedResource"),
+        oauth.METADATA_PATH: _json("AuthorizationServer"),
         "/v1/models": _json("ModelList"),
         "/v1/models/{model_id}": _json("Model"),
         "/metrics": {"text/plain": {"schema": {"type": "string"}}},
@@ -132,15 +149,30 @@ def _post(path: str, reference: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _form(path: str) -> dict[str, Any]:
+    """Which other parameters there are goes by ``grant_type``; those that are not known are passed over (RFC 6749
+    section 3.2). A client that does not authenticate itself by Basic does so in the form, or by its certificate."""
+    summary, parameter, answer = _FORMS[path]
+    content = _object(**{parameter: {"type": "string", "minLength": 1}})
+    return {
+        "operationId": _operation_id("post", path),
+        "summary": summary,
+        "security": [{"client": []}, {}],
+        "requestBody": {"required": True, "content": {"application/x-www-form-urlencoded": {"schema": content}}},
+        "responses": _responses(path, {} if answer == "Nothing" else _json(answer)),
+    }
+
+
 def _operation_id(method: str, path: str) -> str:
     return "_".join([method, *re.findall("[a-z0-9_]+", path)])
 
 
 def _responses(path: str, content: dict[str, Any]) -> dict[str, Any]:
     """Any route may be refused for any reason: what is judged first does not depend on the route."""
-    kind = "openai" if path.startswith("/v1/") else "problem"
+    kind = "oauth" if path in oauth.PATHS else "openai" if path.startswith("/v1/") else "problem"
     refusals = {str(status): {"$ref": f"#/components/responses/{kind}"} for status in _statuses()}
-    return {"200": {"description": "The answer", "content": content}, **refusals}
+    answer = {"description": "The answer", **({"content": content} if content else {})}
+    return {"200": answer, **refusals}
 
 
 def _statuses() -> list[int]:
@@ -185,6 +217,9 @@ _CODES: Final = {"enum": [reason.code for reason in Reason]}
 _ANSWERS: Final[dict[str, Any]] = {
     "Liveness": _object(status={"const": "ok"}),
     "ProtectedResource": _object(resource=_TEXT, bearer_methods_supported=_list(_TEXT)),
+    "AuthorizationServer": _object(issuer=_TEXT, token_endpoint=_TEXT, grant_types_supported=_list(_TEXT)),
+    "Token": _object(access_token=_TEXT, token_type={"const": "Bearer"}, expires_in=_COUNT),
+    "Introspection": _object(active={"type": "boolean"}),
     "Model": _object(
         id=_TEXT,
         object={"const": "model"},
@@ -219,5 +254,6 @@ _ANSWERS: Final[dict[str, Any]] = {
     "TokenList": _object(tokens=_list(_COUNT), count=_COUNT),
     "TokenText": _object(content=_TEXT, prompt=_TEXT),
     "OpenAIError": _object(error=_object(message=_TEXT, type=_TEXT, param={"type": ["string", "null"]}, code=_CODES)),
+    "OAuthError": _object(error=_TEXT, error_description=_TEXT),
     "Problem": _object(type={"type": "string", "pattern": "^urn:paddock:"}, title=_TEXT, status=_COUNT),
 }

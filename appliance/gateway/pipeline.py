@@ -48,9 +48,14 @@ from appliance.core.values import (
 log = logging.getLogger(__name__)
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass
 class Exchange:
-    """One request of a known principal, and how far it has come: what a refusal's record has to tell."""
+    """One request of a known principal, and how far it has come: what a refusal's record has to tell. ``has_ended``
+    says whether its token has been revoked since it was let in."""
 
     request_id: str
     principal: Principal
@@ -61,6 +66,7 @@ class Exchange:
     decision: Decision | None = None
     policy_input: dict[str, Any] | None = None
     opened: bool = False
+    has_ended: Callable[[], bool] = _never
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ class Answer:
         self._meter = Meter(admission.echo_bytes)
         self._started = time.monotonic()
         self._first_token: float | None = None
-        self._timed_out = False
+        self._stopped_for: Refused | None = None
         self._heard = False
         self._refusal: Refused | None = None
         self.admission = admission
@@ -109,18 +115,19 @@ class Answer:
         if self._meter.end is None:
             self._runner.cancel()
 
-    def time_out(self) -> None:
-        """Stops the generation because it took too long."""
-        self._timed_out = self._meter.end is None
-        self.cancel()
+    def stop(self, why: Refused) -> None:
+        """Stops the generation for a reason that its caller is told. The first one counts."""
+        if self._meter.end is None and self._stopped_for is None:
+            self._stopped_for = why
+            self.cancel()
 
     def require_whole(self) -> None:
         """After ``End``: raises ``Refused`` unless the answer is all there or the caller left."""
         end = self._meter.end
         if end is not None and end.reason == "error":
             self._refusal = Refused(Reason.RUNNER_ERROR, end.detail)
-        if end is not None and end.reason == "cancelled" and self._timed_out:
-            self._refusal = Refused(Reason.REQUEST_TIMEOUT)
+        if end is not None and end.reason == "cancelled" and self._stopped_for is not None:
+            self._refusal = self._stopped_for
         if end is not None and self._runner.cut:
             self._refusal = Refused(Reason.READER_TOO_SLOW)
         if self._refusal is not None:
@@ -162,6 +169,13 @@ class Pipeline:
 
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
+        self._running: dict[str, tuple[Exchange, Answer]] = {}
+
+    def end_revoked(self) -> None:
+        """Stops every answer whose token has been revoked since it began."""
+        for exchange, answer in tuple(self._running.values()):
+            if exchange.has_ended():
+                answer.stop(Refused(Reason.TOKEN_INVALID, "revoked while it was answered"))
 
     async def visible_models(self, exchange: Exchange) -> list[VerifiedModel]:
         """The verified models that the token names and policy lets the principal see.
@@ -238,7 +252,10 @@ class Pipeline:
         try:
             runner = lease.answer(exchange.request_id, admission, exchange.principal.key)
             answer = Answer(runner, admission)
-            timer = asyncio.get_running_loop().call_later(self._ports.request_timeout_seconds, answer.time_out)
+            self._running[exchange.request_id] = exchange, answer
+            timer = asyncio.get_running_loop().call_later(
+                self._ports.request_timeout_seconds, answer.stop, Refused(Reason.REQUEST_TIMEOUT)
+            )
             yield answer
             outcome, detail = answer.outcome()
         except Refused as refusal:
@@ -248,6 +265,7 @@ class Pipeline:
             outcome, detail = "cancelled", "the gateway stopped"
             raise
         finally:
+            self._running.pop(exchange.request_id, None)
             if timer is not None:
                 timer.cancel()
             await self._close(exchange, reservation, answer, outcome, detail)
@@ -357,6 +375,7 @@ _REFUSED_OUTCOMES: dict[Reason, Outcome] = {
     Reason.RUNNER_LOST: "runner-lost",
     Reason.RUNNER_ERROR: "runner-error",
     Reason.REQUEST_TIMEOUT: "cancelled",
+    Reason.TOKEN_INVALID: "cancelled",
     Reason.READER_TOO_SLOW: "cancelled",
     Reason.ANSWER_TOO_LARGE: "cancelled",
 }

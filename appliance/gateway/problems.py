@@ -1,4 +1,5 @@
-"""Refusals as HTTP answers: OpenAI error objects under ``/v1/``, problem details (RFC 9457) elsewhere.
+"""Refusals as HTTP answers: OpenAI error objects under ``/v1/``, OAuth's at the authorization server's endpoints (RFC
+6749), problem details (RFC 9457) elsewhere.
 
 Trusts: ``core.refusals``, whose public texts contain nothing of ours.
 Promises: no detail, path, address or stack is ever part of an answer.
@@ -10,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from appliance.core.oauth import PATHS, error_body
 from appliance.core.refusals import Reason, Refused
 from appliance.gateway.asgi import Send, send_response
 
@@ -28,15 +30,22 @@ async def send_refusal(
 ) -> None:
     """One complete error answer, with ``challenge`` as its ``WWW-Authenticate``. With ``close`` the connection ends:
     what else a hostile peer sent is not read."""
-    openai = path.startswith("/v1/")
-    body = msgspec.json.encode(openai_error(refusal) if openai else problem(refusal))
+    body, content_type = _shaped(refusal, path)
     headers = {**SECURE_HEADERS, b"x-request-id": request_id.encode(), **_extra_headers(refusal)}
     if challenge is not None:
         headers[b"www-authenticate"] = challenge
     if close:
         headers[b"connection"] = b"close"
-    content_type = b"application/json" if openai else b"application/problem+json"
     await send_response(send, refusal.reason.status, body, content_type=content_type, headers=headers)
+
+
+def _shaped(refusal: Refused, path: str) -> tuple[bytes, bytes]:
+    """The body and its media type."""
+    if path in PATHS:
+        return error_body(refusal.reason), b"application/json"
+    if path.startswith("/v1/"):
+        return msgspec.json.encode(openai_error(refusal)), b"application/json"
+    return msgspec.json.encode(problem(refusal)), b"application/problem+json"
 
 
 def openai_error(refusal: Refused) -> dict[str, Any]:

@@ -31,6 +31,8 @@ from appliance.ipc.notary_client import NotaryClient
 NOTARY_START_SECONDS: Final = 30.0
 GRACE_SECONDS: Final = 10
 SUMMARY_SECONDS: Final = 60
+REVOKED_SECONDS: Final = 0.25
+"""Between two looks at the answers under way. A token that comes is looked up by itself."""
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ async def serve(
         server = http_server(gate, limits, gate.refusals, opened)
         async with (
             _background(_summarise(gate.refusals, notary)),
+            _background(_end_revoked(gate)),
             _background(_follow(policy, notary, server)),
             _background(tls.follow(one.tls for one in opened if one.tls is not None)),
         ):
@@ -190,6 +193,12 @@ async def _summarise(refusals: Tally, notary: NotaryClient) -> None:
     while True:
         await asyncio.sleep(SUMMARY_SECONDS)
         _write_summary(refusals, notary)
+
+
+async def _end_revoked(gate: Gate) -> None:
+    while True:
+        await asyncio.sleep(REVOKED_SECONDS)
+        gate.end_revoked()
 
 
 def _write_summary(refusals: Tally, notary: NotaryClient) -> None:

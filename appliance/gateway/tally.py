@@ -79,6 +79,11 @@ class Tally:
         _actor, counts = self._known.setdefault(actor.key, (actor, Counter()))
         counts[reason.code] += 1
 
+    def stranger(self, reason: Reason, detail: str) -> None:
+        """One refusal before anybody was identified."""
+        self.strangers[reason.code] += 1
+        LINES.tell(reason, detail)
+
     def recorded(self, reason: Reason) -> None:
         """One refusal that has a record of its own, so that no summary needs to tell it."""
         self._past[reason.code] += 1

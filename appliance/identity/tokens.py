@@ -12,13 +12,14 @@ The steps for a JWT, in order; each refuses with ``token-invalid`` and a detail 
 (6) binding: a token that is bound to a key or a certificate comes with the proof of it.
 
 A token of another shape is asked of the one issuer of opaque tokens, if there is one; steps (5) and (6) are the same.
+One of our own is besides looked for among those that were revoked, each time that it comes.
 
 Trusts: each key source and the introspection for what they say of their own issuer, and nothing of another.
 Promises: what ``verify`` returns was signed by a known key of its issuer, or called active by it, for an audience of
     ours, is valid at ``now_seconds``, and was sent by whoever it is bound to. The cache is keyed by the SHA-256 of the
     whole token (CVE-2026-35030), filled only after verification, and asked only while the key set that verified is the
     one in force.
-Not here: what the principal may do (policy), and revocation of our own tokens.
+Not here: what the principal may do (policy), and what was revoked (``core.ports.Revocations``).
 """
 
 import hmac
@@ -27,6 +28,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
+from appliance.core.ports import Revocations
 from appliance.core.refusals import Reason, Refused
 from appliance.core.token_claims import (
     Confirmation,
@@ -77,8 +79,11 @@ class OwnKeys:
 
 
 class JwtIssuer(NamedTuple):
+    """``revocations`` are those of our own issuer; of a foreign one nobody tells us any."""
+
     rules: IssuerRules
     source: KeySource
+    revocations: Revocations | None = None
 
 
 class OpaqueIssuer(NamedTuple):
@@ -127,9 +132,24 @@ class TokenVerifier:
             known = await self._verify(unverified_token, token_sha256, now_seconds)
             self._remember(token_sha256, known)
         check_not_expired(known.claims.expires_at_seconds, now_seconds)
+        self._check_not_revoked(known.claims)
         if known.confirmation is not None or presented.scheme != "bearer":
             self._confirm(known.confirmation, presented, now_seconds)
         return known.claims
+
+    def has_ended(self, claims: VerifiedClaims) -> bool:
+        """As ``core.ports.TokenVerifier`` says."""
+        try:
+            self._check_not_revoked(claims)
+        except Refused as refusal:
+            return refusal.reason is Reason.TOKEN_INVALID
+        return False
+
+    def _check_not_revoked(self, claims: VerifiedClaims) -> None:
+        """Raises ``Refused(AUDIT_UNAVAILABLE)`` while nobody knows: a token that may have been ended opens nothing."""
+        issuer = self._issuers.get(claims.issuer)
+        if issuer is not None and issuer.revocations is not None and issuer.revocations.is_revoked(claims):
+            raise _refused("revoked")
 
     def _remember(self, token_sha256: Digest, known: _Known) -> None:
         self._cache[token_sha256] = known
@@ -149,7 +169,7 @@ class TokenVerifier:
     ) -> _Known:
         unverified_header = _header(match[1])
         unverified_claims = unverified_object(match[2], Reason.TOKEN_INVALID)
-        rules, source = self._issuer(unverified_claims.get("iss"))
+        rules, source, _ = self._issuer(unverified_claims.get("iss"))
         keys = source.keys(now_seconds)
         if keys is None:
             raise Refused(Reason.ISSUER_UNAVAILABLE, rules.issuer, retry_after_seconds=RETRY_SECONDS)

@@ -27,6 +27,7 @@ class FakeVerifier:
         self.claims = msgspec.structs.replace(CLAIMS)
         self.asked_at: list[int] = []
         self.presented: list[Presented] = []
+        self.ended: set[str] = set()
         self._steps = steps
 
     async def verify(self, presented: Presented, *, now_seconds: int) -> VerifiedClaims:
@@ -36,3 +37,6 @@ class FakeVerifier:
         if presented.unverified_token != "good":
             raise Refused(Reason.TOKEN_INVALID, "not the good one")
         return self.claims
+
+    def has_ended(self, claims: VerifiedClaims) -> bool:
+        return claims.token_id in self.ended

@@ -5,6 +5,7 @@ from typing import Any
 from appliance.core.ports import (
     AddressLimiter,
     AuditLog,
+    AuthorizationServer,
     ClientRegistry,
     Lease,
     Models,
@@ -17,6 +18,7 @@ from appliance.core.ports import (
 )
 from appliance.gateway.pipeline import Exchange, Pipeline, Ports
 from tests.fakes.audit import FakeAuditLog
+from tests.fakes.authority import FakeAuthorizationServer
 from tests.fakes.budget import FakeBudget
 from tests.fakes.door import FakeAddressLimiter, FakeVerifier
 from tests.fakes.models import FakeAnswer, FakeLease, FakeModels
@@ -67,6 +69,7 @@ class World:
 
 FAKES: dict[type, type] = {
     AuditLog: FakeAuditLog,
+    AuthorizationServer: FakeAuthorizationServer,
     TokenBudget: FakeBudget,
     RateLimiter: FakeRates,
     PolicyEngine: FakePolicy,

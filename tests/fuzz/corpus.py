@@ -140,6 +140,11 @@ SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
         b'{"active":false}',
         json.dumps({"active": True, "scope": "llm", "token_type": "DPoP", **generate.CLAIMS}).encode(),
     ),
+    "forms": (
+        b"grant_type=client_credentials&scope=a+b%20c&resource=https://llm.example&resource=",
+        b"grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Atoken-exchange&subject_token=a.b.c",
+        b"token=%C3%A4%E2%82%AC&token_type_hint=%2B%26%3D%25",
+    ),
     "proxies": (
         *_FORWARDED,
         _PROXY + b"\x11\x00\x0c" + bytes([203, 0, 113, 9, 192, 0, 2, 1, 18, 103, 1, 187]),

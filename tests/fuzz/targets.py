@@ -29,6 +29,7 @@ from appliance.gateway import wire
 from appliance.gateway.listeners import Arrival
 from appliance.gateway.runner_link import _submission
 from appliance.gateway.surfaces import vectors, vocabulary
+from appliance.gateway.surfaces.oauth import read_form
 from appliance.gateway.surfaces.openai.chat import ChatSurface
 from appliance.gateway.surfaces.openai.completions import CompletionSurface
 from appliance.identity import introspection
@@ -253,6 +254,20 @@ def issuers(data: bytes) -> None:
         raise Defect("the gateway has other keys than the liaison")
 
 
+# --- forms ----------------------------------------------------------------------------------------------------------
+
+
+def posted_forms(data: bytes) -> None:
+    """What is accepted of a token request, Python's own parser reads in the same way."""
+    try:
+        pairs = read_form(data)
+    except Refused:
+        return
+    said = parse_qsl(data.decode("ascii"), keep_blank_values=True, strict_parsing=bool(data), errors="strict")
+    if list(pairs) != said:
+        raise Defect("two parsers disagree")
+
+
 # --- proxies --------------------------------------------------------------------------------------------------------
 
 _TRUST: Final = forwarded.Trust(networks=(forwarded.network("192.0.2.0/24"),))
@@ -410,6 +425,7 @@ TARGETS: Final[dict[str, Target]] = {
     "proofs": proofs,
     "oauth": oauth,
     "issuers": issuers,
+    "forms": posted_forms,
     "proxies": proxies,
     "frames": frames_of_peers,
     "heads": heads,

@@ -79,10 +79,15 @@ def base64url(data: bytes) -> str:
     return urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-def subject_of(token: str) -> str:
+def claims_of(token: str) -> dict[str, Any]:
     """Of a token that is whole."""
-    claims = token.split(".")[1]
-    subject: str = json.loads(urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["sub"]
+    segment = token.split(".")[1]
+    claims: dict[str, Any] = json.loads(urlsafe_b64decode(segment + "=" * (-len(segment) % 4)))
+    return claims
+
+
+def subject_of(token: str) -> str:
+    subject: str = claims_of(token)["sub"]
     return subject
 
 

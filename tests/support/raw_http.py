@@ -25,8 +25,10 @@ class RawAnswer:
         if not self.body:
             return ""
         document: dict[str, Any] = json.loads(self.body)
-        if "error" in document:
-            return str(document["error"]["code"])
+        if isinstance(error := document.get("error"), str):  # OAuth's (RFC 6749 section 5.2)
+            return error
+        if error is not None:
+            return str(error["code"])
         return str(document["type"]).removeprefix("urn:paddock:")
 
 

@@ -97,6 +97,21 @@ def test_other_media_types_are_refused_unread(value: bytes) -> None:
     assert read(headers=((b"content-type", value),)) is Reason.MEDIA_TYPE_UNSUPPORTED
 
 
+def test_route_may_take_another_media_type_instead() -> None:
+    async def scenario() -> None:
+        form = "application/x-www-form-urlencoded"
+        for sent, wanted in ((form, form), ("application/json", form)):
+            scope = {"headers": ((b"content-type", sent.encode()),)}
+            reading = read_body(scope, receiving(part(b"a=1")), max_bytes=10, timeout_seconds=0.05, media_type=wanted)
+            if sent == wanted:
+                assert await reading == b"a=1"
+            else:
+                with pytest.raises(Refused):
+                    await reading
+
+    run(scenario)
+
+
 def test_absent_media_type_is_refused() -> None:
     assert read(part(b"{}"), headers=()) is Reason.MEDIA_TYPE_UNSUPPORTED
 

@@ -56,7 +56,7 @@ CHALLENGED |= {Reason.SCOPE_MISSING, Reason.CLAIM_MISSING}
 @pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.code)
 def test_every_401_has_a_challenge_and_no_refusal_has_one_that_credentials_cannot_mend(reason: Reason) -> None:
     assert (header(Refused(reason, param="x")) is not None) == (reason in CHALLENGED)
-    assert reason.status != 401 or reason in CHALLENGED
+    assert reason.status != 401 or reason in CHALLENGED | {Reason.CLIENT_INVALID}  # the authorization server's own
 
 
 def test_metadata_say_what_is_configured_and_are_none_without_a_public_url() -> None:
@@ -68,3 +68,10 @@ def test_metadata_say_what_is_configured_and_are_none_without_a_public_url() -> 
     assert said["authorization_servers"] == ["https://a.example", "https://b.example"]
     assert said["bearer_methods_supported"] == ["header"]
     assert "authorization_servers" not in json.loads(Challenges(URL).metadata or b"")
+
+
+def test_certificates_are_told_of_where_clients_may_have_some() -> None:
+    """RFC 9728 section 2, RFC 8705 section 3.3; the default is false."""
+    member = "tls_client_certificate_bound_access_tokens"
+    assert json.loads(Challenges(URL, takes_certificates=True).metadata or b"")[member] is True
+    assert member not in json.loads(FULL.metadata or b"")

@@ -178,6 +178,19 @@ def test_no_header_is_taken_for_a_certificate() -> None:
     run(scenario)
 
 
+def test_answer_is_stopped_by_what_the_verifier_says_of_its_token() -> None:
+    async def scenario() -> None:
+        world = World()
+        call = Call(world)
+        await call.make()
+        exchange = exchange_of(call.routed[0], "-")
+        assert not exchange.has_ended()
+        world.verifier.ended.add(world.verifier.claims.token_id)
+        assert exchange.has_ended()
+
+    run(scenario)
+
+
 def test_metadata_are_public_only_where_there_are_some() -> None:
     async def scenario() -> None:
         for challenges, status in ((Challenges(), 401), (Challenges("https://llm.example"), 200)):

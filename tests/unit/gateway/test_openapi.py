@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.core import oauth
 from appliance.core.refusals import Reason, Refused
 from appliance.gateway import openapi
 from appliance.gateway.app import BODIES, COMPUTING, GENERATING, build_app
@@ -49,7 +50,7 @@ def test_every_route_is_described_and_none_is_invented() -> None:
     routes = {route.path_format for route in app.routes}
     assert DOCUMENT["paths"].keys() == routes
     for path, operations in DOCUMENT["paths"].items():
-        assert operations.keys() == ({"post"} if path in BODIES else {"get"})
+        assert operations.keys() == ({"post"} if path in {*BODIES, *oauth.PATHS} else {"get"})
 
 
 def test_only_the_public_routes_are_described_as_open() -> None:
@@ -59,7 +60,7 @@ def test_only_the_public_routes_are_described_as_open() -> None:
         for operation in operations.values()
         if operation.get("security", DOCUMENT["security"]) != [{"bearer": []}]
     ]
-    assert open_paths == ["/healthz", METADATA_PATH]
+    assert open_paths == ["/healthz", METADATA_PATH, oauth.METADATA_PATH, *oauth.PATHS]
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -78,7 +79,8 @@ def test_every_refusal_is_described_wherever_it_may_come() -> None:
         for operation in operations.values():
             assert operation["responses"].keys() == {"200", *statuses}
             told = resolved(operation["responses"]["404"])
-            expected = "application/json" if path.startswith("/v1/") else "application/problem+json"
+            in_json = path.startswith("/v1/") or path in oauth.PATHS
+            expected = "application/json" if in_json else "application/problem+json"
             assert list(told["content"]) == [expected]
             assert all(reason.code in told["description"] for reason in Reason)
 

@@ -460,6 +460,33 @@ def test_time_limit_of_an_answer_that_is_over_touches_nothing() -> None:
     run(scenario)
 
 
+def test_answer_whose_token_is_revoked_is_stopped_and_no_other() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.models.script = [[STARTED], None]
+        revoked: set[str] = set()
+        mine = world.exchange(has_ended=lambda: "mine" in revoked)
+        other = world.exchange(request_id="r-2", has_ended=lambda: False)
+        reading = [asyncio.create_task(refusal(world, mine)), asyncio.create_task(answered(world, other))]
+        await until(lambda: world.steps.seen.count("events") == 4)
+        world.pipeline.end_revoked()
+        assert [answer.cancels for answer in world.models.answers] == [0, 0]
+        revoked.add("mine")
+        for _ in range(3):
+            world.pipeline.end_revoked()
+        refused = await reading[0]
+        assert refused.reason is Reason.TOKEN_INVALID  # type: ignore[union-attr]
+        assert [answer.cancels for answer in world.models.answers] == [1, 0]
+        assert [(closed.request_id, closed.outcome) for closed in world.audit.closed] == [("r-1", "cancelled")]
+        assert "token-invalid" in world.audit.closed[0].detail
+        reading[1].cancel()
+        await asyncio.wait(reading)
+        world.pipeline.end_revoked()
+        assert len(world.models.answers) == len(world.audit.closed) == 2
+
+    run(scenario)
+
+
 def test_detail_of_a_runner_is_cut_before_it_is_recorded() -> None:
     async def scenario() -> None:
         world = World()

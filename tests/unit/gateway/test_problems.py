@@ -31,7 +31,7 @@ def answer(refused: Refused, path: str = "/v1/models", *, close: bool = False) -
 
 
 @pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.code)
-@pytest.mark.parametrize("path", ["/v1/models", "/other", "/"])
+@pytest.mark.parametrize("path", ["/v1/models", "/other", "/", "/oauth/token"])
 def test_detail_never_reaches_the_caller(reason: Reason, path: str) -> None:
     status, headers, body = answer(Refused(reason, SECRET, retry_after_seconds=7), path)
     text = json.dumps(body) + repr(headers)
@@ -77,7 +77,7 @@ def test_problem_is_named_and_not_fetched() -> None:
     )
 
 
-@pytest.mark.parametrize("path", ["/v1", "/v1x/models", "/V1/models", "/other/v1/"])
+@pytest.mark.parametrize("path", ["/v1", "/v1x/models", "/V1/models", "/other/v1/", "/oauth", "/oauth/token/x"])
 def test_only_paths_below_v1_get_openais_shape(path: str) -> None:
     assert answer(Refused(Reason.NOT_FOUND), path)[1][b"content-type"] == b"application/problem+json"
 

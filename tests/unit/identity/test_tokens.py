@@ -13,6 +13,7 @@ from appliance.core.values import Digest, Presented, VerifiedClaims
 from appliance.identity import tokens
 from appliance.identity.keys import parse_keys
 from appliance.identity.tokens import MAX_TOKEN_BYTES, JwtIssuer, OwnKeys, TokenVerifier
+from tests.fakes.registry import FakeRevocations
 from tests.vectors.jwt import generate
 
 NOW = generate.NOW
@@ -22,14 +23,14 @@ VECTORS = json.loads(generate.TOKENS.read_text(encoding="utf-8"))
 class Verifier:
     """A verifier of the vectors' issuer whose tokens need not be waited for: it asks nobody."""
 
-    def __init__(self, **changes: Any) -> None:
+    def __init__(self, revocations: FakeRevocations | None = None, **changes: Any) -> None:
         rules = {
             "issuer": VECTORS["issuer"],
             "audiences": frozenset({VECTORS["audience"]}),
             "max_lifetime_seconds": VECTORS["max_lifetime_seconds"],
         }
         keys = OwnKeys(parse_keys(json.dumps(VECTORS["jwks"]).encode()))
-        self.inner = TokenVerifier([JwtIssuer(IssuerRules(**(rules | changes)), keys)])
+        self.inner = TokenVerifier([JwtIssuer(IssuerRules(**(rules | changes)), keys, revocations)])
 
     def verify(self, unverified_token: str, *, now_seconds: int) -> VerifiedClaims:
         waiting = self.inner.verify(Presented(unverified_token=unverified_token), now_seconds=now_seconds)
@@ -67,6 +68,39 @@ def test_hostile_token_is_refused(vector: dict[str, Any]) -> None:
 @pytest.mark.parametrize("vector", _of(accepted=True))
 def test_good_token_is_not_refused(vector: dict[str, Any]) -> None:
     assert verifier().verify(vector["token"], now_seconds=NOW).issuer == VECTORS["issuer"]
+
+
+def test_revoked_token_is_refused_each_time_that_it_comes_also_from_the_cache() -> None:
+    revocations = FakeRevocations()
+    one = verifier(revocations)
+    claims = one.verify(generate.GOOD, now_seconds=NOW)
+    assert not one.inner.has_ended(claims)
+    revocations.tokens.add(claims.token_id)
+    for _ in range(2):
+        assert refusal(generate.GOOD, by=one) == "revoked"
+    assert one.inner.has_ended(claims)
+    fresh = verifier(revocations)
+    assert refusal(generate.GOOD, by=fresh) == "revoked"
+    revocations.tokens.clear()
+    assert one.verify(generate.GOOD, now_seconds=NOW) == claims
+
+
+def test_token_that_may_have_been_revoked_opens_nothing_and_what_runs_goes_on() -> None:
+    revocations = FakeRevocations()
+    one = verifier(revocations)
+    claims = one.verify(generate.GOOD, now_seconds=NOW)
+    revocations.unknown = True
+    for by in (one, verifier(revocations)):
+        with pytest.raises(Refused) as caught:
+            by.verify(generate.GOOD, now_seconds=NOW)
+        assert caught.value.reason is Reason.AUDIT_UNAVAILABLE
+    assert not one.inner.has_ended(claims)
+
+
+def test_token_that_is_none_is_told_so_also_while_nobody_knows_what_was_revoked() -> None:
+    revocations = FakeRevocations()
+    revocations.unknown = True
+    assert refusal(generate.GOOD[:-4] + "AAAA", by=verifier(revocations))
 
 
 def test_every_row_of_the_table_has_a_token() -> None:
