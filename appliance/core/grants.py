@@ -56,8 +56,9 @@ def takes_away(before: Client, after: Client) -> bool:
     ) or not _within(before.models, after.models)
 
 
-def judge_grant(client: Client | None, order: GrantOrder) -> Client:
-    """A client with the order that it may give. Raises ``Refused(GRANT_INVALID | SCOPE_INVALID)``."""
+def judge_grant(client: Client | None, order: GrantOrder, *, issuer: str) -> Client:
+    """A client with the order that it may give; ``issuer`` is our own. Raises
+    ``Refused(GRANT_INVALID | SCOPE_INVALID)``."""
     client = _active(client)
     if order.grant == "refresh_token" or order.grant not in client.grants:
         raise _invalid("this grant is not registered for the client")
@@ -70,7 +71,7 @@ def judge_grant(client: Client | None, order: GrantOrder) -> Client:
     if order.ttl_seconds > client.ttl_seconds:
         raise _invalid("a longer life than the client's tokens have")
     _judge_certificate(client, order.certificate_sha256)
-    _judge_subject(order)
+    _judge_subject(client, order, issuer)
     return client
 
 
@@ -130,10 +131,15 @@ def _judge_certificate(client: Client, certificate_sha256: str | None) -> None:
         raise _invalid("bound to no certificate of the client")
 
 
-def _judge_subject(order: GrantOrder) -> None:
+def _judge_subject(client: Client, order: GrantOrder, issuer: str) -> None:
+    """Our own subjects keep their names, another issuer's are ``<issuer>|<subject>``: who may exchange only the tokens
+    of others gets nobody of ours."""
     if order.grant == TOKEN_EXCHANGE:
         if not order.acting or order.acting[0].subject != order.client_id:
             raise _invalid("an exchanged token names the client as the first who acts")
+        others = tuple(f"{name}|" for name in client.exchanges)
+        if issuer not in client.exchanges and not order.subject.startswith(others):
+            raise _invalid("a subject of no issuer whose tokens the client may exchange")
     elif order.subject != order.client_id or order.acting:
         raise _invalid("a client asks for itself and acts for nobody")
 

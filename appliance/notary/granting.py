@@ -59,7 +59,7 @@ class Deed:
 
 def grant(registry: Registry, signer: TokenSigner, order: GrantOrder, now_seconds: int) -> Deed:
     """Raises ``Refused(GRANT_INVALID | SCOPE_INVALID | AUDIT_UNAVAILABLE)``."""
-    client = judge_grant(registry.client(order.client_id), order)
+    client = judge_grant(registry.client(order.client_id), order, issuer=signer.issuer)
     if not order.refreshable:
         return _issue(registry, signer, order, None, now_seconds)
     if registry.n_families_of(client.client_id) >= MAX_FAMILIES_OF_CLIENT or registry.n_families() >= MAX_FAMILIES:

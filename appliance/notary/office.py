@@ -32,7 +32,7 @@ from appliance.notary.granting import Deed
 from appliance.notary.journal import Journal
 from appliance.notary.registry import Registry
 
-MAX_WAITING: Final = 1024
+MAX_WAITING: Final = 256
 _TURN: Final = 64
 
 Work = Callable[[int], Deed]

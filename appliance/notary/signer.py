@@ -37,7 +37,7 @@ class TokenSigner:
     def __init__(self, key: EllipticCurvePrivateKey, *, issuer: str, audience: str) -> None:
         self._key = key
         self._key_id = public_jwk(key)["kid"]
-        self._issuer = issuer
+        self.issuer = issuer
         self._audience = audience
 
     def sign(self, request: IssueToken, *, now_seconds: int) -> SignedToken:
@@ -85,7 +85,7 @@ class TokenSigner:
         token_id = secrets.token_urlsafe(16)
         expires_at_seconds = now_seconds + ttl_seconds
         common = {
-            "iss": self._issuer,
+            "iss": self.issuer,
             "aud": self._audience,
             "iat": now_seconds,
             "exp": expires_at_seconds,

@@ -25,6 +25,7 @@ from tests.support.registered import (
 )
 
 NOW = 1_790_000_000
+OTHER_ISSUER = "https://idp.test"
 FAMILY = Family(
     family_id="f",
     client_id="agent",
@@ -59,10 +60,12 @@ def reason_of(call: Any, *given: Any, **named: Any) -> Reason:
         (by_certificate(), order(certificate_sha256=CERTIFICATE)),
         (exchanging(), exchange(refreshable=True)),
         (exchanging(), exchange(acting=(Party(subject="agent"), Party(subject="another")))),
+        (exchanging(exchanges=(OUR_ISSUER, OTHER_ISSUER)), exchange(subject=f"{OTHER_ISSUER}|ada")),
+        (exchanging(exchanges=(OTHER_ISSUER,)), exchange(subject=f"{OTHER_ISSUER}|ada")),
     ],
 )
 def test_what_is_registered_is_granted(registered: Client, asked: Any) -> None:
-    assert judge_grant(registered, asked) is registered
+    assert judge_grant(registered, asked, issuer=OUR_ISSUER) is registered
 
 
 @pytest.mark.parametrize(
@@ -82,6 +85,8 @@ def test_what_is_registered_is_granted(registered: Client, asked: Any) -> None:
         (client(), order(subject="ada"), Reason.GRANT_INVALID),
         (client(), order(acting=(Party(subject="agent"),)), Reason.GRANT_INVALID),
         (exchanging(), exchange(acting=()), Reason.GRANT_INVALID),
+        (exchanging(exchanges=(OTHER_ISSUER,)), exchange(subject="ada"), Reason.GRANT_INVALID),
+        (exchanging(exchanges=(OTHER_ISSUER,)), exchange(subject="https://third.test|ada"), Reason.GRANT_INVALID),
         (exchanging(), exchange(acting=(Party(subject="x"), Party(subject="agent"))), Reason.GRANT_INVALID),
         (by_certificate(), order(), Reason.GRANT_INVALID),
         (by_certificate(), order(certificate_sha256=OTHER_CERTIFICATE), Reason.GRANT_INVALID),
@@ -89,7 +94,7 @@ def test_what_is_registered_is_granted(registered: Client, asked: Any) -> None:
     ],
 )
 def test_what_is_not_registered_is_not_granted(registered: Any, asked: Any, reason: Reason) -> None:
-    assert reason_of(judge_grant, registered, asked) is reason
+    assert reason_of(judge_grant, registered, asked, issuer=OUR_ISSUER) is reason
 
 
 # --- refresh tokens -------------------------------------------------------------------------------------------------
