@@ -37,6 +37,7 @@ from appliance.gateway.listeners import Listener, inherited_listener, listen_tcp
 from appliance.gateway.metrics import MetricsPage
 from appliance.gateway.pipeline import Pipeline, Ports
 from appliance.gateway.slots import Slots
+from appliance.gateway.surfaces.oauth import OAuthRoute
 from appliance.gateway.tally import Tally
 from appliance.gateway.tls import TlsFolder
 from appliance.gateway.warden_client import WardenClient
@@ -156,9 +157,12 @@ async def gateway(config: Settings) -> None:
         config.liaison_socket, now_seconds=_now_seconds, server_uids=frozenset({0, _uid(config.users.liaison)})
     )
     challenges = issuers.challenges(config)
-    verifier = issuers.verifier(config, load_keys(jwks), link, started_at_seconds=_now_seconds())
+    verifier = issuers.verifier(config, load_keys(jwks), notary.revocations, link, started_at_seconds=_now_seconds())
+    authority = issuers.authority(config, notary, verifier, now_seconds=_now_seconds)
+    token_routes = authority and OAuthRoute(authority, refusals, body_timeout_seconds=body_limits.timeout_seconds)
+    metrics = MetricsPage(pipeline, refusals, slots)
     gate = Gate(
-        build_app(pipeline, body_limits, MetricsPage(pipeline, refusals, slots), challenges.metadata),  # type: ignore[arg-type]  # ASGI's scope is wider
+        build_app(pipeline, body_limits, metrics, challenges.metadata, token_routes),  # type: ignore[arg-type]  # ASGI's scope is wider
         pipeline,
         verifier=verifier,
         addresses=AddressGate(requests_per_minute=config.limits.address_requests_per_minute),
@@ -169,6 +173,7 @@ async def gateway(config: Settings) -> None:
         now_seconds=_now_seconds,
         challenges=challenges,
         delegates=_delegates(config, verifier),
+        issues_tokens=authority is not None,
     )
     following = _following(link) if config.issuer else None
     try:

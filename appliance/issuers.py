@@ -8,12 +8,13 @@ Not here: the processes (``assemble``), which read these files before they are f
 import os
 import socket
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from appliance.core.delegation import Service, SignedUserRules, issuer_of_users
-from appliance.core.ports import Delegation
+from appliance.core.ports import Delegation, Revocations
 from appliance.core.ports import TokenVerifier as VerifierPort
 from appliance.core.refusals import Misconfigured
 from appliance.core.token_claims import IssuerRules
@@ -23,15 +24,20 @@ from appliance.identity.dpop import ALGORITHMS, ProofChecker
 from appliance.identity.foreign import ForeignKeys, LiaisonLink
 from appliance.identity.https import Endpoint, tls_context
 from appliance.identity.introspection import credential
+from appliance.identity.issuer.authority import Authority
 from appliance.identity.keys import KeySet
 from appliance.identity.liaison import KeyProvider, TokenProvider
 from appliance.identity.tokens import JwtIssuer, OpaqueIssuer, OwnKeys, TokenVerifier
+from appliance.ipc.notary_client import NotaryClient
+from appliance.ipc.registry_client import RegistryClient
 from appliance.settings import DelegationSettings, IssuerSettings, Settings
 
 MAX_SECRET_BYTES: Final = 1024
 
 
-def verifier(config: Settings, own_keys: KeySet, link: LiaisonLink, *, started_at_seconds: int) -> TokenVerifier:
+def verifier(
+    config: Settings, own_keys: KeySet, revocations: Revocations, link: LiaisonLink, *, started_at_seconds: int
+) -> TokenVerifier:
     """Of our own tokens, and of those of every issuer that is configured, in a process that started then."""
     identity = config.identity
     own = IssuerRules(
@@ -39,7 +45,7 @@ def verifier(config: Settings, own_keys: KeySet, link: LiaisonLink, *, started_a
         audiences=frozenset({identity.audience}),
         max_lifetime_seconds=identity.max_lifetime_seconds,
     )
-    jwts = [JwtIssuer(own, OwnKeys(own_keys))]
+    jwts = [JwtIssuer(own, OwnKeys(own_keys), revocations)]
     opaque = None
     sources = []
     for name, issuer in config.issuer.items():
@@ -77,12 +83,34 @@ def _delegation(config: Settings, name: str, one: DelegationSettings, verifier: 
     return SignedUsers(service, rules, _secret(one.secret_file))
 
 
+def authority(
+    config: Settings, notary: NotaryClient, own: TokenVerifier, *, now_seconds: Callable[[], int]
+) -> Authority | None:
+    """Our own authorization server, where the operator wants one: where our issuer is known as this server is."""
+    identity = config.identity
+    if identity.public_url is None or not identity.issues_tokens:
+        return None
+    return Authority(
+        issuer=identity.issuer,
+        public_url=identity.public_url,
+        audience=identity.audience,
+        registry=RegistryClient(notary),
+        verifier=own,
+        revocations=notary.revocations,
+        now_seconds=now_seconds,
+    )
+
+
 def challenges(config: Settings) -> Challenges:
-    """Our own issuer is none of those that a client could go to: its tokens are handed out by an operator."""
+    """Our own issuer is one that a client can go to where it issues tokens itself; elsewhere an operator hands them
+    out."""
+    identity = config.identity
+    ours = [identity.issuer] if identity.issues_tokens else []
     return Challenges(
-        config.identity.public_url,
-        issuers=(issuer.issuer for issuer in config.issuer.values()),
+        identity.public_url,
+        issuers=[*ours, *(issuer.issuer for issuer in config.issuer.values())],
         proof_algorithms=ALGORITHMS,
+        takes_certificates=config.takes_certificates,
     )
 
 

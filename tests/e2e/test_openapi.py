@@ -14,6 +14,7 @@ from tests.support.appliance import GROUP, TestAppliance, appliance
 from tests.support.bert_model import bert_model
 from tests.support.chain_model import chain_model
 from tests.support.environments import python_or_skip
+from tests.support.oauth_clients import ISSUING
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -25,7 +26,7 @@ NOT_FOR_US = "positive_data_acceptance"
 """A type cannot say all that is refused: fields that exclude each other, grammars, what a model is for, 1.0 for 1."""
 CONFIG = (
     "body_timeout_seconds = 2\n[limits]\naddress_requests_per_minute = 10_000_000\n"
-    "principal_requests_per_minute = 10_000_000\nbudget_tokens = 1_000_000_000\n"
+    f"principal_requests_per_minute = 10_000_000\nbudget_tokens = 1_000_000_000\n{ISSUING}"
 )
 
 

@@ -1,8 +1,6 @@
-"""``core.ports.AuthorizationServer`` and ``core.ports.Revocations``, which say what the test tells them to."""
+"""``core.ports.AuthorizationServer``, which says what the test tells it to."""
 
 from appliance.core.oauth import OAuthAnswer, TokenRequest
-from appliance.core.refusals import Reason, Refused
-from appliance.core.values import VerifiedClaims
 from tests.fakes.steps import Steps
 
 
@@ -20,16 +18,3 @@ class FakeAuthorizationServer:
         await self._steps.reach("authority")
         self.asked.append(request)
         return self.says
-
-
-class FakeRevocations:
-    """``tokens`` are the ids of those that ended; with ``unknown`` nobody could tell."""
-
-    def __init__(self) -> None:
-        self.tokens: set[str] = set()
-        self.unknown = False
-
-    def is_revoked(self, claims: VerifiedClaims) -> bool:
-        if self.unknown:
-            raise Refused(Reason.AUDIT_UNAVAILABLE, "nobody has told")
-        return claims.token_id in self.tokens

@@ -6,6 +6,7 @@ from appliance.core.ports import (
     AddressLimiter,
     AuditLog,
     AuthorizationServer,
+    ClientRegistry,
     Delegation,
     Lease,
     Models,
@@ -18,13 +19,14 @@ from appliance.core.ports import (
 )
 from appliance.gateway.pipeline import Exchange, Pipeline, Ports
 from tests.fakes.audit import FakeAuditLog
-from tests.fakes.authority import FakeAuthorizationServer, FakeRevocations
+from tests.fakes.authority import FakeAuthorizationServer
 from tests.fakes.budget import FakeBudget
 from tests.fakes.delegation import FakeDelegation
 from tests.fakes.door import FakeAddressLimiter, FakeVerifier
 from tests.fakes.models import FakeAnswer, FakeLease, FakeModels
 from tests.fakes.policy import FakePolicy
 from tests.fakes.rates import FakeRates
+from tests.fakes.registry import FakeClientRegistry, FakeRevocations
 from tests.fakes.steps import Steps
 from tests.support.made_values import ALICE, LIMITS, PEER
 
@@ -70,7 +72,6 @@ class World:
 FAKES: dict[type, type] = {
     AuditLog: FakeAuditLog,
     AuthorizationServer: FakeAuthorizationServer,
-    Revocations: FakeRevocations,
     TokenBudget: FakeBudget,
     RateLimiter: FakeRates,
     PolicyEngine: FakePolicy,
@@ -80,5 +81,7 @@ FAKES: dict[type, type] = {
     AddressLimiter: FakeAddressLimiter,
     TokenVerifier: FakeVerifier,
     Delegation: FakeDelegation,
+    ClientRegistry: FakeClientRegistry,
+    Revocations: FakeRevocations,
 }
 """Each port and its one fake; ``test_architecture`` compares their methods."""

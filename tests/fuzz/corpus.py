@@ -3,11 +3,23 @@
 import json
 from hashlib import sha256
 from typing import Final
+from urllib.parse import urlencode
 
+from appliance.core.clients import (
+    TOKEN_EXCHANGE,
+    Client,
+    GrantOrder,
+    IssuedTokens,
+    Party,
+    RefreshOrder,
+    RevokedToken,
+    RevokeOrder,
+)
 from appliance.core.records import PolicyLoaded
 from appliance.core.values import Digest
 from appliance.ipc import frames, messages
 from tests.integration.gateway.hostile_table import BODIES, LOGGED, WIRE
+from tests.support import oauth_desk
 from tests.vectors.jwt import generate
 
 _CHAT: Final = {
@@ -52,6 +64,20 @@ _OBJECTS: Final = (
     {"model": "demo", "tokens": [0, 1]},
 )
 _TEXTS: Final = tuple(json.dumps(one).encode() for one in _OBJECTS)
+_CLIENT: Final = Client(
+    client_id="a", authentication="client_secret_basic", secrets_sha256=(Digest.of(b""),), groups=("c",), models=("*",)
+)
+_ORDER: Final = GrantOrder(
+    client_id="a",
+    grant=TOKEN_EXCHANGE,
+    subject="b",
+    groups=("c",),
+    models=("*",),
+    acting=(Party(subject="a"),),
+    jkt="j" * 43,
+    ttl_seconds=60,
+    refreshable=True,
+)
 _MESSAGES: Final = (
     messages.Hello(role="gateway", open_requests=("r-1",)),
     messages.Append(
@@ -59,6 +85,17 @@ _MESSAGES: Final = (
     ),
     messages.Appended(call=1, index=1, leaf_hash=Digest.of(b"")),
     messages.IssueToken(call=1, subject="a", client_id="b", groups=("c",), models=("*",), ttl_seconds=60),
+    messages.FindClient(call=1, client_id="a"),
+    messages.AskGrant(call=1, order=_ORDER),
+    messages.AskRefresh(call=1, order=RefreshOrder(client_id="a", unverified_refresh_token="f.s", groups=("c",))),
+    messages.AskRevoke(call=1, order=RevokeOrder(client_id="a", token_id="t", expires_at_seconds=1)),
+    messages.Granted(
+        call=1, tokens=IssuedTokens(access_token="a.b.c", token_id="t", groups=("c",), expires_in_seconds=60)
+    ),
+    messages.NotGranted(call=1, reason="grant-invalid", detail="d"),
+    messages.Revoked(tokens=(RevokedToken(token_id="t", expires_at_seconds=1),), anew=True, complete=False),
+    messages.PutClient(call=1, client=_CLIENT, before=_CLIENT),
+    messages.EndTokens(call=1, client_id="a"),
     messages.ListModels(call=1),
     messages.AskFigures(call=1),
     messages.Cancel(request_id="r-1"),
@@ -88,6 +125,17 @@ _PROOF: Final = {
     "iat": generate.NOW,
     "ath": generate.base64url(sha256(generate.GOOD.encode()).digest()),
 }
+_EXCHANGE: Final = {
+    "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
+    "subject_token": oauth_desk.users_token(),
+    "subject_token_type": oauth_desk.SUBJECT_TYPE,
+    "requested_token_type": oauth_desk.REFRESH_TYPE,
+    "scope": "staff analysts",
+}
+_ASSERTION: Final = {"iss": "signer", "sub": "signer", "aud": oauth_desk.ISSUER, "jti": "1"} | {
+    "iat": generate.NOW,
+    "exp": generate.NOW + 60,
+}
 _KEYS: Final = (
     generate.public_jwk("first", generate.KEYS["first"]),
     {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", "kid": "2", "use": "sig"},
@@ -113,6 +161,13 @@ SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
     "proofs": (
         generate.token(header=_PROOF_HEADER, claims=_PROOF).encode(),
         json.dumps(_PROOF_HEADER).encode() + b"\n" + json.dumps(_PROOF).encode(),
+    ),
+    "oauth": (
+        oauth_desk.basic("basic").encode() + b"\ngrant_type=client_credentials&scope=staff&resource=x&resource=y",
+        oauth_desk.basic("chat").encode() + b"\n" + urlencode(_EXCHANGE).encode(),
+        oauth_desk.basic("nobody").encode() + b"\ngrant_type=refresh_token&refresh_token=x&token=a.b.c",
+        b"\nclient_id=post&client_secret=%s&token=x&token_type_hint=y" % oauth_desk.SECRET.encode(),
+        b'{"alg":"ES256","kid":"k1","typ":"JWT"}\n' + json.dumps(_ASSERTION).encode(),
     ),
     "issuers": (
         json.dumps({"keys": _KEYS[:3]}).encode(),
@@ -148,6 +203,18 @@ DICTIONARY: Final = (
     *("Transfer-Encoding: chunked", "Content-Type: application/json", "0\r\n\r\n", "Connection: close", "Upgrade: h2c"),
     *("GET ", "POST ", "/v1/models", "/v1/chat/completions", "/healthz", "/tokenize", "%2f", "..", "//", "?", "#"),
     *('"alg":"ES256"', '"typ":"at+jwt"', '"kid":"first"', '"crit":', '"jwk":', '"exp":', '"aud":', '"iss":', '"nbf":'),
+    *(
+        "Basic ",
+        "grant_type=",
+        "client_id=",
+        "client_secret=",
+        "scope=",
+        "resource=",
+        "token=",
+        "&",
+        "%00",
+        "client_assertion=",
+    ),
     *('"dpop+jwt"', '"htu":', '"htm":', '"ath":', '"cnf":', '"kty":', '"crv":', '"n":', '"active":true', '"key_ops":'),
     *(
         "X-Forwarded-For: 203.0.113.9",

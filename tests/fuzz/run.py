@@ -20,7 +20,7 @@ FINDINGS = ROOT / "build" / "fuzz"
 INPUT_SECONDS = 5
 MEMORY_MIB = 1024
 MAX_INPUT_BYTES = 8192
-NAMES = ("json", "bodies", "tokens", "proofs", "issuers", "proxies", "frames", "heads")
+NAMES = ("json", "bodies", "tokens", "proofs", "oauth", "issuers", "proxies", "frames", "heads")
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ import uvicorn
 from appliance.core import forwarded, proxy_protocol
 from appliance.core.admit import AdmitLimits, admit
 from appliance.core.decide import policy_input
+from appliance.core.oauth import PATHS, TokenRequest
 from appliance.core.refusals import Fault, Refused
 from appliance.core.strict_json import JsonInvalid, check
 from appliance.core.token_claims import IssuerRules
@@ -27,19 +28,22 @@ from appliance.core.values import UNIX_PEER, Asked, Peer, Presented
 from appliance.gateway import wire
 from appliance.gateway.listeners import Arrival
 from appliance.gateway.runner_link import _submission
-from appliance.gateway.surfaces import oauth, vectors, vocabulary
+from appliance.gateway.surfaces import vectors, vocabulary
+from appliance.gateway.surfaces.oauth import read_form
 from appliance.gateway.surfaces.openai.chat import ChatSurface
 from appliance.gateway.surfaces.openai.completions import CompletionSurface
 from appliance.identity import introspection
 from appliance.identity.compact import base64url
 from appliance.identity.dpop import ALGORITHMS, ProofChecker, thumbprint
 from appliance.identity.https import Unreachable
+from appliance.identity.issuer import forms
 from appliance.identity.keys import from_wire, parse_foreign_keys, parse_keys, to_wire
 from appliance.identity.tokens import JwtIssuer, OwnKeys, TokenVerifier
 from appliance.ipc import frames, messages
 from appliance.ipc.validation import decode_answer
 from tests.fakes.models import STARTED, delta
 from tests.fakes.world import World
+from tests.support import oauth_desk
 from tests.support.made_values import ALICE, PEER, model
 from tests.support.wire_server import gate_around
 from tests.vectors.jwt import generate
@@ -188,6 +192,47 @@ def _proves(checker: ProofChecker, proof: str) -> bool:
     return True
 
 
+# --- the authorization server ---------------------------------------------------------------------------------------
+
+_SIGNER: Final = msgspec.structs.replace(
+    oauth_desk.SIGNER, keys=(oauth_desk.registered_key(generate.KEYS["first"], "ES256"),)
+)
+_ORDERS: Final = 500
+_desks: list[oauth_desk.Desk] = []
+
+
+def oauth(data: bytes) -> None:
+    """A header and a form around a line break, as they come; the same bytes as header and claims of an assertion,
+    signed by nobody and by the right key. Nobody gets anything who has not proved that he may."""
+    header, _, body = data.partition(b"\n")
+    text = header.decode("latin-1")
+    pairs = parse_qsl(body.decode("latin-1"), keep_blank_values=True, encoding="latin-1")
+    knows = ("client_secret", oauth_desk.SECRET) in pairs or ("client_secret", oauth_desk.NEXT_SECRET) in pairs
+    with suppress(Refused):
+        knows = knows or forms.basic(text)[1] == oauth_desk.SECRET
+    _authorise(tuple(pairs), text or None, may=knows)
+    _authorise(_by_assertion(_unsigned(header, body)), None, may=False)
+    signed = _by_assertion(generate.token(header=header, claims=body))
+    _authorise(signed, None, may=True)
+
+
+def _by_assertion(text: str) -> tuple[tuple[str, str], ...]:
+    return tuple(oauth_desk.by_assertion(text, token="x").items())
+
+
+def _authorise(pairs: tuple[tuple[str, str], ...], authorization: str | None, *, may: bool) -> None:
+    if not _desks or len(_desks[0].registry.orders) > _ORDERS:
+        _desks[:] = [oauth_desk.Desk(oauth_desk.BASIC, oauth_desk.POST, oauth_desk.CHAT, _SIGNER)]
+    desk = _desks[0]
+    for endpoint in PATHS.values():
+        asked = TokenRequest(endpoint=endpoint, form=pairs, authorization=authorization)
+        answer = _loop().run_until_complete(desk.authority.answer(asked))
+        if answer.status >= 500 or not isinstance(json.loads(answer.body), dict):
+            raise Defect(f"an answer of {answer.status}: {answer.body!r}")
+        if answer.status == 200 and not may:
+            raise Defect("a client that did not prove itself was answered")
+
+
 # --- issuers --------------------------------------------------------------------------------------------------------
 
 _ALGORITHMS: Final = frozenset(ALGORITHMS)
@@ -212,10 +257,10 @@ def issuers(data: bytes) -> None:
 # --- forms ----------------------------------------------------------------------------------------------------------
 
 
-def forms(data: bytes) -> None:
+def posted_forms(data: bytes) -> None:
     """What is accepted of a token request, Python's own parser reads in the same way."""
     try:
-        pairs = oauth.read_form(data)
+        pairs = read_form(data)
     except Refused:
         return
     said = parse_qsl(data.decode("ascii"), keep_blank_values=True, strict_parsing=bool(data), errors="strict")
@@ -378,8 +423,9 @@ TARGETS: Final[dict[str, Target]] = {
     "bodies": bodies,
     "tokens": tokens,
     "proofs": proofs,
+    "oauth": oauth,
     "issuers": issuers,
-    "forms": forms,
+    "forms": posted_forms,
     "proxies": proxies,
     "frames": frames_of_peers,
     "heads": heads,

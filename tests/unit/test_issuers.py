@@ -1,5 +1,6 @@
 """What an operator writes about foreign issuers, and the files that it names."""
 
+import json
 import os
 import tomllib
 from pathlib import Path
@@ -12,6 +13,7 @@ from appliance.core.refusals import Misconfigured
 from appliance.identity.foreign import LiaisonLink
 from appliance.identity.keys import parse_keys
 from appliance.settings import IssuerSettings, Settings, SettingsInvalid
+from tests.fakes.registry import FakeRevocations
 from tests.support.identity_provider import Authority
 from tests.unit.identity.test_keys import GOOD, of
 
@@ -153,9 +155,52 @@ def test_absent_files_are_the_operators_mistake() -> None:
 
 def test_verifier_believes_what_is_configured(tmp_path: Path) -> None:
     link = LiaisonLink(tmp_path / "nobody.sock", now_seconds=lambda: 0)
-    made = issuers.verifier(parsed(one=LEAST), parse_keys(of(GOOD)), link, started_at_seconds=0)
+    made = issuers.verifier(parsed(one=LEAST), parse_keys(of(GOOD)), FakeRevocations(), link, started_at_seconds=0)
     assert set(made._issuers) == {"https://paddock.local", "https://idp.example"}
     assert issuers.challenges(parsed(one=LEAST)).metadata is None
+
+
+def test_our_own_tokens_alone_are_looked_for_among_the_revoked(tmp_path: Path) -> None:
+    link = LiaisonLink(tmp_path / "nobody.sock", now_seconds=lambda: 0)
+    revocations = FakeRevocations()
+    made = issuers.verifier(parsed(one=LEAST), parse_keys(of(GOOD)), revocations, link, started_at_seconds=0)
+    asked = {name: issuer.revocations for name, issuer in made._issuers.items()}
+    assert asked == {"https://paddock.local": revocations, "https://idp.example": None}
+
+
+def servers(**identity: Any) -> list[str]:
+    config = settings.parse({"state_dir": "/tmp/x", "identity": identity, "issuer": {"one": LEAST}})
+    told: list[str] = json.loads(issuers.challenges(config).metadata or b"{}")["authorization_servers"]
+    return told
+
+
+def test_our_own_issuer_is_told_of_where_it_issues_tokens_itself() -> None:
+    """RFC 8414 section 3.3: its metadata are found under its own name, or they are not its."""
+    here = "https://llm.example"
+    assert servers(public_url=here) == ["https://idp.example"]
+    assert servers(public_url=here, issuer="https://llm.example/") == ["https://idp.example"]
+    assert servers(public_url=here, issuer=here) == ["https://idp.example", here]
+
+
+def test_tokens_are_issued_nowhere_without_being_asked_for() -> None:
+    assert not settings.parse({"state_dir": "/tmp/x"}).identity.issues_tokens
+
+
+@pytest.mark.parametrize(
+    ("listener", "expected"),
+    [
+        ({}, False),
+        ({"tls": "/tls"}, False),
+        ({"tls": "/tls", "client_certificates": "optional"}, True),
+        ({"trusted": ["192.0.2.1"]}, True),
+    ],
+    ids=str,
+)
+def test_certificates_are_taken_where_a_listener_or_its_proxy_takes_some(
+    listener: dict[str, Any], expected: bool
+) -> None:
+    config = settings.parse({"state_dir": "/tmp/x", "listen": [{"host": "127.0.0.1", **listener}]})
+    assert config.takes_certificates is expected
 
 
 def test_settings_have_no_field_that_no_rule_uses() -> None:

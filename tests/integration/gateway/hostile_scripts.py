@@ -15,12 +15,34 @@ from typing import Any, Final
 
 import wasmtime
 
-from appliance.core.records import Closed, ModelRefused, Opened, PolicyLoaded, RefusedRequest, encode_entry
-from tests.integration.gateway.hostile_table import PUBLIC_URL, SCOPE, asking, bound_to_key, get, head, post, proof
+from appliance.cli import clients
+from appliance.core.records import (
+    Closed,
+    ModelRefused,
+    Opened,
+    PolicyLoaded,
+    RefusedRequest,
+    TokenRevoked,
+    encode_entry,
+)
+from tests.integration.gateway.hostile_table import (
+    CREDENTIALS,
+    PUBLIC_URL,
+    SCOPE,
+    ask_token,
+    asking,
+    basic,
+    bound_to_key,
+    get,
+    head,
+    post,
+    proof,
+)
 from tests.support.appliance import TestAppliance, appliance, free_port
 from tests.support.chain_model import chain_model, long_script
 from tests.support.hostile_tokens import Forge, base64url
 from tests.support.identity_provider import IdentityProvider, new_key
+from tests.support.oauth_clients import OAuthClient, register
 from tests.support.public_vectors import vectors_folder
 from tests.support.raw_http import RawAnswer, ends, exchange, read_answer
 from tests.support.tls_folder import authority, client_context, client_of, server_of, write_folder
@@ -32,7 +54,7 @@ RATE: Final = 60
 OPEN: Final = "[limits]\naddress_requests_per_minute = 100_000\nprincipal_requests_per_minute = 1000\n"
 CONFIG: Final = (
     f"body_timeout_seconds = 2\n{OPEN}[models]\ncontext_tokens = 16384\nmax_loaded = 3\n"
-    f'[identity]\npublic_url = "{PUBLIC_URL}"\n'
+    f'[identity]\nissuer = "{PUBLIC_URL}"\npublic_url = "{PUBLIC_URL}"\n'
 )
 TIGHT: Final = (
     f"[limits]\naddress_requests_per_minute = 100_000\nprincipal_requests_per_minute = {RATE}\n"
@@ -50,6 +72,7 @@ class Scene:
     slow_head: socket.socket
     idle_reader: socket.socket
     forge: Forge
+    client: OAuthClient
     began: float = field(default_factory=time.monotonic)
     _names: Iterator[int] = field(default_factory=count)
 
@@ -57,6 +80,11 @@ class Scene:
     def proxied(self) -> int:
         """The port where a trusted proxy connects."""
         return self.server.config.listen[1].port
+
+    @property
+    def credentials(self) -> bytes:
+        """Of the registered client, for HTTP Basic."""
+        return self.client.credentials.encode()
 
     @property
     def servers(self) -> tuple[TestAppliance, ...]:
@@ -116,7 +144,8 @@ def staged(directory: Path) -> Iterator[Scene]:
         idle_reader.connect(("127.0.0.1", server.port))
         asked = asking(model="long", stream=True, max_tokens=WORDS, logprobs=True, top_logprobs=20)  # 2 kB a token
         idle_reader.sendall(Scene.filled(asked, server, server.token("idle-reader")))
-        scene = Scene(server, tight, slow_head, idle_reader, Forge(server.config, issuer))
+        client = register(server, "hostile", introspects=True)
+        scene = Scene(server, tight, slow_head, idle_reader, Forge(server.config, issuer), client)
         server.wait_until(lambda: scene.status_of(issuer.token(scope=SCOPE)) == 200, "the keys of the foreign issuer")
         yield scene
 
@@ -221,6 +250,76 @@ def rotated_out_key(scene: Scene) -> None:
     finally:
         issuer.keys = old
         scene.server.wait_until(lambda: scene.status_of(issuer.token(scope=SCOPE)) == 200, "the old key again")
+
+
+def revoked_token(scene: Scene) -> None:
+    token = scene.client.token()
+    assert scene.status_of(token) == 200
+    assert scene.client.ask("/oauth/revoke", {"token": token}).status == 200
+    ends_within_a_second(scene, token)
+
+
+def disabled_client(scene: Scene) -> None:
+    client = register(scene.server, "soon-disabled")
+    token = client.token()
+    assert scene.status_of(token) == 200
+    clients.change(scene.server.config, client.client_id, disabled=True)
+    ends_within_a_second(scene, token)
+    answer = client.ask("/oauth/token", {"grant_type": "client_credentials"})
+    assert (answer.status, answer.json()["error"]) == (401, "invalid_client")
+
+
+def ends_within_a_second(scene: Scene, token: str) -> None:
+    deadline = time.monotonic() + 1
+    while (status := scene.status_of(token)) != 401:
+        assert time.monotonic() < deadline, status
+
+
+# --- 26 to 29: the authorization server -----------------------------------------------------------------------------
+
+
+def unknown_and_wrong_clients(scene: Scene) -> None:
+    """Who does not prove who he is learns nothing of who is registered, nor how."""
+    register(scene.server, "disabled", disabled=True)
+    register(scene.server, "by-form", authentication="client_secret_post")
+    answers = [
+        scene.send(ask_token(CREDENTIALS, client=basic(client_id, "x" * 43)))
+        for client_id in ("nobody", "hostile", "disabled", "by-form")
+    ]
+    assert {(answer.status, answer.body) for answer in answers} == {(401, answers[0].body)}
+    assert {frozenset(answer.headers) for answer in answers} == {frozenset(answers[0].headers)}
+    assert answers[0].code() == "invalid_client"
+
+
+def refresh_token_used_twice(scene: Scene) -> None:
+    """Whoever has an old one has it by theft, or was robbed: nobody gets anything more (RFC 9700 section 4.14.2)."""
+    client = scene.client
+    first = client.family()
+    assert scene.status_of(first["access_token"]) == 200
+    second = client.refreshed(first["refresh_token"]).json()
+    again = client.refreshed(first["refresh_token"])
+    assert (again.status, again.json()["error"]) == (400, "invalid_grant")
+    after = client.refreshed(second["refresh_token"])
+    assert (after.status, after.json()["error"]) == (400, "invalid_grant")
+    for token in (first["access_token"], second["access_token"]):
+        ends_within_a_second(scene, token)
+    assert "refresh-token-reused" in {record.why for record in scene.server.records(TokenRevoked)}
+
+
+def tokens_that_are_looked_into(scene: Scene) -> None:
+    mine = scene.client.token()
+    assert scene.client.introspected(mine)["active"] is True
+    for token in (
+        scene.forge.with_claims(aud="another"),
+        scene.forge.with_claims(exp=int(time.time()) - 3600, iat=int(time.time()) - 7200),
+        scene.forge.with_hmac(),
+        scene.forge.foreign.token(scope=SCOPE),
+        mine[:-4] + "AAAA",
+        mine.rpartition(".")[0],
+    ):
+        assert scene.client.introspected(token) == {"active": False}
+    blind = register(scene.server, "blind")
+    assert blind.introspected(mine) == {"active": False}
 
 
 # --- 9, 23, 24: what comes with a token -----------------------------------------------------------------------------
@@ -540,6 +639,11 @@ SCRIPTS: Final = (
     Script(16, "a thousand unknown key ids", unknown_key_ids),
     Script(16, "a thousand unknown key ids of a foreign issuer", unknown_key_ids_of_a_foreign_issuer),
     Script(21, "rotated-out key", rotated_out_key),
+    Script(21, "revoked token", revoked_token),
+    Script(21, "disabled client", disabled_client),
+    Script(26, "unknown and wrong clients look alike", unknown_and_wrong_clients),
+    Script(28, "refresh token used twice", refresh_token_used_twice),
+    Script(29, "tokens that are looked into", tokens_that_are_looked_into),
     Script(23, "proof used twice", proof_used_twice),
     Script(24, "token over another connection than its own", token_over_another_connection_than_its_own),
     Script(34, "texts of JSONTestSuite", texts_of_a_suite),

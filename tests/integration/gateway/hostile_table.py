@@ -5,8 +5,8 @@ The numbers are those of the project's list of hostile input. A row that one exc
 that takes time, company or a spoiled host is a function of ``hostile_scripts``. What of a number cannot be shown yet,
 because the part that it is about is not there, stands in ``NOT_BUILT`` and nowhere else.
 
-The server is known as ``PUBLIC_URL`` and believes one foreign issuer, whose tokens name audiences in a list and need
-the scope ``SCOPE``. It listens at three places: for anybody, for a proxy that it trusts, and with TLS.
+The server is known as ``PUBLIC_URL``, issues tokens itself under that name, and believes one foreign issuer, whose
+tokens name audiences in a list and need the scope ``SCOPE``. It listens at three places: for anybody, for a proxy that it trusts, and with TLS.
 """
 
 import json
@@ -20,13 +20,6 @@ from tests.support.hostile_tokens import MISSING, Forge, base64url, in_seconds
 from tests.support.identity_provider import new_key, proof_for, public_jwk, thumbprint
 
 NOT_BUILT: Final[dict[int, str]] = {
-    21: "revoked tokens, disabled clients",
-    25: "token endpoint: forms",
-    26: "token endpoint: unknown clients",
-    27: "token endpoint: scope and resource",
-    28: "refresh tokens",
-    29: "introspection",
-    30: "revocation",
     46: "a limiter's store and a policy engine in processes of their own",
     49: "export as CSV",
     51: "remote engines",
@@ -52,7 +45,9 @@ GOOD: Final[dict[str, Any]] = {"model": "chain", "messages": [{"role": "user", "
 @dataclass(frozen=True)
 class Row:
     """One exchange. In ``data``, ``@HOST@`` and ``@TOKEN@`` stand for the server's and a good token's; ``token`` makes
-    another, and ``proof`` what stands for ``@PROOF@``, for a token. ``headers`` are what the answer's must begin with,
+    another, and ``proof`` what stands for ``@PROOF@``, for a token. ``@CLIENT@`` are the credentials of a registered
+    client, for HTTP Basic. ``code`` is what the answer says; where that is a word of OAuth's, ``reason`` is ours, which
+    the line has. ``headers`` are what the answer's must begin with,
     by name in lower case, None for one that must not be there. ``closes``: the server ends the connection after its
     answer. ``stripped`` are the headers that it says, in a line before any other, to have taken away. ``by_proxy``: it
     comes where a trusted proxy does."""
@@ -70,6 +65,7 @@ class Row:
     proof: Callable[[str], str] | None = None
     stripped: str = ""
     by_proxy: bool = False
+    reason: str = ""
 
 
 # --- how bytes are written ------------------------------------------------------------------------------------------
@@ -90,6 +86,16 @@ def post(body: bytes, *fields: bytes, media_type: bytes = b"application/json", p
 
 def asking(**fields: Any) -> bytes:
     return post(json.dumps({**GOOD, **fields}).encode())
+
+
+FORM: Final = b"application/x-www-form-urlencoded"
+
+
+def ask_token(form: bytes, *fields: bytes, path: bytes = b"/oauth/token", client: bytes = b"@CLIENT@") -> bytes:
+    """A request of an OAuth client; ``client`` are its credentials for HTTP Basic, if any."""
+    basic = [b"Authorization: Basic " + client] if client else []
+    length = b"Content-Length: %d" % len(form)
+    return get(path, b"Content-Type: " + FORM, length, *basic, *fields, method=b"POST") + form
 
 
 PUBLIC_URL: Final = "https://llm.example"
@@ -162,6 +168,20 @@ def field_of(number: int, name: str, param: str | None = None, **fields: Any) ->
     return bad(number, name, asking(**fields), param=param or next(iter(fields)))
 
 
+def no_token(number: int, name: str, data: bytes, error: str, reason: str, status: int = 400, **more: Any) -> Row:
+    """By the authorization server, or on the way to it."""
+    return Row(number, name, data, status, error, "line", reason=reason, **more)
+
+
+def no_form(name: str, data: bytes, status: int, reason: str = "oauth-request-invalid", **more: Any) -> Row:
+    """Before the authorization server is asked."""
+    return no_token(25, name, data, "invalid_request", reason, status, closes=True, **more)
+
+
+def no_client(name: str, data: bytes) -> Row:
+    return no_token(26, name, data, "invalid_client", "client-invalid", 401, headers=NO_CLIENT)
+
+
 def unfit(name: str, **fields: Any) -> Row:
     """By the runner, which alone knows grammars."""
     return Row(41, name, asking(**fields), 400, "field-invalid", "closed")
@@ -169,6 +189,7 @@ def unfit(name: str, **fields: Any) -> Row:
 
 LENGTH = b"Content-Length: 2"
 CHUNKED = b"Transfer-Encoding: chunked"
+NO_CLIENT = {"www-authenticate": 'Basic realm="paddock"'}
 NO_TOKEN = {"www-authenticate": f'Bearer realm="paddock", {POINTER}, DPoP realm="paddock", algs="'}
 
 WIRE = [
@@ -360,8 +381,8 @@ TOKENS = [
     denied(18, "nbf in the future", lambda forge: forge.with_claims(nbf=in_seconds(300))),
     denied(18, "nbf as text", lambda forge: forge.with_claims(nbf="0")),
     denied(19, "wrong issuer", lambda forge: forge.with_claims(iss="https://evil.example")),
-    denied(19, "issuer with a slash more", lambda forge: forge.with_claims(iss="https://paddock.local/")),
-    denied(19, "list of issuers", lambda forge: forge.with_claims(iss=["https://paddock.local"])),
+    denied(19, "issuer with a slash more", lambda forge: forge.with_claims(iss=PUBLIC_URL + "/")),
+    denied(19, "list of issuers", lambda forge: forge.with_claims(iss=[PUBLIC_URL])),
     denied(19, "no issuer", lambda forge: forge.with_claims(iss=MISSING)),
     denied(19, "wrong audience", lambda forge: forge.with_claims(aud="another")),
     denied(19, "list of audiences", lambda forge: forge.with_claims(aud=["paddock", "another"])),
@@ -379,7 +400,7 @@ TOKENS = [
         }.items()
     ],
     denied(19, "our own audience, of a foreign issuer", lambda forge: forge.foreign.token(scope=SCOPE, aud="paddock")),
-    denied(19, "our own name, signed by a foreign issuer", lambda forge: forge.foreign.token(scope=SCOPE, iss="https://paddock.local", aud="paddock")),
+    denied(19, "our own name, signed by a foreign issuer", lambda forge: forge.foreign.token(scope=SCOPE, iss=PUBLIC_URL, aud="paddock")),
     denied(19, "a foreign issuer's name, signed by us", lambda forge: forge.with_claims(iss=forge.foreign.issuer, aud="llm", scope=SCOPE)),
     *[
         refused(22, name, get(b"/v1/models", bearer=True), 403, "scope-missing", token=lambda forge, scope=scope: forge.foreign.token(scope=scope), headers=NO_SCOPE)
@@ -568,4 +589,90 @@ LOGGED = [
     refused(55, "TRACE with a token", get(b"/v1/models", bearer=True, method=b"TRACE"), 405, "method-not-allowed", headers={"allow": "GET"}),
 ]  # fmt: skip
 
-ROWS: Final = (*WIRE, *TOKENS, *BODIES, *LOGGED)
+CREDENTIALS = b"grant_type=client_credentials"
+
+
+def basic(client_id: str, secret: str) -> bytes:
+    return b64encode(f"{client_id}:{secret}".encode())
+
+
+ISSUED = [
+    Row(25, "good form", ask_token(CREDENTIALS), 200, "", "nothing", headers={"content-type": "application/json"}),
+    no_token(25, "two ways to authenticate: a secret in the form too", ask_token(CREDENTIALS + b"&client_secret=x"), "invalid_request", "oauth-request-invalid"),
+    no_token(25, "two ways to authenticate: an assertion too", ask_token(CREDENTIALS + b"&client_assertion=a.b.c&client_assertion_type=urn:ietf:params:oauth:client-assertion-type:jwt-bearer"), "invalid_request", "oauth-request-invalid"),
+    *[
+        no_token(25, f"{name} twice", ask_token(CREDENTIALS + b"&" + repeated), "invalid_request", "oauth-request-invalid")
+        for name, repeated in {
+            "grant_type": CREDENTIALS, "grant_type, of another kind,": b"grant_type=refresh_token", "scope": b"scope=staff&scope=staff",
+            "client_id": b"client_id=hostile&client_id=hostile", "scope, once empty,": b"scope=&scope=staff", "refresh_token": b"refresh_token=a&refresh_token=b",
+        }.items()
+    ],
+    no_token(25, "no grant type", ask_token(b"scope=staff"), "invalid_request", "oauth-request-invalid"),
+    no_token(25, "nothing at all", ask_token(b""), "invalid_request", "oauth-request-invalid"),
+    *[
+        no_token(25, f"grant type {kind.decode()}", ask_token(b"grant_type=" + kind), "unsupported_grant_type", "grant-type-unsupported")
+        for kind in (b"password", b"authorization_code", b"implicit", b"CLIENT_CREDENTIALS", b"client_credentials%20", b"urn:ietf:params:oauth:grant-type:jwt-bearer", b"x")
+    ],
+    no_form("JSON", post(b'{"grant_type":"client_credentials"}', path=b"/oauth/token").replace(b"Bearer @TOKEN@", b"Basic @CLIENT@"), 415, "media-type-unsupported"),
+    no_form("JSON that is called a form", ask_token(b'{"grant_type":"client_credentials"}'), 400),
+    no_form("several parts", ask_token(CREDENTIALS).replace(FORM, b"multipart/form-data; boundary=x"), 415, "media-type-unsupported"),
+    no_form("form in UTF-16", ask_token(CREDENTIALS).replace(FORM, FORM + b"; charset=utf-16"), 415, "media-type-unsupported"),
+    no_form("compressed", ask_token(CREDENTIALS, b"Content-Encoding: gzip"), 415, "media-type-unsupported"),
+    *[
+        no_form(f"{method.decode()} of {path.decode()}", get(path, method=method), 405, "method-not-allowed", headers={"allow": "POST", "www-authenticate": None})
+        for method in (b"GET", b"PUT", b"OPTIONS", b"DELETE")
+        for path in (b"/oauth/token", b"/oauth/revoke", b"/oauth/introspect")
+    ],
+    no_form("GET with everything in the query", get(b"/oauth/token?" + CREDENTIALS, b"Authorization: Basic @CLIENT@"), 405, "method-not-allowed"),
+    no_form("parameters in the query", ask_token(CREDENTIALS, path=b"/oauth/token?" + CREDENTIALS), 400),
+    no_form("secret in the query", ask_token(CREDENTIALS, path=b"/oauth/token?client_id=hostile&client_secret=x"), 400),
+    no_form("two headers with credentials", ask_token(CREDENTIALS, b"Authorization: Basic @CLIENT@"), 400, "token-misplaced"),
+    no_form("17 kB", ask_token(CREDENTIALS + b"&x=" + b"a" * 17_000), 413, "body-too-large"),
+    no_form("17 kB in chunks", get(b"/oauth/token", b"Content-Type: " + FORM, CHUNKED, b"Authorization: Basic @CLIENT@", method=b"POST") + b"4400\r\n" + b"a" * 0x4400 + b"\r\n0\r\n\r\n", 413, "body-too-large"),
+    no_form("33 parameters", ask_token(CREDENTIALS + b"&a=1" * 32), 400),
+    no_form("parameter that is not UTF-8", ask_token(CREDENTIALS + b"&scope=%ff"), 400),
+    no_form("parameter with a NUL", ask_token(CREDENTIALS + b"&scope=%00"), 400),
+    no_form("half of a percent", ask_token(CREDENTIALS + b"&scope=%4"), 400),
+    no_form("parameter without a name", ask_token(CREDENTIALS + b"&=x"), 400),
+    no_form("semicolons and a line", ask_token(CREDENTIALS + b"\r\n"), 400),
+    no_form("proof of a key", ask_token(CREDENTIALS, b"DPoP: x.y.z"), 400),
+    no_client("wrong secret", ask_token(CREDENTIALS, client=basic("hostile", "wrong"))),
+    no_client("unknown client", ask_token(CREDENTIALS, client=basic("nobody", "wrong"))),
+    no_client("no credentials", ask_token(CREDENTIALS, client=b"")),
+    no_client("name alone", ask_token(CREDENTIALS + b"&client_id=hostile", client=b"")),
+    no_client("secret in the form, where Basic is registered", ask_token(CREDENTIALS + b"&client_id=hostile&client_secret=x", client=b"")),
+    no_client("two names", ask_token(CREDENTIALS + b"&client_id=other")),
+    no_client("token of the API", get(b"/oauth/token", b"Content-Type: " + FORM, b"Content-Length: %d" % len(CREDENTIALS), bearer=True, method=b"POST") + CREDENTIALS),
+    *[
+        no_client(f"credentials {kind}", ask_token(CREDENTIALS, client=client))
+        for kind, client in {
+            "that are no base64": b"!", "without a colon": b64encode(b"hostile"), "without a name": b64encode(b":x"), "of bytes": b64encode(b"\xff:\xff"),
+            "with a path": basic("../hostile", "x"), "with a line": b64encode(b"hostile\r\n:x"), "of 8 kB": b64encode(b"hostile:" + b"x" * 8000),
+        }.items()
+    ],
+    *[
+        no_token(27, f"scope {scope.decode()!r}", ask_token(CREDENTIALS + b"&scope=" + scope), "invalid_scope", "scope-invalid")
+        for scope in (b"admin", b"staff%20admin", b"STAFF", b"*", b"staff%20", b"%20", b"staff%20%20staff", b"%22", b"st%C3%A4ff", b"../staff")
+    ],
+    *[
+        no_token(27, f"{name} {target.decode()!r}", ask_token(CREDENTIALS + b"&" + name.encode() + b"=" + target), "invalid_target", "target-invalid")
+        for name, target in (
+            ("resource", b"https://evil.example"), ("resource", b"https://llm.example.evil.example"), ("resource", b"https://llm.example%23x"),
+            ("resource", b"http://llm.example"), ("resource", b"x"), ("resource", b"https://llm.example&resource=https://evil.example"),
+        )
+    ],
+    Row(27, "resource that is ours", ask_token(CREDENTIALS + b"&resource=https://llm.example"), 200, "", "nothing"),
+    no_token(28, "refresh token that is none", ask_token(b"grant_type=refresh_token&refresh_token=x"), "invalid_grant", "grant-invalid"),
+    no_token(28, "no refresh token", ask_token(b"grant_type=refresh_token"), "invalid_request", "oauth-request-invalid"),
+    no_token(28, "refresh token of 9 kB", ask_token(b"grant_type=refresh_token&refresh_token=" + b"x" * 9000), "invalid_request", "oauth-request-invalid"),
+    no_token(29, "introspection without a client", ask_token(b"token=x", path=b"/oauth/introspect", client=b""), "invalid_client", "client-invalid", 401, headers=NO_CLIENT),
+    no_token(29, "introspection of nothing", ask_token(b"", path=b"/oauth/introspect"), "invalid_request", "oauth-request-invalid"),
+    Row(29, "introspection of garbage", ask_token(b"token=x", path=b"/oauth/introspect"), 200, "", "nothing"),
+    no_token(30, "revocation without a client", ask_token(b"token=x", path=b"/oauth/revoke", client=b""), "invalid_client", "client-invalid", 401, headers=NO_CLIENT),
+    no_token(30, "revocation of nothing", ask_token(b"", path=b"/oauth/revoke"), "invalid_request", "oauth-request-invalid"),
+    Row(30, "revocation of an unknown token", ask_token(b"token=x", path=b"/oauth/revoke"), 200, "", "nothing"),
+    Row(30, "revocation of an unknown token, with a hint", ask_token(b"token=x&token_type_hint=refresh_token", path=b"/oauth/revoke"), 200, "", "nothing"),
+    refused(55, "OPTIONS of the authorization server's metadata", get(b"/.well-known/oauth-authorization-server", method=b"OPTIONS"), 401, "token-missing", headers=NO_TOKEN),
+]  # fmt: skip
+
+ROWS: Final = (*WIRE, *TOKENS, *BODIES, *LOGGED, *ISSUED)

@@ -13,7 +13,7 @@ from appliance.core.values import Digest, Presented, VerifiedClaims
 from appliance.identity import tokens
 from appliance.identity.keys import parse_keys
 from appliance.identity.tokens import MAX_TOKEN_BYTES, JwtIssuer, OwnKeys, TokenVerifier
-from tests.fakes.authority import FakeRevocations
+from tests.fakes.registry import FakeRevocations
 from tests.vectors.jwt import generate
 
 NOW = generate.NOW
