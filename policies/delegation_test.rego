@@ -54,6 +54,16 @@ test_issuer_and_subject_are_named_together if {
 	}
 }
 
+test_who_acts_for_itself_acts_for_nobody_else if {
+	itself := {"issuer": good.principal.issuer, "subject": good.principal.subject, "client_id": "", "groups": []}
+	decided(good, [itself]).allow == true
+	decided(good, [itself, stranger]).allow == true
+	every other in [{"issuer": "https://other.example"}, {"subject": "bob"}] {
+		refused(decided(good, [object.union(itself, other)]), ["delegation-not-permitted"])
+	}
+	refused(decided(good, [stranger, itself]), ["delegation-not-permitted"])
+}
+
 test_only_the_nearest_is_judged if {
 	refused(decided(good, [stranger, service]), ["delegation-not-permitted"])
 	refused(decided(good, [stranger, agent]), ["delegation-not-permitted"])

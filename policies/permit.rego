@@ -29,6 +29,12 @@ nearest := array.slice(input.principal.acting, 0, 1) if is_array(input.principal
 # To act for others is permitted by name: by a group of the token that the service brings, or by issuer and subject.
 delegation_permitted if nearest == []
 
+# A client that exchanged a token of its own, for one that it can refresh, acts for nobody else.
+delegation_permitted if {
+	nearest[0].issuer == input.principal.issuer
+	nearest[0].subject == input.principal.subject
+}
+
 delegation_permitted if {
 	some group in nearest[0].groups
 	group in data.delegates.groups

@@ -182,6 +182,12 @@ def cases():
     yield case("service-acts-by-its-group", allow(512), ("principal.acting", [SERVICE]))
     yield case("party-acts-by-its-name", allow(512), ("principal.acting", [NAMED]))
     yield case("those-behind-are-not-judged", allow(512), ("principal.acting", [SERVICE, STRANGER]))
+    yield case("acts-for-itself", allow(512), ("principal.acting", [NAMED | {"subject": "alice"}]))
+    yield case(
+        "acts-for-one-of-that-name-elsewhere",
+        deny(ACTING),
+        ("principal.acting", [NAMED | {"subject": "alice", "issuer": "https://other.example"}]),
+    )
     yield case("stranger-acts", deny(ACTING), ("principal.acting", [STRANGER]))
     yield case("stranger-acts-before-a-service", deny(ACTING), ("principal.acting", [STRANGER, SERVICE]))
     yield case(
