@@ -14,13 +14,16 @@ from typing import Any
 import jwt
 import pytest
 
+from appliance.core.clients import TOKEN_EXCHANGE
 from appliance.core.records import Opened, RefusedRequest
 from tests.integration.oauth.conftest import LIMITS
 from tests.support.appliance import GROUP, Answer, TestAppliance, appliance, chat_body
 from tests.support.chain_model import chain_model
+from tests.support.hostile_tokens import claims_of
 from tests.support.identity_provider import IdentityProvider, new_key, thumbprint
+from tests.support.oauth_clients import ACCESS_TOKEN, ISSUING, PUBLIC_URL, paddock, register
 
-OURS = "https://paddock.local"
+OURS = PUBLIC_URL
 USERS = f"{OURS}#webui"
 SECRET = "0123456789abcdef0123456789abcdef"
 JWT, TOKEN = "X-OpenWebUI-User-Jwt", "X-Paddock-User-Token"
@@ -90,7 +93,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         server.write_policy_data(
             {
                 "groups": {GROUP: {"models": ["*"], "max_tokens": 100_000}},
-                "delegates": {"groups": [SERVICES], "parties": [{"issuer": idp.issuer, "subject": "named"}]},
+                "delegates": {
+                    "groups": [SERVICES],
+                    "parties": [{"issuer": idp.issuer, "subject": "named"}, {"issuer": OURS, "subject": "exchanger"}],
+                },
             }
         )
         one = Site(server, idp, stranger)
@@ -109,7 +115,7 @@ def _config(idp: IdentityProvider, stranger: IdentityProvider, secret: Path) -> 
     tokens = f'{form}user_issuers = ["{idp.issuer}", "{stranger.issuer}", "{OURS}"]\n'
     return "\n".join(
         (
-            LIMITS,
+            f"{ISSUING}{LIMITS}",
             idp.settings("idp"),
             stranger.settings("stranger"),
             f'[delegation.webui]\nform = "openwebui-jwt"\n{client}subject = "webui"\nsecret_file = "{secret}"',
@@ -195,6 +201,44 @@ def test_token_whose_act_is_not_understood_is_refused(site: Site, act: Any) -> N
     claims = site.idp.claims() | {"act": act}
     token = jwt.encode(claims, site.idp.keys["one"], algorithm="ES256", headers={"kid": "one", "typ": "at+jwt"})
     assert site.chat(token).status == 401
+
+
+def exchanged(site: Site, client_id: str, subject_token: str) -> str:
+    client = register(site.server, client_id, exchanges=(OURS,))
+    token: str = client.granted(
+        grant_type=TOKEN_EXCHANGE, subject_token=subject_token, subject_token_type=ACCESS_TOKEN
+    )["access_token"]
+    return token
+
+
+def test_client_that_exchanged_a_users_token_acts_by_its_name_in_the_policys_data(site: Site) -> None:
+    """RFC 8693, from the user's token to the record."""
+    assert site.chat(exchanged(site, "exchanger", site.server.token("alice"))).status == 200
+    actor = site.server.records(Opened)[-1].actor
+    assert (actor.issuer, actor.subject, actor.groups) == (OURS, "alice", (GROUP,))
+    assert [(one.issuer, one.subject) for one in actor.acting] == [(OURS, "exchanger")]
+    answer = site.chat(exchanged(site, "unnamed", site.server.token("alice")))
+    record = last_refusal(site, answer, 404, "model-not-found")
+    assert record.decision is not None
+    assert record.decision.reasons == ("delegation-not-permitted",)
+
+
+def test_client_that_exchanged_its_own_token_acts_for_nobody_else(site: Site) -> None:
+    client = register(site.server, "itself", exchanges=(OURS,))
+    assert site.chat(client.family()["access_token"]).status == 200
+    actor = site.server.records(Opened)[-1].actor
+    assert (actor.subject, [one.subject for one in actor.acting]) == ("itself", ["itself"])
+
+
+def test_user_of_a_revoked_service_is_let_in_no_more(site: Site) -> None:
+    """And no service with a user's token that was revoked."""
+    service, user = site.service("agent"), site.server.token("alice")
+    assert site.chat(service, (TOKEN, user)).status == 200
+    paddock(site.server, "tokens", "revoke", claims_of(user)["jti"])
+    last_refusal(site, site.chat(service, (TOKEN, user)), 403, "delegation-refused")
+    assert site.chat(service, (TOKEN, site.user())).status == 200
+    paddock(site.server, "tokens", "revoke", claims_of(service)["jti"])
+    assert site.chat(service, (TOKEN, site.user())).status == 401
 
 
 # --- what confines ---------------------------------------------------------------------------------------------------
