@@ -33,6 +33,7 @@ from appliance.notary import granting, operating, registrar
 from appliance.notary.files import Files
 from appliance.notary.main import NotaryConfig
 from appliance.notary.registry import Registry
+from appliance.notary.signer import TokenSigner
 from tests.support.audit_log import run
 from tests.support.notary_client import NotaryClient, notary_config, running_notary
 from tests.support.registered import (
@@ -628,6 +629,37 @@ def test_commit_that_fails_takes_back_the_turn_and_the_next_goes_on(
             await here.ended("t")
 
     run(scenario)
+
+
+def test_order_that_breaks_something_of_ours_takes_nothing_else_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = notary_config(tmp_path)
+    sign = TokenSigner.sign_grant
+
+    def broken(signer: TokenSigner, asked: Any, *, now_seconds: int) -> Any:
+        if asked.groups == ("staff",):
+            raise RuntimeError("a mistake of ours")
+        return sign(signer, asked, now_seconds=now_seconds)
+
+    monkeypatch.setattr(TokenSigner, "sign_grant", broken)
+
+    async def scenario() -> None:
+        async with world(config) as here:
+            await here.put(client())
+            tokens = await family(here)
+            asking = [here.registry.grant(order(groups=(name,))) for name in ("analysts", "staff", "analysts")]
+            one, two, three = await asyncio.gather(*asking, return_exceptions=True)
+            assert isinstance(one, IssuedTokens)
+            assert isinstance(three, IssuedTokens)
+            assert isinstance(two, Refused)
+            assert two.reason is Reason.AUDIT_UNAVAILABLE
+            narrow = refresh(tokens.refresh_token, groups=("staff",))
+            assert await refused(here.registry.refresh(narrow)) is Reason.AUDIT_UNAVAILABLE
+            await here.registry.refresh(refresh(tokens.refresh_token))  # it was not used
+
+    run(scenario)
+    assert len(records(config, TokenIssued)) == 4
 
 
 # --- restarts -------------------------------------------------------------------------------------------------------
