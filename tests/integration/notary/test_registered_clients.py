@@ -150,6 +150,30 @@ def test_gateway_gets_nothing_beyond_what_is_registered(tmp_path: Path) -> None:
     assert records(config, TokenIssued) == []
 
 
+def test_no_text_of_a_stranger_ends_the_gateways_connection(tmp_path: Path) -> None:
+    config = notary_config(tmp_path)
+    texts = ("", "a b", "x" * 129, "\u00e9", "\ud800", "a\x00", "x" * 500_000)
+
+    async def scenario() -> None:
+        async with world(config) as here:
+            await here.put(client())
+            for text in texts:
+                assert await here.registry.client(text) is None
+                for asking in (
+                    here.registry.grant(order(groups=(text or " ",))),
+                    here.registry.grant(order(subject=text * 10)),
+                    here.registry.refresh(refresh(text)),
+                    here.registry.refresh(refresh("f.s", groups=(text or " ",))),
+                ):
+                    assert await refused(asking) in {Reason.GRANT_INVALID, Reason.SCOPE_INVALID}
+                await here.registry.revoke(revoke(unverified_refresh_token=text))
+            for long in texts[-3:]:
+                await here.registry.revoke(revoke(token_id=long, expires_at_seconds=0))
+            assert await here.registry.client("agent") == client()  # over the same connection
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
