@@ -10,21 +10,18 @@ Promises: a proof that passes was signed with the key of this thumbprint, for th
 Not here: which tokens are bound (``tokens``). Several gateways would each take a proof once; there is one on a node.
 """
 
-import re
-from base64 import urlsafe_b64encode
 from collections import OrderedDict
 from hashlib import sha256
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
-import jwt
 import msgspec
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from msgspec import Meta
 
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.core.strict_json import JsonInvalid, check
 from appliance.core.values import Value
+from appliance.identity.compact import SERIALISATION, base64url, signed_payload, strict_object, unverified_object
 from appliance.identity.keys import VerifyingKey, parse_jwk
 
 ALGORITHMS: Final = ("ES256", "EdDSA", "PS256", "RS256")
@@ -35,7 +32,6 @@ AGE_SECONDS: Final = 60
 AHEAD_SECONDS: Final = 30
 MAX_REMEMBERED: Final = 65_536
 
-_JWS = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 _MEMBERS: Final = {"EC": {"kty", "crv", "x", "y"}, "RSA": {"kty", "n", "e"}, "OKP": {"kty", "crv", "x"}}
 """RFC 7638 section 3.2 and RFC 8037 section 2: what a public key is made of, and its thumbprint."""
 _HARMLESS: Final = {"kid", "alg", "use", "key_ops"}
@@ -81,10 +77,10 @@ class ProofChecker:
 
     def _key(self, unverified_proof: str) -> tuple[str, VerifyingKey]:
         """(2), (4), (5), (7): the header, and the thumbprint of its key."""
-        match = _JWS.fullmatch(unverified_proof) if len(unverified_proof) <= MAX_PROOF_BYTES else None
+        match = SERIALISATION.fullmatch(unverified_proof) if len(unverified_proof) <= MAX_PROOF_BYTES else None
         if match is None:
             raise _refused("not three base64url segments of at most 4 kB")
-        header = _object(match[1])
+        header = unverified_object(match[1], Reason.PROOF_INVALID)
         if header.keys() != {"typ", "alg", "jwk"}:
             raise _refused("the header has other members than typ, alg and jwk")
         if header["typ"] != "dpop+jwt":
@@ -130,37 +126,13 @@ _EXPORT: Final[dict[str, Any]] = {
 }
 
 
-def base64url(data: bytes) -> str:
-    return urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
-
-
 def _claims(unverified_proof: str, key: VerifyingKey) -> _Proof:
     """(3), (6)."""
+    payload = signed_payload(unverified_proof, key, Reason.PROOF_INVALID)
     try:
-        payload = jwt.PyJWS().decode(unverified_proof, key.key, algorithms=[key.algorithm])
-    except (jwt.PyJWTError, ValueError, TypeError) as error:
-        raise _refused(type(error).__name__) from error
-    try:
-        return msgspec.convert(_strict(payload), _Proof)
+        return msgspec.convert(strict_object(payload, Reason.PROOF_INVALID), _Proof)
     except msgspec.ValidationError as error:
         raise _refused(f"claims: {error}") from error
-
-
-def _object(segment: str) -> dict[str, Any]:
-    try:
-        return _strict(jwt.utils.base64url_decode(segment))
-    except ValueError:
-        raise _refused("a segment is not base64url") from None
-
-
-def _strict(data: bytes) -> dict[str, Any]:
-    try:
-        value = check(data, max_depth=8)
-    except JsonInvalid as error:
-        raise _refused(str(error)) from error
-    if not isinstance(value, dict):
-        raise _refused("not a JSON object")
-    return value
 
 
 def _normal(url: str) -> str:

@@ -27,10 +27,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-import jwt
-
 from appliance.core.refusals import Reason, Refused
-from appliance.core.strict_json import JsonInvalid, check
 from appliance.core.token_claims import (
     Confirmation,
     IssuerRules,
@@ -42,14 +39,14 @@ from appliance.core.token_claims import (
     read,
 )
 from appliance.core.values import Digest, Presented, VerifiedClaims
-from appliance.identity.dpop import ProofChecker, base64url
+from appliance.identity.compact import SERIALISATION, base64url, signed_payload, unverified_object
+from appliance.identity.dpop import ProofChecker
 from appliance.identity.keys import KeySet, VerifyingKey
 
 MAX_TOKEN_BYTES: Final = 8192
 MAX_OPAQUE_BYTES: Final = 1024
 CACHE_ENTRIES: Final = 4096
 RETRY_SECONDS: Final = 5
-_TOKEN = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 _OPAQUE = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
 """RFC 6750 section 2.1, ``b64token``; a shorter one could be guessed."""
 
@@ -140,7 +137,7 @@ class TokenVerifier:
             self._cache.popitem(last=False)
 
     async def _verify(self, unverified_token: str, token_sha256: Digest, now_seconds: int) -> _Known:
-        match = _TOKEN.fullmatch(unverified_token) if len(unverified_token) <= MAX_TOKEN_BYTES else None
+        match = SERIALISATION.fullmatch(unverified_token) if len(unverified_token) <= MAX_TOKEN_BYTES else None
         if match is not None:
             return self._verify_jwt(unverified_token, match, token_sha256, now_seconds)
         if self._opaque is not None and _may_be_opaque(unverified_token):
@@ -150,14 +147,16 @@ class TokenVerifier:
     def _verify_jwt(
         self, unverified_token: str, match: re.Match[str], token_sha256: Digest, now_seconds: int
     ) -> _Known:
-        unverified_header = _header(_decoded(match[1]))
-        unverified_claims = _strict_object(_decoded(match[2]))
+        unverified_header = _header(match[1])
+        unverified_claims = unverified_object(match[2], Reason.TOKEN_INVALID)
         rules, source = self._issuer(unverified_claims.get("iss"))
         keys = source.keys(now_seconds)
         if keys is None:
             raise Refused(Reason.ISSUER_UNAVAILABLE, rules.issuer, retry_after_seconds=RETRY_SECONDS)
         key = _key_for(unverified_header, rules, keys, source)
-        _check_signature(unverified_token, key)
+        # Everything else is checked by hand, on the same bytes: PyJWT takes ``exp`` as a string, the last of two equal
+        # keys, and a missing ``typ``.
+        signed_payload(unverified_token, key, Reason.TOKEN_INVALID)
         claims = read(unverified_claims, rules)
         if claims.issued_at_seconds is None:
             raise _refused("claims: no iat")
@@ -238,9 +237,9 @@ def _may_be_opaque(unverified_token: str) -> bool:
     )
 
 
-def _header(data: bytes) -> dict[str, Any]:
+def _header(segment: str) -> dict[str, Any]:
     """Step (2). ``jwk``, ``jku``, ``x5u``, ``crit``, ``b64`` and ``zip`` fall to the exact set of names."""
-    header = _strict_object(data)
+    header = unverified_object(segment, Reason.TOKEN_INVALID)
     if not {"alg", "kid"} <= header.keys() <= {"alg", "typ", "kid"}:
         raise _refused("the header has other members than alg, typ and kid")
     return header
@@ -261,20 +260,6 @@ def _key_for(header: dict[str, Any], rules: IssuerRules, keys: KeySet, source: K
     return key
 
 
-_JWS: Final = jwt.PyJWS(options={"verify_signature": True, "enforce_minimum_key_length": True})
-
-
-def _check_signature(unverified_token: str, key: VerifyingKey) -> None:
-    """Step (4). Everything else is checked by hand, on the same bytes: PyJWT takes ``exp`` as a string, the last of two
-    equal keys, and a missing ``typ``."""
-    try:
-        _JWS.decode(unverified_token, key.key, algorithms=[key.algorithm])
-    except jwt.PyJWTError as error:
-        raise _refused(type(error).__name__) from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise _refused(f"malformed: {type(error).__name__}") from error
-
-
 def _check_certificate(bound: str, presented: bytes | None) -> None:
     """RFC 8705 section 3: the certificate of the connection is the one that the token names."""
     if presented is None or not hmac.compare_digest(base64url(presented), bound):
@@ -283,20 +268,3 @@ def _check_certificate(bound: str, presented: bytes | None) -> None:
 
 def _refused(detail: str) -> Refused:
     return Refused(Reason.TOKEN_INVALID, detail)
-
-
-def _decoded(segment: str) -> bytes:
-    try:
-        return jwt.utils.base64url_decode(segment)
-    except ValueError:
-        raise _refused("a segment is not base64url") from None
-
-
-def _strict_object(data: bytes) -> dict[str, Any]:
-    try:
-        value = check(data, max_depth=8)
-    except JsonInvalid as error:
-        raise _refused(str(error)) from error
-    if not isinstance(value, dict):
-        raise _refused("not a JSON object")
-    return value

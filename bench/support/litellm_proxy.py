@@ -6,19 +6,17 @@ It checks one static master key and nothing else: no policy, no budget, no rates
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from bench.support.models import PACED, QUICK
-from bench.support.peers import free_port, listens, private_python
+from bench.support.peers import free_port, listening, private_python
 from tools import setup
 
 MASTER_KEY: Final = "sk-bench"
 _ROOT: Final = Path(__file__).resolve().parents[2]
-_START_SECONDS: Final = 120.0
 
 
 @contextmanager
@@ -35,20 +33,8 @@ def litellm_proxy(directory: Path) -> Iterator[tuple[int, int]]:
         }
         program = private_python("litellm", setup.REQUIREMENTS / "litellm.txt").with_name("litellm")
         arguments = ["--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--telemetry", "False"]
-        with log.open("wb") as errors:
-            process = subprocess.Popen(
-                [str(program), *arguments], cwd=directory, env=environment, stdout=errors, stderr=errors
-            )
-        try:
-            limit = time.monotonic() + _START_SECONDS
-            while not listens(port):
-                if time.monotonic() > limit or process.poll() is not None:
-                    raise RuntimeError(f"LiteLLM did not start: {log.read_text()[-1000:]}")
-                time.sleep(0.1)  # it tells nobody when it is ready
-            yield process.pid, port
-        finally:
-            process.kill()
-            process.wait()
+        with listening([str(program), *arguments], port, environment, log=log) as pid:
+            yield pid, port
 
 
 def _configuration(upstream: int) -> dict[str, object]:

@@ -73,16 +73,23 @@ def packaged_server(model: Path, load: Load, directory: Path) -> Iterator[tuple[
         str(load.batch_tokens),
     ]
     command += ["--n_threads", str(load.threads), "--n_threads_batch", str(load.threads)]
-    log = directory / "packaged.log"
-    with log.open("wb") as errors:
-        process = subprocess.Popen(command, stdout=errors, stderr=errors, env={**ENVIRONMENT, "HOME": str(directory)})
+    environment = {**ENVIRONMENT, "HOME": str(directory)}
+    with listening(command, port, environment, log=directory / "packaged.log") as pid:
+        yield pid, port
+
+
+@contextmanager
+def listening(command: list[str], port: int, environment: dict[str, str], *, log: Path) -> Iterator[int]:
+    """The process id of a server once it listens. It runs beside its ``log``, and is killed at the end."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=log.parent, env=environment, stdout=output, stderr=output)
     try:
         limit = time.monotonic() + _START_SECONDS
         while not listens(port):
             if time.monotonic() > limit or process.poll() is not None:
-                raise RuntimeError(f"the packaged server did not start: {log.read_text()[-1000:]}")
+                raise RuntimeError(f"{Path(command[0]).name} did not start: {log.read_text()[-1000:]}")
             time.sleep(0.1)  # it tells nobody when it is ready
-        yield process.pid, port
+        yield process.pid
     finally:
         process.kill()
         process.wait()

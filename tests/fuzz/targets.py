@@ -30,7 +30,8 @@ from appliance.gateway.surfaces import vectors, vocabulary
 from appliance.gateway.surfaces.openai.chat import ChatSurface
 from appliance.gateway.surfaces.openai.completions import CompletionSurface
 from appliance.identity import introspection
-from appliance.identity.dpop import ALGORITHMS, ProofChecker, base64url, thumbprint
+from appliance.identity.compact import base64url
+from appliance.identity.dpop import ALGORITHMS, ProofChecker, thumbprint
 from appliance.identity.https import Unreachable
 from appliance.identity.keys import from_wire, parse_foreign_keys, parse_keys, to_wire
 from appliance.identity.tokens import JwtIssuer, OwnKeys, TokenVerifier

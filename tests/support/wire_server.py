@@ -10,7 +10,7 @@ from typing import Any
 
 from appliance.gateway.answering import BodyLimits
 from appliance.gateway.app import build_app
-from appliance.gateway.asgi import AsgiApp
+from appliance.gateway.asgi import AsgiApp, send_response
 from appliance.gateway.gate import Gate
 from appliance.gateway.listeners import Listener, listen_tcp
 from appliance.gateway.metrics import MetricsPage
@@ -140,3 +140,26 @@ def gate_around(
         allowed_hosts=frozenset(hosts),
         now_seconds=lambda: NOW,
     )
+
+
+class App:
+    """Answers ``answer`` to everything, or holds every request until ``go``."""
+
+    def __init__(self, *, held: bool = False, answer: bytes = b"ok") -> None:
+        self.begun: list[Any] = []
+        self.asked: list[Any] = []
+        self.bodies: list[bytes] = []
+        self.answer = answer
+        self.go = asyncio.Event()
+        if not held:
+            self.go.set()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            for _ in range(2):
+                message = await receive()
+                await send({"type": f"{message['type']}.complete"})
+            return
+        self.asked.append(scope)
+        await self.go.wait()
+        await send_response(send, 200, self.answer, content_type=b"text/plain", headers={})

@@ -15,7 +15,7 @@ import pytest
 from appliance.core.forwarded import Trust, network
 from appliance.core.proxy_protocol import SIGNATURE
 from appliance.core.refusals import Fault, Misconfigured
-from appliance.gateway.asgi import CLIENT_CERTIFICATE, send_response
+from appliance.gateway.asgi import CLIENT_CERTIFICATE
 from appliance.gateway.listeners import Listener, inherited_listener, listen_tcp, listen_unix
 from appliance.gateway.serve import http_server
 from appliance.gateway.tally import MAX_LINE_CHARACTERS, Tally
@@ -24,7 +24,7 @@ from appliance.gateway.wire import WireLimits
 from tests.fakes.world import World
 from tests.support.scenario import run, until
 from tests.support.tls_folder import authority, client_context, client_of, server_of, write_folder
-from tests.support.wire_server import Served, gate_around, served
+from tests.support.wire_server import App, Served, gate_around, served
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: test\r\n%s\r\n"
 PLAIN = GET % b""
@@ -33,35 +33,16 @@ UNIX = Trust(unix=True)
 ELSEWHERE = Trust(networks=(network("10.0.0.0/8"),))
 
 
-class Inner:
-    """Behind a real gate: what it lets through, and as what."""
-
-    def __init__(self) -> None:
-        self.asked: list[Any] = []
-        self.go = asyncio.Event()
-        self.go.set()
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            for _ in range(2):
-                message = await receive()
-                await send({"type": f"{message['type']}.complete"})
-            return
-        self.asked.append(scope)
-        await self.go.wait()
-        await send_response(send, 200, b"ok", content_type=b"text/plain", headers={})
-
-
 @asynccontextmanager
-async def gateway(**details: Any) -> AsyncIterator[tuple[Served, Inner]]:
-    inner, refusals = Inner(), Tally()
+async def gateway(**details: Any) -> AsyncIterator[tuple[Served, App]]:
+    inner, refusals = App(), Tally()
     terms = {name: details.pop(name) for name in ("trust", "proxy_protocol", "tls", "uids") if name in details}
     gate = gate_around(World(), inner=inner, refusals=refusals)
     async with served(gate, refusals, terms=terms, **details) as server:
         yield server, inner
 
 
-async def asked(server: Served, inner: Inner, request: bytes = PLAIN, **how: Any) -> Any:
+async def asked(server: Served, inner: App, request: bytes = PLAIN, **how: Any) -> Any:
     """The scope in which a request reached the application."""
     async with server.client(**how) as client:
         client.send(request)
@@ -527,7 +508,7 @@ def test_certificate_that_is_not_good_is_not_taken_for_none(tmp_path: Path, mode
     run(scenario)
 
 
-async def not_through(server: Served, inner: Inner, context: ssl.SSLContext) -> None:
+async def not_through(server: Served, inner: App, context: ssl.SSLContext) -> None:
     """In TLS 1.3 a client learns of it when it reads."""
     with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
         await asked(server, inner, tls=context)
@@ -581,7 +562,7 @@ def test_reader_over_tls_that_does_not_read_is_ended(tmp_path: Path) -> None:
 
         async def endless(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] == "lifespan":
-                await Inner()(scope, receive, send)
+                await App()(scope, receive, send)
                 return
             await send({"type": "http.response.start", "status": 200, "headers": []})
             watcher = asyncio.create_task(until_gone(receive, ended))
@@ -618,7 +599,7 @@ def test_listener_that_goes_deaf_ends_the_server(caplog: pytest.LogCaptureFixtur
     async def scenario() -> None:
         listening = listen_tcp("127.0.0.1", 0)
         limits = WireLimits(request_seconds=5.0)
-        server = http_server(Inner(), limits, Tally(), [Listener(listening, trust=LOCAL, proxy_protocol=True)])
+        server = http_server(App(), limits, Tally(), [Listener(listening, trust=LOCAL, proxy_protocol=True)])
         task = asyncio.create_task(server.serve())
         await until(lambda: server.started)
         listening.shutdown(socket.SHUT_RDWR)
@@ -632,7 +613,7 @@ def test_listener_that_goes_deaf_ends_the_server(caplog: pytest.LogCaptureFixtur
 def test_server_that_is_stopped_has_not_gone_deaf() -> None:
     async def scenario() -> None:
         listener = Listener(listen_tcp("127.0.0.1", 0), trust=LOCAL, proxy_protocol=True)
-        server = http_server(Inner(), WireLimits(request_seconds=5.0), Tally(), [listener])
+        server = http_server(App(), WireLimits(request_seconds=5.0), Tally(), [listener])
         task = asyncio.create_task(server.serve())
         await until(lambda: server.started)
         server.should_exit = True

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from appliance.gateway.asgi import REFUSED_ON_WIRE, send_response
+from appliance.gateway.asgi import REFUSED_ON_WIRE
 from appliance.gateway.wire import MAX_FRAMING_BYTES
 from tests.fakes.models import STARTED, delta
 from tests.fakes.world import World
 from tests.support.scenario import run, until
-from tests.support.wire_server import Client, gate_around, served
+from tests.support.wire_server import App, Client, gate_around, served
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n"
 BODY = json.dumps({"model": "demo", "messages": [{"role": "user", "content": "hi"}], "stream": True}).encode()
@@ -23,29 +23,6 @@ POST = (
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer good\r\n"
     b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
 )
-
-
-class App:
-    """Answers ``answer`` to everything, or holds every request until ``go``."""
-
-    def __init__(self, *, held: bool = False, answer: bytes = b"ok") -> None:
-        self.begun: list[Any] = []
-        self.asked: list[Any] = []
-        self.bodies: list[bytes] = []
-        self.answer = answer
-        self.go = asyncio.Event()
-        if not held:
-            self.go.set()
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            for _ in range(2):
-                message = await receive()
-                await send({"type": f"{message['type']}.complete"})
-            return
-        self.asked.append(scope)
-        await self.go.wait()
-        await send_response(send, 200, self.answer, content_type=b"text/plain", headers={})
 
 
 class Reading(App):
