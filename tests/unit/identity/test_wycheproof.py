@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from appliance.core.refusals import Fault, Refused
-from appliance.identity import tokens
+from appliance.core.refusals import Fault, Reason, Refused
+from appliance.identity.compact import SERIALISATION, signed_payload, unverified_object
 from appliance.identity.keys import parse_foreign_keys
 
 FOLDER = Path(__file__).parents[2] / "vectors" / "wycheproof"
@@ -41,17 +41,17 @@ def verdict(group: dict[str, Any], test: dict[str, Any]) -> str:
         keys = parse_foreign_keys(json.dumps(keys_of(group)).encode(), OURS)
     except Fault:
         return "key"
-    match = tokens._TOKEN.fullmatch(test["jws"])
+    match = SERIALISATION.fullmatch(test["jws"])
     if match is None:
         return "shape"
     try:
-        header = tokens._strict_object(tokens._decoded(match[1]))
+        header = unverified_object(match[1], Reason.TOKEN_INVALID)
         (key,) = keys.values()
         if not header.keys() <= {"alg", "kid", "typ"}:
             return "header"
         if header.get("alg") != key.algorithm:
             return "algorithm"
-        tokens._check_signature(test["jws"], key)
+        signed_payload(test["jws"], key, Reason.TOKEN_INVALID)
     except Refused:
         return "signature"
     return "accepted"
