@@ -21,8 +21,8 @@ from appliance.core.refusals import Fault
 from appliance.core.values import Value
 
 MAX_FILE_BYTES: Final = 128 * 1024
-LOCK_SECONDS: Final = 60.0
-"""Somebody else may be waiting for the provider, who has ``provider.EXCHANGE_SECONDS`` for each of a few answers."""
+LOCK_SECONDS: Final = 90.0
+"""Somebody else may be waiting for the provider, who has ``provider.EXCHANGE_SECONDS`` for each of four answers."""
 _EVERY_SECONDS: Final = 0.05
 FILE: Final = "login.json"
 
