@@ -49,3 +49,13 @@ def test_numbers_of_the_page_are_right() -> None:
     assert f"at most {https.MAX_BODY_BYTES // 1024} kB" in PAGE
     assert f"`{store.FILE}` in" in PAGE
     assert f"without it, `{' '.join(session.DEFAULT_SCOPES)}`" in PAGE
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [("/x", "/x/paddock"), ("", "/home/alice/.config/paddock"), ("relative", "/home/alice/.config/paddock")],
+)
+def test_file_is_where_the_page_says(monkeypatch: pytest.MonkeyPatch, chosen: str, expected: str) -> None:
+    monkeypatch.setenv("HOME", "/home/alice")
+    monkeypatch.setenv("XDG_CONFIG_HOME", chosen)
+    assert settings.personal_config_dir() == Path(expected)
