@@ -12,6 +12,8 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from appliance.cli.login import store
+from appliance.cli.login.store import Store
 from appliance.cli.login.waiting import Waiting
 from appliance.cli.main import main
 from tests.support.device_provider import CLIENT, JSON, SECONDS, DeviceProvider, Machine, said
@@ -71,6 +73,11 @@ def refused(answer: tuple[int, str, str]) -> str:
 def forms(provider: DeviceProvider, path: str) -> list[dict[str, str]]:
     asked = (body for one, _headers, body in provider.asked if one == path)
     return [{name: values[0] for name, values in parse_qs(body.decode()).items()} for body in asked]
+
+
+def without_room(machine: Machine) -> Machine:
+    """As on a disk that is full: no file can get larger than 8 kB."""
+    return Machine(machine.home, ("bash", "-c", 'ulimit -f 8; exec "$@"', "bash"))
 
 
 # --- the flow -------------------------------------------------------------------------------------------------------
@@ -355,11 +362,42 @@ def test_no_token_is_fetched_that_could_not_be_kept(provider: DeviceProvider, ma
     assert sign_in(machine, provider)[0] == 0
     machine.age()
     before, asked = machine.file.read_bytes(), len(provider.asked)
-    answer = Machine(machine.home, ("bash", "-c", 'ulimit -f 8; exec "$@"', "bash")).run("login", "--token")
+    answer = without_room(machine).run("login", "--token")
     assert "no room for a login" in refused(answer)
     assert len(provider.asked) == asked
     assert machine.file.read_bytes() == before
     assert machine.run("login", "--token") == (0, "access-2\n", "")
+
+
+def test_token_is_not_renewed_by_one_who_waited_for_a_logout(provider: DeviceProvider, machine: Machine) -> None:
+    assert sign_in(machine, provider)[0] == 0
+    machine.age()
+    revoking, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        if provider.asked[-1][0] == "/revoke" and not revoking.is_set():
+            revoking.set()
+            go_on.wait(SECONDS)
+
+    provider.gate = hold
+    leaving = machine.start("logout")
+    assert revoking.wait(SECONDS)
+    wanting = machine.start("login", "--token")
+    go_on.set()
+    assert leaving.communicate(timeout=SECONDS) == ("signed out\n", "")
+    out, err = wanting.communicate(timeout=SECONDS)
+    assert "nobody is signed in here" in refused((wanting.returncode, out, err))
+    assert len(forms(provider, "/token")) == 1
+
+
+def test_lock_that_is_never_let_go_ends_in_a_sentence(
+    provider: DeviceProvider, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sign_in(machine, provider)[0] == 0
+    machine.age()
+    monkeypatch.setattr(store, "LOCK_SECONDS", 0.1)
+    with Store(machine.file.parent).changing():
+        assert "another 'paddock' holds this login" in refused(machine.run("login", "--token"))
 
 
 # --- the end --------------------------------------------------------------------------------------------------------
@@ -373,6 +411,12 @@ def test_logout_revokes_both_tokens_and_removes_them(provider: DeviceProvider, m
     assert machine.stored()["tokens"] is None
     assert machine.run("logout") == (0, "nobody is signed in here\n", "")
     assert machine.run("login")[0] == 0  # it remembers where
+
+
+def test_full_disk_does_not_keep_the_tokens(provider: DeviceProvider, machine: Machine) -> None:
+    assert sign_in(machine, provider)[0] == 0
+    assert without_room(machine).run("logout") == (0, "signed out\n", "")
+    assert not machine.file.exists()
 
 
 @pytest.mark.parametrize(
