@@ -66,7 +66,8 @@ class Keycloak:
             "java", *HEAP, *OPENED, f"-Dkc.home.dir={self._home}", f"-Djboss.server.config.dir={self._home / 'conf'}",
             f"-Djava.io.tmpdir={self._home / 'data'}", "-Djava.util.logging.manager=org.jboss.logmanager.LogManager",
             "-cp", str(program / "lib" / "quarkus-run.jar"), "io.quarkus.bootstrap.runner.QuarkusEntryPoint",
-            "start", "--optimized", "--import-realm", "--cache=local", f"--hostname={self.address}", "--http-host=127.0.0.1",
+            "start", "--optimized", "--import-realm", "--cache=local", "--http-host=127.0.0.1",
+            f"--hostname={self.address}",
             f"--https-port={self._port}", f"--https-certificate-file={self._certificate}",
             f"--https-certificate-key-file={self._key}",
         ]  # fmt: skip
