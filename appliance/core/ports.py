@@ -6,6 +6,7 @@ Every method says what it raises; a caller writes beside the call what happens t
 from collections.abc import MutableMapping
 from typing import Any, Protocol
 
+from appliance.core.clients import Client, GrantOrder, IssuedTokens, RefreshOrder, RevokeOrder
 from appliance.core.records import Record
 from appliance.core.values import (
     Admission,
@@ -84,6 +85,41 @@ class AuditLog(Protocol):
         ...
 
 
+class ClientRegistry(Protocol):
+    """Our own authorization server's hold on the notary, which keeps the clients and signs the tokens.
+
+    Every method raises ``Refused(AUDIT_UNAVAILABLE)`` when the notary is away, cannot write, or does not answer in
+    time.
+    """
+
+    async def client(self, client_id: str) -> Client | None:
+        """What is registered under this id; None for nothing, and for a client that is disabled."""
+        ...
+
+    async def grant(self, order: GrantOrder) -> IssuedTokens:
+        """Signed and recorded. Raises ``Refused(GRANT_INVALID)`` for what is not registered for this client."""
+        ...
+
+    async def refresh(self, order: RefreshOrder) -> IssuedTokens:
+        """Signed and recorded, with the next refresh token.
+
+        Raises ``Refused(GRANT_INVALID)`` for a token that is unknown, expired, another client's, bound otherwise or
+        used before; ``Refused(SCOPE_INVALID)`` for groups that its family does not have.
+        """
+        ...
+
+    async def revoke(self, order: RevokeOrder) -> None:
+        """On record, and told to every gateway. A token that is unknown, or another client's, is passed over."""
+        ...
+
+
+class Revocations(Protocol):
+    def is_revoked(self, claims: VerifiedClaims) -> bool:
+        """Of a token of our own issuer: has it, or its client's tokens of that time, been ended? Raises
+        ``Refused(AUDIT_UNAVAILABLE)`` while that cannot be known."""
+        ...
+
+
 class Lease(Protocol):
     """The use of one live runner."""
 
@@ -139,10 +175,12 @@ class Models(Protocol):
 __all__ = [
     "AddressLimiter",
     "AuditLog",
+    "ClientRegistry",
     "Lease",
     "Models",
     "PolicyEngine",
     "RateLimiter",
+    "Revocations",
     "RunnerAnswer",
     "TokenBudget",
     "TokenVerifier",

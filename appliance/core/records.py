@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
+from appliance.core.clients import Authentication, Grant, Party
 from appliance.core.codec import canonical_json, json_decoder
 from appliance.core.values import (
     MAX_COMPANIONS,
@@ -199,7 +200,10 @@ class LogClosed(Value, frozen=True, kw_only=True, tag="log-closed", tag_field="e
     """Last record of a notary that was stopped in an orderly way."""
 
 
-class TokenIssued(Value, frozen=True, kw_only=True, tag="token-issued", tag_field="event"):
+class TokenIssued(Value, frozen=True, kw_only=True, omit_defaults=True, tag="token-issued", tag_field="event"):
+    """By an operator, unless a ``grant`` is named: then to a client that asked. ``acting`` are those who act for the
+    subject, the nearest first; ``family`` is that of its refresh token. What is absent is left out of the JSON."""
+
     subject: str
     client_id: str
     groups: tuple[str, ...]
@@ -207,6 +211,38 @@ class TokenIssued(Value, frozen=True, kw_only=True, tag="token-issued", tag_fiel
     token_id: str
     token_sha256: Digest
     expires_at_seconds: int
+    grant: Grant | None = None
+    acting: tuple[Party, ...] = ()
+    family: str | None = None
+    certificate_sha256: str | None = None
+    jkt: str | None = None
+
+
+class ClientChanged(Value, frozen=True, kw_only=True, tag="client-changed", tag_field="event"):
+    """By an operator. What is registered from now on, without secrets; of one that was removed, what was before."""
+
+    change: Literal["added", "changed", "disabled", "enabled", "removed"]
+    client_id: str
+    authentication: Authentication
+    credentials: tuple[str, ...]
+    grants: tuple[Grant, ...]
+    groups: tuple[str, ...]
+    models: tuple[str, ...]
+    exchanges: tuple[str, ...]
+    introspects: bool
+    ttl_seconds: int
+    family_seconds: int
+
+
+class TokenRevoked(Value, frozen=True, kw_only=True, omit_defaults=True, tag="token-revoked", tag_field="event"):
+    """One access token, one family of refresh tokens with all access tokens that came of it, or all tokens of a client.
+    ``refresh-token-reused`` tells of a theft: whoever holds the newest token of that family, thief or client, has
+    nothing any more."""
+
+    why: Literal["operator", "client", "client-changed", "refresh-token-reused"]
+    client_id: str | None = None
+    token_id: str | None = None
+    family: str | None = None
 
 
 Record = (
@@ -222,6 +258,8 @@ Record = (
     | LogOpened
     | LogClosed
     | TokenIssued
+    | ClientChanged
+    | TokenRevoked
 )
 
 

@@ -45,6 +45,18 @@ class Reason(Enum):
     ISSUER_UNAVAILABLE = ("issuer-unavailable", 503, "The issuer of the token cannot be asked at the moment.")
     SCOPE_MISSING = ("scope-missing", 403, "The token lacks a scope that is required here.")
     CLAIM_MISSING = ("claim-missing", 403, "The token lacks a claim that is required here.")
+    # our own authorization server (RFC 6749 section 5.2, RFC 8693 section 2.2.2)
+    OAUTH_REQUEST_INVALID = (
+        "oauth-request-invalid",
+        400,
+        "The request lacks a parameter, repeats one, or is malformed.",
+    )
+    CLIENT_INVALID = ("client-invalid", 401, "The client is not known, or did not prove that it is the one.")
+    CLIENT_UNAUTHORISED = ("client-unauthorised", 400, "The client may not use this kind of grant.")
+    GRANT_TYPE_UNSUPPORTED = ("grant-type-unsupported", 400, "This kind of grant is not offered.")
+    GRANT_INVALID = ("grant-invalid", 400, "The grant is not valid, has expired, or has been used before.")
+    SCOPE_INVALID = ("scope-invalid", 400, "The scope is not one that this client may have.")
+    TARGET_INVALID = ("target-invalid", 400, "Tokens for that resource or audience are not issued here.")
     # admission (stage 3)
     MODEL_NOT_FOUND = ("model-not-found", 404, "The model does not exist or you do not have access to it.")
     MODEL_NOT_VERIFIED = ("model-not-verified", 503, "The model failed verification and will not be loaded.")

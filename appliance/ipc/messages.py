@@ -12,7 +12,17 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
-from appliance.core import memory, values
+from appliance.core import clients, memory, values
+from appliance.core.clients import (
+    Client,
+    ClientId,
+    EndedClient,
+    GrantOrder,
+    IssuedTokens,
+    RefreshOrder,
+    RevokedToken,
+    RevokeOrder,
+)
 from appliance.core.memory import LoadOptions, MemoryPlan
 from appliance.core.records import ModelRef, Record
 from appliance.core.token_claims import ReadClaims
@@ -87,20 +97,77 @@ class AppendFailed(Value, frozen=True, kw_only=True, tag=True):
     permanent: bool = False
 
 
-ToNotary = Hello | Append
-FromNotary = Appended | AppendFailed
+class FindClient(Value, frozen=True, kw_only=True, tag=True):
+    """A gateway's, as all that follow here."""
+
+    call: int
+    client_id: ClientId
+
+
+class ClientFound(Value, frozen=True, kw_only=True, tag=True):
+    """None for a client that is not registered, and for one that is disabled."""
+
+    call: int
+    client: Client | None
+
+
+class AskGrant(Value, frozen=True, kw_only=True, tag=True):
+    """Answered by ``Granted`` or ``NotGranted``, as the next."""
+
+    call: int
+    order: GrantOrder
+
+
+class AskRefresh(Value, frozen=True, kw_only=True, tag=True):
+    call: int
+    order: RefreshOrder
+
+
+class AskRevoke(Value, frozen=True, kw_only=True, tag=True):
+    """Answered by ``RevocationDone``, whether or not there was something to end, or ``NotGranted``."""
+
+    call: int
+    order: RevokeOrder
+
+
+class Granted(Value, frozen=True, kw_only=True, tag=True):
+    """The record of it is durable."""
+
+    call: int
+    tokens: IssuedTokens
+
+
+class NotGranted(Value, frozen=True, kw_only=True, tag=True):
+    """``reason`` is a code of ``core.refusals``."""
+
+    call: int
+    reason: Literal["grant-invalid", "scope-invalid", "audit-unavailable"]
+    detail: Detail
+
+
+class RevocationDone(Value, frozen=True, kw_only=True, tag=True):
+    call: int
+
+
+class Revoked(Value, frozen=True, kw_only=True, tag=True):
+    """Told to a gateway without being asked: what has ended before its time. The answer to its ``Hello`` are all, in
+    several messages if need be, the first with ``anew`` and the last with ``complete``; later ones add to them."""
+
+    tokens: Annotated[tuple[RevokedToken, ...], Meta(max_length=1024)] = ()
+    clients: Annotated[tuple[EndedClient, ...], Meta(max_length=1024)] = ()
+    anew: bool = False
+    complete: bool = True
+
+
+ToNotary = Hello | Append | FindClient | AskGrant | AskRefresh | AskRevoke
+FromNotary = Appended | AppendFailed | ClientFound | Granted | NotGranted | RevocationDone | Revoked
 
 # --- gateway -> liaison ---------------------------------------------------------------------------------------------
 
 IssuerName = Annotated[str, Meta(min_length=1, max_length=64)]
 
 
-class PublicKey(Value, frozen=True, kw_only=True):
-    """A verifying key of a foreign issuer, as SubjectPublicKeyInfo in DER."""
-
-    key_id: Annotated[str, Meta(min_length=1, max_length=128)]
-    algorithm: Literal["ES256", "RS256", "PS256", "EdDSA"]
-    spki: Annotated[bytes, Meta(max_length=2048)]
+PublicKey = clients.PublicKey
 
 
 class RefreshKeys(Value, frozen=True, kw_only=True, tag=True):
