@@ -696,6 +696,13 @@ def _default_directories() -> dict[str, str]:
     return {"state_dir": str(state_dir), "runtime_dir": str(runtime_dir)}
 
 
+def personal_config_dir() -> Path:
+    """Where a person's own files about Paddock are, by the XDG base directory specification."""
+    home = Path(os.environ.get("HOME", "/nonexistent"))
+    chosen = Path(os.environ.get("XDG_CONFIG_HOME", ""))
+    return (chosen if chosen.is_absolute() else home / ".config") / "paddock"
+
+
 FIRST_INHERITED: Final = 3
 """sd_listen_fds(3): SD_LISTEN_FDS_START."""
 

@@ -64,8 +64,9 @@ REPETITIONS: Final = 2
 """Of each process. Two processes of one program differ by several per cent, by where their memory lies."""
 CONTEXT_TOKENS: Final = 512
 THREADS: Final = 1
-FIRST_PROMPT_TOKENS: Final = 16
-"""Of the first prompts of a process, which do not count."""
+FIRST_PROMPT_TOKENS: Final = 32
+FIRST_ANSWER_TOKENS: Final = 8
+"""Of the first requests of a process, which do not count."""
 
 BAR_ALONE: Final = 0.97
 BAR_TOGETHER: Final = 1.0
@@ -181,8 +182,8 @@ class Point:
         self._answer_tokens = max(8, self._course.max_tokens // points.shorter)
 
     def first(self, target: Target) -> None:
-        """Nobody's first request counts."""
-        self._run(target, -1, FIRST_PROMPT_TOKENS, 1)
+        """Nobody's first request counts: it shows a server what its steps take."""
+        self._run(target, -1, FIRST_PROMPT_TOKENS, FIRST_ANSWER_TOKENS)
 
     def answers(self, target: Target, seed: int) -> Run:
         return self._run(target, seed, self._course.prompt_tokens, self._answer_tokens)

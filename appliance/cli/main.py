@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     status = _verb(verbs, "status", _status, "show the loaded models and what fences them in", common)
     status.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     _verb(verbs, "check-config", _check_config, "print the effective settings and their digest", common)
+    _login_verbs(verbs)
     _token_verbs(verbs, common)
     _model_verbs(verbs, common)
     _audit_verbs(verbs, common)
@@ -97,6 +98,24 @@ def _sentence(text: str) -> str:
 def _group(verbs: "_Verbs", name: str, help_text: str) -> "_Verbs":
     group = verbs.add_parser(name, help=help_text, description=_sentence(help_text))
     return group.add_subparsers(required=True, metavar="COMMAND")
+
+
+def _login_verbs(verbs: "_Verbs") -> None:
+    """On a person's own machine, where there are no settings."""
+    login = _verb(verbs, "login", _login, "sign in at the site's identity provider, by a code and a browser")
+    login.add_argument("--issuer", metavar="URL", help="the provider (default: as the last time)")
+    login.add_argument("--client-id", help="what the provider calls this program (default: as the last time)")
+    login.add_argument(
+        "--ca", type=Path, help="the only certificate authority to believe, PEM (default: the machine's)"
+    )
+    login.add_argument(
+        "--scope", action="append", default=[], help="what to ask for; may be repeated (default: openid)"
+    )
+    instead = login.add_mutually_exclusive_group()
+    instead.add_argument("--token", action="store_true", help="print an access token that is good now, and no more")
+    instead.add_argument("--status", action="store_true", help="as 'paddock whoami'")
+    _verb(verbs, "logout", _logout, "revoke this person's tokens at the provider, and remove them here")
+    _verb(verbs, "whoami", _whoami, "show who is signed in on this machine")
 
 
 def _token_verbs(verbs: "_Verbs", common: argparse.ArgumentParser) -> None:
@@ -271,6 +290,39 @@ def _check_config(options: argparse.Namespace) -> int:
 
 def _role(options: argparse.Namespace) -> int:
     return roles.run(options.role, options.config, options.parent, dict(options.beside))
+
+
+def _login(options: argparse.Namespace) -> int:
+    from appliance.cli.login import session
+    from appliance.cli.login.store import Store
+
+    store = Store(settings.personal_config_dir())
+    if options.token or options.status:
+        if options.issuer or options.client_id or options.ca or options.scope:
+            raise Fault("--token and --status are about the login that there is, and take no other option")
+        if options.status:
+            return session.whoami(store)
+        print(session.access_token(store))
+        return 0
+    where = session.site(
+        store, issuer=options.issuer, client_id=options.client_id, ca_file=options.ca, scopes=tuple(options.scope)
+    )
+    session.sign_in(store, where)
+    return 0
+
+
+def _logout(_options: argparse.Namespace) -> int:
+    from appliance.cli.login import session
+    from appliance.cli.login.store import Store
+
+    return session.sign_out(Store(settings.personal_config_dir()))
+
+
+def _whoami(_options: argparse.Namespace) -> int:
+    from appliance.cli.login import session
+    from appliance.cli.login.store import Store
+
+    return session.whoami(Store(settings.personal_config_dir()))
 
 
 def _token_issue(options: argparse.Namespace) -> int:

@@ -176,8 +176,16 @@ def accompanied(base: VerifiedModel, name: str, companions: tuple[Companion, ...
     for one in companions:
         if why := _misfit(base, one):
             raise Refused(Reason.MODEL_NOT_VERIFIED, f"companion-misfit: {why}")
-    return msgspec.structs.replace(
-        base, name=name, base=None if name == base.name else base.name, companions=companions
+    return VerifiedModel(
+        name=name,
+        digest=base.digest,
+        size_bytes=base.size_bytes,
+        signer=base.signer,
+        bundle_digest=base.bundle_digest,
+        facts=base.facts,
+        cosigners=base.cosigners,
+        base=None if name == base.name else base.name,
+        companions=companions,
     )
 
 

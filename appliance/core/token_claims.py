@@ -55,10 +55,21 @@ Sha256Text = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{43}\Z")]
 """A SHA-256 in base64url without padding."""
 
 
-class Confirmation(Value, frozen=True, kw_only=True, rename={"certificate_sha256": "x5t#S256"}):
+OTHER_METHODS: Final = frozenset({"jwk", "jwe", "jku", "kid", "osc"})
+"""Confirmation methods that IANA has registered, besides ours. What they bind to we cannot confirm."""
+
+
+class Confirmation(
+    Value,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=False,
+    rename={"certificate_sha256": "x5t#S256"},
+):
     """``cnf`` (RFC 7800): the key (RFC 9449 section 6.1) or certificate (RFC 8705 section 3.1) a token is bound to.
 
-    A method that is not among these cannot be confirmed, so it is refused and not passed over.
+    One of these must be there, and none of ``OTHER_METHODS``, which would have to be passed over. Members that are no
+    methods are ignored (RFC 7800 section 3.1): Keycloak writes ``kc-jkt-type`` beside its ``jkt``.
     """
 
     jkt: Sha256Text | None = None
@@ -117,7 +128,9 @@ def read(document: Mapping[str, Any], rules: IssuerRules) -> ReadClaims:
     if rules.clients and client_id not in rules.clients:
         raise _refused("issued to a client that is not configured")
     if said.cnf is not None and said.cnf.jkt is None and said.cnf.certificate_sha256 is None:
-        raise _refused("cnf names nothing")
+        raise _refused("cnf names nothing that can be confirmed")
+    if said.cnf is not None and not OTHER_METHODS.isdisjoint(document["cnf"]):
+        raise _refused("cnf names something that cannot be confirmed")
     return ReadClaims(
         issuer=said.iss,
         subject=_text(document, rules.subject_claim),

@@ -4,7 +4,7 @@ No redirect, no proxy, no cookie, no cache, no compression, no connection that i
 
 Trusts: the pinned certificate authority of the TLS context.
 Promises: ``exchange`` returns the whole body of a 200 that says it is JSON, of at most ``MAX_BODY_BYTES``, or raises
-    ``Unreachable``, within its time.
+    ``Unreachable``, within its time; ``converse`` a whole answer of any status.
 Not here: what the bytes mean (``keys``, ``introspection``); which hosts this process can reach at all (``assemble``).
 """
 
@@ -69,10 +69,31 @@ def tls_context(ca_file: Path) -> ssl.SSLContext:
     return context
 
 
+class Reply(Value, frozen=True, kw_only=True):
+    """A whole answer. ``is_json``: it says so."""
+
+    status: int
+    body: bytes
+    is_json: bool
+
+
 async def exchange(
     endpoint: Endpoint, tls: ssl.SSLContext, *, timeout_seconds: float, form: bytes | None = None, credential: str = ""
 ) -> bytes:
-    """GET, or POST of a form. ``credential`` is the whole value of ``Authorization``. Raises ``Unreachable``."""
+    """GET, or POST of a form. ``credential`` is the whole value of ``Authorization``. Raises ``Unreachable`` unless the
+    answer is a plain 200 with JSON."""
+    reply = await converse(endpoint, tls, timeout_seconds=timeout_seconds, form=form, credential=credential)
+    if reply.status != 200:  # a redirect would lead where nobody configured
+        raise Unreachable(f"status {reply.status}")
+    if not reply.is_json:
+        raise Unreachable("the answer is not JSON")
+    return reply.body
+
+
+async def converse(
+    endpoint: Endpoint, tls: ssl.SSLContext, *, timeout_seconds: float, form: bytes | None = None, credential: str = ""
+) -> Reply:
+    """As ``exchange``, for whoever can use more answers than a 200: errors of OAuth are bodies of a 400."""
     try:
         async with asyncio.timeout(timeout_seconds):
             return await _exchange(endpoint, tls, _request(endpoint, form, credential))
@@ -96,7 +117,7 @@ def _request(endpoint: Endpoint, form: bytes | None, credential: str) -> bytes:
     return f"{method} {endpoint.target} HTTP/1.1\r\n{lines}\r\n".encode("ascii") + (form or b"")
 
 
-async def _exchange(endpoint: Endpoint, tls: ssl.SSLContext, request: bytes) -> bytes:
+async def _exchange(endpoint: Endpoint, tls: ssl.SSLContext, request: bytes) -> Reply:
     reader, writer = await asyncio.open_connection(
         endpoint.host, endpoint.port, ssl=tls, happy_eyeballs_delay=NEXT_ADDRESS_SECONDS
     )
@@ -110,7 +131,7 @@ async def _exchange(endpoint: Endpoint, tls: ssl.SSLContext, request: bytes) -> 
                 answer.ended()
                 break
             answer.feed(data)
-        return answer.json_bytes()
+        return answer.reply()
     finally:
         writer.transport.abort()  # whatever else the peer would say is not waited for
 
@@ -162,14 +183,10 @@ class _Answer:
         """The peer closed. Without a length that would be a whole body, and a cut one could not be told from it."""
         raise Unreachable("the answer ended early, or does not say how long it is")
 
-    def json_bytes(self) -> bytes:
-        """Raises ``Unreachable`` unless it is a plain 200 with JSON."""
-        status = self._parser.get_status_code()
-        if status != 200:  # a redirect would lead where nobody configured
-            raise Unreachable(f"status {status}")
+    def reply(self) -> Reply:
+        """Raises ``Unreachable`` for one that would have to be unpacked."""
         if b"content-encoding" in self._headers:
             raise Unreachable("the answer is compressed")
         kinds = self._headers.get(b"content-type", [])
-        if len(kinds) != 1 or kinds[0].partition(b";")[0].strip().lower() not in _JSON:
-            raise Unreachable("the answer is not JSON")
-        return bytes(self._body)
+        is_json = len(kinds) == 1 and kinds[0].partition(b";")[0].strip().lower() in _JSON
+        return Reply(status=self._parser.get_status_code(), body=bytes(self._body), is_json=is_json)

@@ -3,9 +3,10 @@
 All of it is in the order of the slots, since llama.cpp cuts a batch wherever sequence ids do not rise one by one, and
 reads the weights once per piece.
 
-Whose prompt is computed first goes by principal (``engine.fair``), and within one by what is shortest. While somebody
-is answering, a step computes at most ``PROMPT_TOKENS`` of prompts: that bounds the time between two tokens, for
-everybody.
+Whose prompt is computed first goes by principal (``engine.fair``), and within one by what is shortest. Another prompt
+joins only while the step is not worth having without it (``engine.economy``): two that are computed together both wait
+for the whole. While somebody is answering, a step computes at most ``PROMPT_TOKENS`` of prompts: that bounds the time
+between two tokens, for everybody.
 
 Trusts: no more slots than the batch has room for; no empty prompt.
 Promises: what is given back is in the order of the batch.
@@ -16,6 +17,7 @@ from operator import attrgetter
 from typing import Final
 
 from appliance.runner.engine.batch import Batch
+from appliance.runner.engine.economy import Economy
 from appliance.runner.engine.fair import deal
 from appliance.runner.engine.sequence import Sequence
 from appliance.runner.engine.slots import Slots
@@ -26,10 +28,12 @@ of 128 and 512 tokens: with 256 the median time to the first token is that with 
 between two tokens half of it; with 128 the first token comes a third later, with 64 up to three times as late."""
 
 
-def fill(batch: Batch, slots: Slots, prompt_tokens: int) -> tuple[list[tuple[Sequence, int]], list[Sequence]]:
+def fill(
+    batch: Batch, slots: Slots, economy: Economy, prompt_tokens: int
+) -> tuple[list[tuple[Sequence, int]], list[Sequence]]:
     """Fills the batch. Gives the sequences that compute of their prompts, with how many tokens, and those whose logits
     will come out, in the order of the batch. One whose draw is not done sits out (``engine.searches``)."""
-    shares = _shares(batch.capacity, slots, prompt_tokens)
+    shares = _shares(batch.capacity, slots, economy, prompt_tokens)
     batch.clear()
     prompted, wanted = [], []
     for sequence in slots.active:
@@ -48,7 +52,7 @@ def fill(batch: Batch, slots: Slots, prompt_tokens: int) -> tuple[list[tuple[Seq
     return prompted, wanted
 
 
-def _shares(capacity: int, slots: Slots, prompt_tokens: int) -> dict[int, int]:
+def _shares(capacity: int, slots: Slots, economy: Economy, prompt_tokens: int) -> dict[int, int]:
     """Slot -> how many tokens of its prompt this step computes."""
     prompting = [sequence for sequence in slots.active if sequence.position < sequence.prompt_tokens]
     if not prompting:
@@ -66,7 +70,16 @@ def _shares(capacity: int, slots: Slots, prompt_tokens: int) -> dict[int, int]:
     shares: dict[int, int] = {}
     for principal in slots.by_claim(groups):
         group = groups[principal]
-        dealt = deal(budget, [sequence.prompt_tokens - sequence.position for sequence in group])
+        remaining = [sequence.prompt_tokens - sequence.position for sequence in group]
+        if remaining and not shares:
+            budget = min(budget, max(economy.worthwhile(budget), _for_one(remaining)))
+        dealt = deal(budget, remaining)
         shares |= zip((sequence.slot for sequence in group), dealt, strict=True)
         budget -= sum(dealt)
     return shares
+
+
+def _for_one(remaining: list[int]) -> int:
+    """What ``deal`` needs to give the shortest all that it lacks, with the quarter that goes to the oldest before."""
+    shortest = min(remaining)
+    return shortest if remaining[0] == shortest else -(-4 * shortest // 3)

@@ -20,6 +20,7 @@ from appliance.core.values import EngineFigures, FinishReason
 from appliance.runner.engine.batch import Batch
 from appliance.runner.engine.candidates import Candidates
 from appliance.runner.engine.context import Context
+from appliance.runner.engine.economy import Economy
 from appliance.runner.engine.figures import Counts
 from appliance.runner.engine.filling import PROMPT_TOKENS, fill
 from appliance.runner.engine.jobs import Event, Job
@@ -58,9 +59,11 @@ class Stepper:
         self.vocabulary: Final = Vocabulary.of(model)
         self._candidates = Candidates(self.vocabulary)
         self._speculation = Speculation(drafter, self.vocabulary, self._batch.capacity) if drafter else None
+        self._economy = Economy()
         self._counts = Counts()
         self._slots = Slots(context, self._candidates, self._counts)
         self._searches = Searches(self._slots)
+        self._prompted_tokens = 0
         self._begun: list[Job] = []
         self._ends: dict[int, bool] = {}  # token -> whether it ends an answer
 
@@ -94,6 +97,7 @@ class Stepper:
     def step(self, now: float) -> list[Event]:
         """Decodes one batch. Raises ``RuntimeError`` when llama.cpp fails in a way that leaves its state unknown."""
         slots = self._slots
+        self._prompted_tokens = 0
         events, slots.refused = slots.refused, []
         for sequence in [sequence for sequence in slots.active if sequence.job.cancelled]:
             self._end(sequence, events, now, "cancelled")
@@ -109,6 +113,7 @@ class Stepper:
     def timed(self, start: float, end: float) -> None:
         """The last step took from ``start`` to ``end``."""
         self._counts.step_seconds += end - start
+        self._economy.learn(self._batch.size, self._prompted_tokens, end - start)
         if self._speculation is not None:
             self._speculation.timed(end - start)
         for job in self._begun:
@@ -123,12 +128,13 @@ class Stepper:
     # --- one batch --------------------------------------------------------------------------------------------------
 
     def _step_plainly(self, events: list[Event], now: float) -> None:
-        prompted, wanted = fill(self._batch, self._slots, self._prompt_tokens)
+        prompted, wanted = fill(self._batch, self._slots, self._economy, self._prompt_tokens)
         if not self._batch.size or not self._decode(events, now):
             return
         for sequence, tokens in prompted:
             sequence.position += tokens
             self._counts.prompt_tokens += tokens
+            self._prompted_tokens += tokens
         if wanted:
             draws = draw_rows([sequence.sampler for sequence in wanted], self._context.logits(len(wanted)))
             for sequence, draw in zip(wanted, draws, strict=True):

@@ -86,6 +86,42 @@ def test_short_prompt_does_not_wait_for_a_long_one(stepper: Stepper) -> None:
     assert [event.job.request_id for event in step(stepper)] == ["short"]
 
 
+def processor(stepper: Stepper) -> Stepper:
+    """As if a step cost as much as four tokens."""
+    for _ in range(2):
+        stepper.add(0.0, job("once", prompt_tokens=28, max_tokens=2))
+        while stepper.busy:
+            before = stepper.figures().batch_tokens
+            stepper.step(0.0)
+            stepper.timed(0.0, 4.0 + stepper.figures().batch_tokens - before)
+    return stepper
+
+
+def test_prompt_does_not_wait_for_another_that_could_come_after_it(stepper: Stepper) -> None:
+    processor(stepper)
+    for name in ("first", "second"):
+        stepper.add(0.0, job(name, prompt_tokens=12))
+    assert [event.job.request_id for event in step(stepper)] == ["first"]
+    assert {event.job.request_id for event in step(stepper)} == {"first", "second"}
+
+
+def test_short_prompt_does_not_wait_for_all_of_a_long_one_on_a_processor(stepper: Stepper) -> None:
+    processor(stepper)
+    stepper.add(0.0, job("long", prompt_tokens=200))
+    stepper.add(0.0, job("short", prompt_tokens=10))
+    assert [event.job.request_id for event in step(stepper)] == ["short"]
+
+
+def test_long_prompt_goes_on_while_short_ones_keep_coming(stepper: Stepper) -> None:
+    processor(stepper)
+    stepper.add(0.0, job("long", prompt_tokens=24))
+    for number in range(12):  # a quarter of what is computed is the long one's
+        stepper.add(0.0, job(str(number), prompt_tokens=6, max_tokens=1))
+        if "long" in {event.job.request_id for event in step(stepper)}:
+            return
+    pytest.fail("the long prompt was passed over")
+
+
 def test_full_cache_ends_the_largest_only(stepper: Stepper, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     stepper.add(0.0, job("large", prompt_tokens=20))
     stepper.add(0.0, job("small"))
