@@ -23,6 +23,7 @@ from typing import Any, Final, Literal
 from appliance import __version__, issuers, settings
 from appliance.core.admit import AdmitLimits
 from appliance.core.catalogue import Catalogue
+from appliance.core.ports import TokenVerifier
 from appliance.core.quota import Budget
 from appliance.core.records import ModelRef
 from appliance.core.refusals import Fault, Misconfigured, Reason, Refused
@@ -30,6 +31,7 @@ from appliance.core.values import Digest, SealMode, VerifiedModel
 from appliance.gateway import serve as gateway_process
 from appliance.gateway.answering import BodyLimits
 from appliance.gateway.app import build_app
+from appliance.gateway.delegation import Delegate, Delegates, Users
 from appliance.gateway.gate import Gate
 from appliance.gateway.listeners import Listener, inherited_listener, listen_tcp, listen_unix
 from appliance.gateway.metrics import MetricsPage
@@ -170,6 +172,7 @@ async def gateway(config: Settings) -> None:
         allowed_hosts=config.allowed_hosts,
         now_seconds=_now_seconds,
         challenges=challenges,
+        delegates=_delegates(config, verifier),
         issues_tokens=authority is not None,
     )
     following = _following(link) if config.issuer else None
@@ -185,6 +188,20 @@ async def gateway(config: Settings) -> None:
     finally:
         if following is not None:
             following.cancel()
+
+
+def _delegates(config: Settings, verifier: TokenVerifier) -> Delegates:
+    return Delegates(
+        [
+            Delegate(
+                delegation,
+                RequestRates(requests_per_minute=chosen.requests_per_minute),
+                Slots(chosen.concurrent_requests),
+                Users(chosen.max_users, config.limits.budget_window_seconds),
+            )
+            for delegation, chosen in issuers.delegations(config, verifier)
+        ]
+    )
 
 
 def _following(link: LiaisonLink) -> asyncio.Task[None]:

@@ -13,10 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from appliance.core.ports import Revocations
+from appliance.core.delegation import Service, SignedUserRules, issuer_of_users
+from appliance.core.ports import Delegation, Revocations
+from appliance.core.ports import TokenVerifier as VerifierPort
 from appliance.core.refusals import Misconfigured
 from appliance.core.token_claims import IssuerRules
 from appliance.gateway.challenges import Challenges
+from appliance.identity.delegation import SignedUsers, UserTokens
 from appliance.identity.dpop import ALGORITHMS, ProofChecker
 from appliance.identity.foreign import ForeignKeys, LiaisonLink
 from appliance.identity.https import Endpoint, tls_context
@@ -27,7 +30,7 @@ from appliance.identity.liaison import KeyProvider, TokenProvider
 from appliance.identity.tokens import JwtIssuer, OpaqueIssuer, OwnKeys, TokenVerifier
 from appliance.ipc.notary_client import NotaryClient
 from appliance.ipc.registry_client import RegistryClient
-from appliance.settings import IssuerSettings, Settings
+from appliance.settings import DelegationSettings, IssuerSettings, Settings
 
 MAX_SECRET_BYTES: Final = 1024
 
@@ -55,6 +58,29 @@ def verifier(
     link.follow(sources)
     proofs = ProofChecker(identity.public_url, since_seconds=started_at_seconds) if identity.public_url else None
     return TokenVerifier(jwts, opaque=opaque, proofs=proofs)
+
+
+def delegations(config: Settings, verifier: VerifierPort) -> list[tuple[Delegation, DelegationSettings]]:
+    """Whose word about users is taken. Raises ``Misconfigured``, also for a secret that is short or that others can
+    read."""
+    return [(_delegation(config, name, one, verifier), one) for name, one in config.delegation.items()]
+
+
+def _delegation(config: Settings, name: str, one: DelegationSettings, verifier: VerifierPort) -> Delegation:
+    service = Service(
+        issuer=one.issuer or config.identity.issuer, client_id=one.client_id, subject=one.subject or one.client_id
+    )
+    if one.secret_file is None:
+        return UserTokens(service, verifier, one.user_issuers)
+    rules = SignedUserRules(
+        issuer=issuer_of_users(service.issuer, name),
+        jwt_issuer=one.jwt_issuer,
+        max_lifetime_seconds=one.max_lifetime_seconds,
+        groups_by_role=one.groups_by_role,
+        groups_by_email=one.groups_by_email,
+        groups_by_id=one.groups_by_id,
+    )
+    return SignedUsers(service, rules, _secret(one.secret_file))
 
 
 def authority(

@@ -23,6 +23,7 @@ import msgspec
 from msgspec import Meta
 
 from appliance.core.codec import canonical_json
+from appliance.core.delegation import Service, issuer_of_users
 from appliance.core.forwarded import Trust, network
 from appliance.core.memory import KvType, LoadOptions, Speculating
 from appliance.core.values import MAX_ADAPTERS, Digest, SealMode, Value
@@ -166,6 +167,60 @@ class IssuerSettings(Value, frozen=True, kw_only=True):
     def _says_access_token(self) -> bool:
         """RFC 9068 section 4: no token of another kind has this type."""
         return self.jwks_uri is None or set(self.token_types) <= {"at+jwt", "application/at+jwt"}
+
+
+class DelegationSettings(Value, frozen=True, kw_only=True):
+    """A service that may say for which user it asks (``core.delegation``), and how far that is believed.
+
+    It is known by its own token: of ``issuer`` (none: ours), of the client ``client_id``, with ``subject`` (none: the
+    client's id, as our own tokens for a client have it). In the form ``user-token`` it sends the user's own access
+    token, of one of ``user_issuers``; in ``openwebui-jwt`` a JWT under HS256 with the secret in ``secret_file``, whose
+    users have the groups that are given here by role, e-mail address and id, and no others.
+
+    All its users together have ``requests_per_minute`` and ``concurrent_requests``, and are at most ``max_users``
+    different ones in one window of the budgets; each besides has what ``limits`` says.
+    """
+
+    form: Literal["user-token", "openwebui-jwt"]
+    client_id: Annotated[str, Meta(min_length=1, max_length=255)]
+    issuer: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+    subject: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
+    user_issuers: Names = ()
+    secret_file: Path | None = None
+    jwt_issuer: Annotated[str, Meta(min_length=1, max_length=255)] = "open-webui"
+    max_lifetime_seconds: Annotated[int, Meta(ge=10, le=600)] = 300
+    groups_by_role: dict[str, Names] = msgspec.field(default_factory=dict)
+    groups_by_email: dict[str, Names] = msgspec.field(default_factory=dict)
+    groups_by_id: dict[str, Names] = msgspec.field(default_factory=dict)
+    requests_per_minute: Positive = 1200
+    concurrent_requests: Annotated[int, Meta(ge=1, le=100_000)] = 64
+    max_users: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+
+    def problems(self, issuers: AbstractSet[str]) -> list[str]:
+        """What each field by itself does not show. ``issuers`` are all whose tokens are believed."""
+        found = []
+        if self.issuer is not None and self.issuer not in issuers:
+            found.append("issuer: its tokens are not believed")
+        if self.form == "user-token":
+            found.extend(
+                f"user_issuers: tokens of {name} are not believed" for name in set(self.user_issuers) - issuers
+            )
+            if not self.user_issuers:
+                found.append("user_issuers: must name at least one")
+            if self.secret_file is not None or self._groups:
+                found.append('secret_file and groups are for the form "openwebui-jwt": a token says its own groups')
+        else:
+            if self.secret_file is None:
+                found.append("secret_file: must be given")
+            if self.user_issuers:
+                found.append('user_issuers: is for the form "user-token"')
+            if any("" in table for table in self._groups):
+                found.append("groups: a role, e-mail address or id must not be empty")
+        return found
+
+    @property
+    def _groups(self) -> list[dict[str, Names]]:
+        return [table for table in (self.groups_by_role, self.groups_by_email, self.groups_by_id) if table]
 
 
 class LimitSettings(Value, frozen=True, kw_only=True):
@@ -313,6 +368,7 @@ class Settings(Value, frozen=True, kw_only=True):
     listen: tuple[ListenSettings, ...] = ()
     identity: IdentitySettings = IdentitySettings()
     issuer: dict[str, IssuerSettings] = msgspec.field(default_factory=dict)
+    delegation: dict[str, DelegationSettings] = msgspec.field(default_factory=dict)
     limits: LimitSettings = LimitSettings()
     models: ModelSettings = ModelSettings()
     model: dict[str, NamedModelSettings] = msgspec.field(default_factory=dict)
@@ -454,6 +510,7 @@ def parse(document: dict[str, Any]) -> Settings:
             f"runtime_dir: its sockets would have {longest} bytes, of which Linux takes {SOCKET_PATH_BYTES}"
         )
     problems.extend(_issuer_problems(values.get("issuer", {}), values.get("identity", IdentitySettings())))
+    problems.extend(_delegation_problems(values))
     problems.extend(_listen_problems(document, values))
     if problems:
         raise SettingsInvalid(problems)
@@ -473,6 +530,23 @@ def _issuer_problems(issuers: dict[str, IssuerSettings], identity: IdentitySetti
     if sum(issuer.introspection_endpoint is not None for issuer in issuers.values()) > 1:
         found.append("issuer: an opaque token does not say whose it is, so only one may have an introspection_endpoint")
     return found
+
+
+def _delegation_problems(values: dict[str, Any]) -> Iterator[str]:
+    """Two of one service would leave open which holds; and no issuer may have the name of a service's users."""
+    ours = values.get("identity", IdentitySettings()).issuer
+    issuers = {ours, *(issuer.issuer for issuer in values.get("issuer", {}).values())}
+    services = []
+    for name, one in values.get("delegation", {}).items():
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
+            yield f'delegation."{name}": must have a name of at most 64 letters, digits, dots, dashes and underscores'
+        yield from (f'delegation."{name}".{problem}' for problem in one.problems(issuers))
+        service = Service(issuer=one.issuer or ours, client_id=one.client_id, subject=one.subject or one.client_id)
+        if service in services:
+            yield f'delegation."{name}": the same service is there twice'
+        services.append(service)
+        if issuer_of_users(service.issuer, name) in issuers:
+            yield f'delegation."{name}": an issuer has the name of its users'
 
 
 def _listen_problems(document: dict[str, Any], values: dict[str, Any]) -> Iterator[str]:

@@ -13,6 +13,11 @@ groups := {
 
 metrics := {"groups": ["watch"]}
 
+delegates := {
+	"groups": ["services"],
+	"parties": [{"issuer": "https://issuer.example", "subject": "agent"}],
+}
+
 closed := {"subjects": ["mallory"], "models": ["withdrawn"]}
 
 good := {
@@ -22,6 +27,7 @@ good := {
 		"issuer": "https://issuer.example",
 		"groups": ["staff"],
 		"models": ["*"],
+		"acting": [],
 	},
 	"action": {"operation": "chat", "method": "POST", "route": "/v1/chat/completions"},
 	"model": {

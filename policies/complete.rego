@@ -16,6 +16,13 @@ principal_complete if {
 	text(input.principal.issuer)
 	texts(input.principal.groups)
 	texts(input.principal.models)
+	is_array(input.principal.acting)
+	every party in input.principal.acting {
+		text(party.issuer)
+		text(party.subject)
+		is_string(party.client_id)
+		texts(party.groups)
+	}
 }
 
 action_complete if {

@@ -9,6 +9,7 @@ complete(document) if {
 
 fields := [
 	"/principal/subject", "/principal/client_id", "/principal/issuer", "/principal/groups", "/principal/models",
+	"/principal/acting",
 	"/action/operation", "/action/method", "/action/route",
 	"/model/name", "/model/digest", "/model/signer", "/model/base", "/model/companions",
 	"/request/max_tokens", "/request/messages", "/request/prompt_bytes", "/request/stream",
@@ -55,6 +56,19 @@ test_a_companion_is_told_whole_or_the_input_is_incomplete if {
 			not complete(json.patch(good, [{"op": "add", "path": "/model/companions/-", "value": part}]))
 		}
 	}
+}
+
+test_who_acts_is_told_whole_or_the_input_is_incomplete if {
+	party := {"issuer": "https://issuer.example", "subject": "agent", "client_id": "", "groups": []}
+	complete(json.patch(good, [{"op": "add", "path": "/principal/acting/-", "value": party}]))
+	every field in ["issuer", "subject", "client_id", "groups"] {
+		not complete(json.patch(good, [{"op": "add", "path": "/principal/acting/-", "value": object.remove(party, [field])}]))
+		not complete(json.patch(good, [{"op": "add", "path": "/principal/acting/-", "value": object.union(party, {field: 1})}]))
+	}
+	every field in ["issuer", "subject"] {
+		not complete(json.patch(good, [{"op": "add", "path": "/principal/acting/-", "value": object.union(party, {field: ""})}]))
+	}
+	not complete(json.patch(good, [{"op": "add", "path": "/principal/acting/-", "value": object.union(party, {"groups": [1]})}]))
 }
 
 test_time_has_its_range if {

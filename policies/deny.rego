@@ -7,6 +7,8 @@ deny contains "operation-unknown" if not operation_known
 
 deny contains "subject-closed" if not subject_open
 
+deny contains "delegation-not-permitted" if not delegation_permitted
+
 deny contains "model-closed" if not model_open
 
 deny contains "model-outside-token" if not token_covers_model

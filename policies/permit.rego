@@ -17,7 +17,27 @@ about_no_model if asks_description
 subject_open if {
 	every subject in data.closed.subjects {
 		subject != input.principal.subject
+		every party in nearest {
+			subject != party.subject
+		}
 	}
+}
+
+# Who acts for the principal: the nearest only. Those behind are for the record (RFC 8693 section 4.1).
+nearest := array.slice(input.principal.acting, 0, 1) if is_array(input.principal.acting)
+
+# To act for others is permitted by name: by a group of the token that the service brings, or by issuer and subject.
+delegation_permitted if nearest == []
+
+delegation_permitted if {
+	some group in nearest[0].groups
+	group in data.delegates.groups
+}
+
+delegation_permitted if {
+	some party in data.delegates.parties
+	party.issuer == nearest[0].issuer
+	party.subject == nearest[0].subject
 }
 
 model_open if {

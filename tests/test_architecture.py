@@ -27,6 +27,7 @@ OUTSIDE = sorted(
 
 MAKERS = {
     "VerifiedClaims": "identity/tokens.py",
+    "ForwardedUser": "identity/delegation.py",
     "Principal": "core/claims.py",
     "VerifiedModel": "core/manifest.py",
     "Admission": "core/admit.py",

@@ -10,6 +10,7 @@ from typing import cast, get_args, get_origin
 import msgspec
 import pytest
 
+from appliance.core.delegation import HEADERS
 from appliance.core.refusals import Reason
 from appliance.core.values import Digest, EngineFigures, RunnerReport, Value
 from appliance.gateway.answering import BodyLimits
@@ -22,6 +23,7 @@ from appliance.gateway.surfaces.openai.chat import ChatFields
 from appliance.gateway.surfaces.openai.completions import CompletionFields
 from appliance.gateway.surfaces.openai.fields import CommonFields
 from appliance.gateway.tally import Tally
+from appliance.policy.documents import check_data
 from appliance.settings import Degradable, Settings, parse
 from tests.fakes.world import World
 
@@ -155,3 +157,37 @@ def test_no_listener_is_shown_that_would_be_refused() -> None:
         document = tomllib.loads(text)
         document.setdefault("gateway", {"allowed_hosts": ["llm.example.com"]})
         assert parse(document).listen
+
+
+DELEGATION = (DOCS / "delegation.md").read_text(encoding="utf-8")
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```$", DELEGATION, re.MULTILINE | re.DOTALL)
+
+
+def test_no_delegation_is_shown_that_would_be_refused() -> None:
+    assert len(blocks("toml")) == 2
+    for text in blocks("toml"):
+        assert parse(tomllib.loads(text)).delegation
+
+
+def test_no_policy_data_are_shown_that_would_be_refused() -> None:
+    [data] = blocks("json")
+    check_data(data.encode())
+    shown = json.loads(data)
+    [settings] = [
+        one for text in blocks("toml") for one in parse(tomllib.loads(text)).delegation.values() if one.secret_file
+    ]
+    named = {
+        group
+        for groups in (settings.groups_by_role, settings.groups_by_email)
+        for one in groups.values()
+        for group in one
+    }
+    assert named == set(shown["groups"])
+
+
+def test_no_header_of_a_delegation_is_undescribed() -> None:
+    named = re.findall(r'^\| `"[^|]*\| `(X-[^`]+)`', DELEGATION, re.MULTILINE)
+    assert {name.lower().encode() for name in named} == HEADERS

@@ -19,12 +19,14 @@ from appliance.core.values import Value
 
 class Query(Value, frozen=True, kw_only=True):
     """Which entries are wanted; None means any. Times are RFC 3339 UTC as in the log: ``since`` <= time < ``until``,
-    and may be cut short (``2026-11-22``). ``event`` is a record's tag, such as ``opened``."""
+    and may be cut short (``2026-11-22``). ``event`` is a record's tag, such as ``opened``. ``subject`` is for whom was
+    asked, ``acting`` the subject of anybody who asked for another."""
 
     since: str | None = None
     until: str | None = None
     event: str | None = None
     subject: str | None = None
+    acting: str | None = None
     request_id: str | None = None
 
 
@@ -78,6 +80,8 @@ def _matches(entry: Entry, wanted: Query) -> bool:
         return False
     if wanted.request_id is not None and getattr(record, "request_id", None) != wanted.request_id:
         return False
+    if wanted.acting is not None and wanted.acting not in _acting(entry):
+        return False
     return wanted.subject is None or _subject(entry) == wanted.subject
 
 
@@ -86,3 +90,10 @@ def _subject(entry: Entry) -> str | None:
     if isinstance(record, Opened | RefusedRequest):
         return record.actor.subject
     return record.subject if isinstance(record, TokenIssued) else None
+
+
+def _acting(entry: Entry) -> list[str]:
+    record = entry.record
+    if isinstance(record, Opened | RefusedRequest):
+        return [one.subject for one in record.actor.acting]
+    return [one.subject for one in record.acting] if isinstance(record, TokenIssued) else []

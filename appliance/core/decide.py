@@ -44,6 +44,7 @@ DENY_REASONS: Final = frozenset(
         "no-group-permits-model",
         "no-group-permits-metrics",
         "no-group-permits-description",
+        "delegation-not-permitted",
         "outside-hours",  # *
         "peer-not-permitted",  # *
         "request-too-large",  # *
@@ -70,7 +71,8 @@ def policy_input(
 
     Integers, strings and booleans only, and null for the model of the last two, which are of none; ``weekday`` (Monday
     is 0) and ``minute_of_day`` are in UTC. ``route`` is the template of the route, never the caller's path. No text of
-    a prompt is in it, only counts; ``max_tokens`` are those of all choices together.
+    a prompt is in it, only counts; ``max_tokens`` are those of all choices together. ``acting`` are those who act for
+    the principal, the nearest first; of all but one with a token of its own, ``client_id`` and ``groups`` are empty.
     """
     return {
         "principal": {
@@ -79,6 +81,10 @@ def policy_input(
             "issuer": principal.issuer,
             "groups": list(principal.groups),
             "models": list(principal.models),
+            "acting": [
+                {"issuer": one.issuer, "subject": one.subject, "client_id": one.client_id, "groups": list(one.groups)}
+                for one in principal.acting
+            ],
         },
         "action": {"operation": _operation(asked), "method": method, "route": route},
         "model": _model(asked),

@@ -34,9 +34,11 @@ _READ: Final = frozenset({FOR, PROTO, CLIENT_CERT})
 _OF_PROXIES: Final = (
     b"forwarded", b"x-forwarded", b"x-original-", b"x-real-ip", b"x-cluster-client-ip", b"true-client-ip", b"x-client-",
     b"client-cert", b"ssl-", b"x-ssl-", b"x-user", b"x-tenant", b"remote-", b"x-remote-", b"x-auth-request-",
-    b"cf-connecting-",
+    b"cf-connecting-", b"x-openwebui-user-id", b"x-openwebui-user-name", b"x-openwebui-user-email",
+    b"x-openwebui-user-role",
 )  # fmt: skip
-"""How their names begin."""
+"""How their names begin. Open WebUI's words about its users are no proxy's, but as unsigned as theirs, and anybody
+could have written them; the signed one is another matter (``core.delegation``)."""
 MAX_HOPS: Final = 32
 """More proxies than anybody has in a row: each is compared with every trusted network."""
 _ADDRESS = re.compile("[0-9A-Fa-f:.]{2,45}")

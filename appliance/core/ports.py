@@ -13,6 +13,7 @@ from appliance.core.values import (
     Admission,
     AnswerEvent,
     Digest,
+    ForwardedUser,
     Presented,
     Receipt,
     Reservation,
@@ -35,6 +36,24 @@ class TokenVerifier(Protocol):
 
     def has_ended(self, claims: VerifiedClaims) -> bool:
         """Was this token, which has been verified, revoked since? No, while nobody knows: what runs goes on."""
+        ...
+
+
+class Delegation(Protocol):
+    """What one service may say of the user for whom it asks, in a header of its request."""
+
+    @property
+    def header(self) -> bytes:
+        """The one that it may send; lower case."""
+        ...
+
+    def is_for(self, service: VerifiedClaims) -> bool:
+        """Whether the bearer of this token is that service."""
+        ...
+
+    async def user(self, unverified: str, *, now_seconds: int) -> VerifiedClaims | ForwardedUser:
+        """The header's value -> the user. Raises ``Refused(DELEGATION_REFUSED)``, or
+        ``Refused(ISSUER_UNAVAILABLE | AUDIT_UNAVAILABLE)`` where nobody can tell at the moment."""
         ...
 
 
@@ -194,6 +213,7 @@ __all__ = [
     "AuditLog",
     "AuthorizationServer",
     "ClientRegistry",
+    "Delegation",
     "Lease",
     "Models",
     "PolicyEngine",

@@ -15,6 +15,7 @@ from appliance.core.clients import Authentication, Grant, Party
 from appliance.core.codec import canonical_json, json_decoder
 from appliance.core.values import (
     MAX_COMPANIONS,
+    ActingParty,
     CompanionKind,
     Decision,
     Digest,
@@ -27,8 +28,9 @@ from appliance.core.values import (
 )
 
 
-class Actor(Value, frozen=True, kw_only=True):
-    """Who asked. The token itself is never recorded, only its id and digest."""
+class Actor(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """For whom was asked. The token itself is never recorded, only its id and digest. ``acting`` are those who asked
+    for that principal, the nearest first; it is left out of the JSON where nobody did."""
 
     key: str
     issuer: str
@@ -37,6 +39,7 @@ class Actor(Value, frozen=True, kw_only=True):
     groups: tuple[str, ...]
     token_id: str
     token_sha256: Digest
+    acting: tuple[ActingParty, ...] = ()
 
 
 class CompanionRef(Value, frozen=True, kw_only=True, omit_defaults=True):

@@ -49,6 +49,7 @@ class Reason(Enum):
     ISSUER_UNAVAILABLE = ("issuer-unavailable", 503, "The issuer of the token cannot be asked at the moment.")
     SCOPE_MISSING = ("scope-missing", 403, "The token lacks a scope that is required here.")
     CLAIM_MISSING = ("claim-missing", 403, "The token lacks a claim that is required here.")
+    DELEGATION_REFUSED = ("delegation-refused", 403, "What was said about the user is not accepted from this caller.")
     # our own authorization server (RFC 6749 section 5.2, RFC 8693 section 2.2.2)
     OAUTH_REQUEST_INVALID = (
         "oauth-request-invalid",

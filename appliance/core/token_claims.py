@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import Value
+from appliance.core.values import ActingParty, Value
 
 LEEWAY_SECONDS: Final = 30
 MAX_NAME_CHARACTERS: Final = 1024
 """Of a subject, client or token: every record names them, and one that did not fit would be no record. OpenID Connect
 Core section 2 has 255 for a subject."""
+MAX_ACTING: Final = 4
+"""One behind the other, in one token."""
 
 ClaimPath = tuple[str, ...]
 """Names from the outside in: ("realm_access", "roles"). An empty one leads nowhere."""
@@ -63,6 +65,14 @@ class Confirmation(Value, frozen=True, kw_only=True, rename={"certificate_sha256
     certificate_sha256: Sha256Text | None = None
 
 
+class _Act(Value, frozen=True, kw_only=True):
+    """``act`` (RFC 8693 section 4.1). Whatever else it says, nobody here could judge, so it is refused."""
+
+    sub: Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARACTERS)]
+    iss: Annotated[str, Meta(min_length=1, max_length=255)] | UnsetType = UNSET
+    act: "_Act | UnsetType" = UNSET
+
+
 class _Registered(Value, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """The claims that mean the same everywhere. Others are ignored knowingly: an issuer may add its own."""
 
@@ -73,6 +83,7 @@ class _Registered(Value, frozen=True, kw_only=True, forbid_unknown_fields=False)
     nbf: int | None = None
     scope: str = ""
     cnf: Confirmation | None = None
+    act: _Act | UnsetType = UNSET
 
 
 class ReadClaims(Value, frozen=True, kw_only=True):
@@ -90,6 +101,7 @@ class ReadClaims(Value, frozen=True, kw_only=True):
     models: tuple[str, ...]
     scopes: tuple[str, ...]
     confirmation: Confirmation | None = None
+    acting: Annotated[tuple[ActingParty, ...], Meta(max_length=MAX_ACTING)] = ()
 
 
 def read(document: Mapping[str, Any], rules: IssuerRules) -> ReadClaims:
@@ -119,6 +131,7 @@ def read(document: Mapping[str, Any], rules: IssuerRules) -> ReadClaims:
         models=_texts(document, rules.models_claim) if rules.models_claim else rules.models,
         scopes=tuple(said.scope.split(" ")) if said.scope else (),
         confirmation=said.cnf,
+        acting=_acting(said),
     )
 
 
@@ -135,18 +148,32 @@ def check_within(claims: ReadClaims, rules: IssuerRules) -> None:
         or (groups is not None and not groups.issuperset(claims.groups))
         or (not rules.models_claim and claims.models != rules.models)
         or max(map(len, (claims.subject, claims.client_id, claims.token_id))) > MAX_NAME_CHARACTERS
+        or any(one != _party(one.issuer, one.subject) for one in claims.acting)
+        or (claims.acting and claims.acting[0].issuer != rules.issuer)
     ):
         raise _refused("claims beyond the rules of their issuer")
 
 
 def check_times(claims: ReadClaims, *, max_lifetime_seconds: int, now_seconds: int) -> None:
     """Raises ``Refused(TOKEN_INVALID)``."""
-    expires, issued = claims.expires_at_seconds, claims.issued_at_seconds
+    check_period(
+        claims.issued_at_seconds,
+        claims.expires_at_seconds,
+        not_before=claims.not_before_seconds,
+        max_lifetime_seconds=max_lifetime_seconds,
+        now_seconds=now_seconds,
+    )
+
+
+def check_period(
+    issued: int | None, expires: int, *, not_before: int | None, max_lifetime_seconds: int, now_seconds: int
+) -> None:
+    """All in seconds since 1970. Raises ``Refused(TOKEN_INVALID)``."""
     if issued is not None and not 0 < expires - issued <= max_lifetime_seconds:
         raise _refused("the lifetime is not within the horizon")
     if expires > now_seconds + max_lifetime_seconds + LEEWAY_SECONDS:
         raise _refused("it expires beyond the horizon")
-    if max(issued or 0, claims.not_before_seconds or 0) > now_seconds + LEEWAY_SECONDS:
+    if max(issued or 0, not_before or 0) > now_seconds + LEEWAY_SECONDS:
         raise _refused("it is not valid yet")
     check_not_expired(expires, now_seconds)
 
@@ -169,6 +196,28 @@ def _check_own_claims(document: Mapping[str, Any], rules: IssuerRules) -> None:
             raise _refused(f"claims: {name} is not what is configured")
     if rules.refused_claims & document.keys():
         raise _refused("claims of another kind of token")
+
+
+def _acting(said: _Registered) -> tuple[ActingParty, ...]:
+    """The nearest first. Where ``act`` names no issuer, it is the token's own, in whose names its subject is one.
+
+    Policy judges the nearest, so an issuer cannot let another's client act; those behind it are there to be recorded
+    only (RFC 8693 section 4.1).
+    """
+    parties: list[ActingParty] = []
+    act = said.act
+    while act is not UNSET:
+        if len(parties) == MAX_ACTING:
+            raise _refused(f"claims: more than {MAX_ACTING} act for each other")
+        parties.append(_party(said.iss if act.iss is UNSET else act.iss, act.sub))
+        act = act.act
+    if parties and parties[0].issuer != said.iss:
+        raise _refused("claims: act names a client of another issuer")
+    return tuple(parties)
+
+
+def _party(issuer: str, subject: str) -> ActingParty:
+    return ActingParty(issuer=issuer, subject=subject)
 
 
 def _audience(said: str | tuple[str, ...], rules: IssuerRules) -> str:

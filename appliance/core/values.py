@@ -6,6 +6,7 @@ Each trusted value has one maker (checked by ``tests/test_architecture.py``):
 value                made only by
 ===================  =========================
 ``VerifiedClaims``   ``identity.tokens``
+``ForwardedUser``    ``identity.delegation``
 ``Principal``        ``core.claims``
 ``VerifiedModel``    ``core.manifest``
 ``Admission``        ``core.admit``
@@ -288,8 +289,26 @@ class Presented(Value, frozen=True, kw_only=True):
     client_certificate_sha256: bytes | None = None
 
 
+class ActingParty(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """One who acts for another (RFC 8693 section 1.1: delegation, never impersonation).
+
+    Of the bearer of a token of its own all is known. Of one whom the ``act`` claim of another's token names (section
+    4.1), issuer and subject are, and the rest is empty.
+    """
+
+    issuer: str
+    subject: str
+    client_id: str = ""
+    groups: tuple[str, ...] = ()
+    token_id: str = ""
+    token_sha256: Digest | None = None
+
+
 class VerifiedClaims(Value, frozen=True, kw_only=True):
-    """The claims of a token whose signature, issuer, audience, type and times have been verified (RFC 9068)."""
+    """The claims of a token whose signature, issuer, audience, type and times have been verified (RFC 9068).
+
+    ``acting`` are those who act for the subject, the nearest first.
+    """
 
     issuer: str
     subject: str
@@ -301,12 +320,24 @@ class VerifiedClaims(Value, frozen=True, kw_only=True):
     groups: tuple[str, ...]
     models: tuple[str, ...]
     token_sha256: Digest
+    acting: tuple[ActingParty, ...] = ()
+
+
+class ForwardedUser(Value, frozen=True, kw_only=True):
+    """A user of whom a service told, under a secret that only the two know. ``issuer`` is our own name for whatever
+    that service calls its users, and no issuer of tokens; ``groups`` are those that the operator gives such a user."""
+
+    issuer: str
+    subject: str
+    groups: tuple[str, ...]
+    token_sha256: Digest
 
 
 class Principal(Value, frozen=True, kw_only=True):
     """The identity that policy, limits and audit see. ``models`` are the names its token is confined to; ``*`` is all.
 
     ``key`` is the name under which limits and caches are kept: a digest of issuer and subject, never a caller's text.
+    ``acting`` are those who act for the subject, the nearest first: policy judges it too, and the record names all.
     """
 
     key: str
@@ -317,6 +348,7 @@ class Principal(Value, frozen=True, kw_only=True):
     models: tuple[str, ...]
     token_id: str
     token_sha256: Digest
+    acting: tuple[ActingParty, ...] = ()
 
 
 # --- models ---------------------------------------------------------------------------------------------------------

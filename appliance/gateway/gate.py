@@ -1,7 +1,8 @@
 """The one door: every HTTP request comes in here, and every error goes out here.
 
 (1) the wire guard, and who asks where a proxy says so; (2) the coarse limit per address; (3) a verified token, for
-everything but the open routes; (4) one of the principal's slots; (5) its request rate, whatever the request asks for.
+everything but the open routes, and whom its bearer asks for, if it is a service that may say so; (4) one of the
+principal's slots; (5) its request rate, whatever the request asks for.
 It wraps the whole application, so no other route, and no path without a route, can be reached without a token. The open
 ones are ``GET /healthz`` and, where they are configured, ``GET`` of the metadata of the resource (RFC 9728) and of the
 authorization server (RFC 8414), and ``POST`` to that one's endpoints, whose callers authenticate themselves there.
@@ -26,7 +27,7 @@ from appliance.core import oauth
 from appliance.core.claims import principal
 from appliance.core.ports import AddressLimiter, RateLimiter, TokenVerifier
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.core.values import Presented
+from appliance.core.values import Presented, VerifiedClaims
 from appliance.gateway import guard, origin
 from appliance.gateway.asgi import (
     CLIENT_CERTIFICATE,
@@ -40,6 +41,7 @@ from appliance.gateway.asgi import (
     peer_of,
 )
 from appliance.gateway.challenges import METADATA_PATH, Challenges
+from appliance.gateway.delegation import Delegates, said
 from appliance.gateway.pipeline import Exchange, Pipeline, actor_of
 from appliance.gateway.problems import SECURE_HEADERS, send_refusal
 from appliance.gateway.slots import Slots
@@ -72,6 +74,7 @@ class Gate:
         allowed_hosts: frozenset[str],
         now_seconds: Callable[[], int],
         challenges: Challenges | None = None,
+        delegates: Delegates | None = None,
         issues_tokens: bool = False,
     ) -> None:
         """``issues_tokens``: there is an authorization server behind it."""
@@ -84,6 +87,7 @@ class Gate:
         self._allowed_hosts = allowed_hosts
         self._now_seconds = now_seconds
         self._challenges = challenges or Challenges()
+        self._delegates = delegates or Delegates()
         self._open = _open_routes(has_metadata=self._challenges.metadata is not None, issues_tokens=issues_tokens)
         self.refusals = refusals
 
@@ -133,7 +137,8 @@ class Gate:
             return
         if method == "POST":  # no other method has a use there, with or without a token
             raise Refused(Reason.METHOD_NOT_ALLOWED, param="POST")
-        claims = await self._verifier.verify(_presented(scope), now_seconds=self._now_seconds())
+        now_seconds = self._now_seconds()
+        claims = await self._verifier.verify(_presented(scope), now_seconds=now_seconds)
         scope[_EXCHANGE] = exchange = Exchange(
             request_id=request_id,
             principal=principal(claims),
@@ -142,12 +147,21 @@ class Gate:
             route="-",  # until a route is found: a caller's own path has no place in a record
             has_ended=partial(self._verifier.has_ended, claims),
         )
+        if of_a_user := said(scope):
+            named = await self._delegates.named(
+                of_a_user, claims, exchange.principal, rates=self._rates, held=held, now_seconds=now_seconds
+            )
+            exchange.principal = named.principal
+            exchange.has_ended = partial(self._has_one_ended, (claims, *named.tokens))
         held.enter_context(self._slots.taken(exchange.principal.key))
         await self._rates.admit(exchange.principal.key)
 
     def end_revoked(self) -> None:
         """Stops the answers whose tokens have been revoked since."""
         self._pipeline.end_revoked()
+
+    def _has_one_ended(self, tokens: Iterable[VerifiedClaims]) -> bool:
+        return any(map(self._verifier.has_ended, tokens))
 
     async def _recorded(self, scope: Scope, refusal: Refused) -> Refused:
         exchange: Exchange | None = scope.get(_EXCHANGE)

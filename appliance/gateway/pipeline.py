@@ -396,6 +396,7 @@ def actor_of(principal: Principal) -> Actor:
         groups=principal.groups,
         token_id=principal.token_id,
         token_sha256=principal.token_sha256,
+        acting=principal.acting,
     )
 
 

@@ -1,9 +1,9 @@
-"""JWS in its compact serialisation (RFC 7515 section 7.1), read as strictly for access tokens as for DPoP proofs.
+"""JWS in its compact serialisation (RFC 7515 section 7.1), read as strictly for access tokens as for all else.
 
 Trusts: PyJWT for the signature.
 Promises: a JSON object has each name once and little depth; a payload was signed with the one key and algorithm given.
     What is not so is ``Refused`` with the caller's reason.
-Not here: what header and claims must say (``tokens``, ``dpop``).
+Not here: what header and claims must say (``tokens``, ``dpop``, ``delegation``).
 """
 
 import re
@@ -14,7 +14,7 @@ import jwt
 
 from appliance.core.refusals import Reason, Refused
 from appliance.core.strict_json import JsonInvalid, check
-from appliance.identity.keys import VerifyingKey
+from appliance.identity.keys import AnyPublicKey, VerifyingKey
 
 SERIALISATION: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 """Header, payload and signature, in base64url without padding."""
@@ -46,8 +46,18 @@ def strict_object(data: bytes, reason: Reason) -> dict[str, Any]:
 
 
 def signed_payload(serialised: str, key: VerifyingKey, reason: Reason) -> bytes:
+    return _payload(serialised, key.key, key.algorithm, reason)
+
+
+def authenticated_payload(serialised: str, secret: bytes, reason: Reason) -> bytes:
+    """By a secret under HS256. Its type keeps it from ever being a public key, which everybody has (RFC 8725 section
+    2.1)."""
+    return _payload(serialised, secret, "HS256", reason)
+
+
+def _payload(serialised: str, key: AnyPublicKey | bytes, algorithm: str, reason: Reason) -> bytes:
     try:
-        payload: bytes = _JWS.decode(serialised, key.key, algorithms=[key.algorithm])
+        payload: bytes = _JWS.decode(serialised, key, algorithms=[algorithm])
     except jwt.PyJWTError as error:
         raise Refused(reason, type(error).__name__) from error
     except (ValueError, TypeError, RecursionError) as error:

@@ -244,6 +244,7 @@ def _known(
         groups=claims.groups,
         models=claims.models,
         token_sha256=token_sha256,
+        acting=claims.acting,
     )
     return _Known(verified, claims.confirmation, source, keys, until_seconds)
 

@@ -44,12 +44,23 @@ class _Metrics(Value, frozen=True, kw_only=True):
     groups: tuple[str, ...]
 
 
+class _Party(Value, frozen=True, kw_only=True):
+    issuer: str
+    subject: str
+
+
+class _Delegates(Value, frozen=True, kw_only=True):
+    groups: tuple[str, ...] = ()
+    parties: tuple[_Party, ...] = ()
+
+
 class _Data(Value, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """What the shipped rules read. Other top-level keys are an operator's own rules' affair."""
 
     groups: dict[str, _Group]
     closed: _Closed
     metrics: _Metrics = _Metrics(groups=())
+    delegates: _Delegates = _Delegates()
 
 
 def check_data(data: bytes) -> None:

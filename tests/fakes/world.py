@@ -7,6 +7,7 @@ from appliance.core.ports import (
     AuditLog,
     AuthorizationServer,
     ClientRegistry,
+    Delegation,
     Lease,
     Models,
     PolicyEngine,
@@ -20,6 +21,7 @@ from appliance.gateway.pipeline import Exchange, Pipeline, Ports
 from tests.fakes.audit import FakeAuditLog
 from tests.fakes.authority import FakeAuthorizationServer
 from tests.fakes.budget import FakeBudget
+from tests.fakes.delegation import FakeDelegation
 from tests.fakes.door import FakeAddressLimiter, FakeVerifier
 from tests.fakes.models import FakeAnswer, FakeLease, FakeModels
 from tests.fakes.policy import FakePolicy
@@ -78,6 +80,7 @@ FAKES: dict[type, type] = {
     RunnerAnswer: FakeAnswer,
     AddressLimiter: FakeAddressLimiter,
     TokenVerifier: FakeVerifier,
+    Delegation: FakeDelegation,
     ClientRegistry: FakeClientRegistry,
     Revocations: FakeRevocations,
 }

@@ -16,7 +16,7 @@ from appliance.core.records import (
     Record,
     RefusalSummary,
 )
-from appliance.core.values import Decision, Digest, Obligations, Peer, RunnerFacts, Signer
+from appliance.core.values import ActingParty, Decision, Digest, Obligations, Peer, RunnerFacts, Signer
 
 MODEL = ModelRef(
     name="demo",
@@ -43,6 +43,20 @@ ACTOR = Actor(
     groups=("staff",),
     token_id="t",
     token_sha256=Digest.of(b"token"),
+)
+THROUGH = msgspec.structs.replace(
+    ACTOR,
+    acting=(
+        ActingParty(
+            issuer="https://issuer.test",
+            subject="webui",
+            client_id="webui",
+            groups=("services",),
+            token_id="s",
+            token_sha256=Digest.of(b"the service's"),
+        ),
+        ActingParty(issuer="https://issuer.test", subject="behind"),
+    ),
 )
 ADAPTED = msgspec.structs.replace(
     MODEL,

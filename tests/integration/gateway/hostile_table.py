@@ -277,12 +277,23 @@ WIRE = [
         for name in (
             "X-User", "X-User-Id", "X-User-Groups", "X-Tenant", "X-Tenant-Id", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-User",
             "X-Forwarded-Uri", "Forwarded", "X-Real-IP", "X-Original-URL", "Client-Cert", "X-SSL-Client-Cert", "Remote-User", "X-Auth-Request-User",
+            "X-OpenWebUI-User-Id", "X-OpenWebUI-User-Name", "X-OpenWebUI-User-Email", "X-OpenWebUI-User-Role",
         )
     ],
     Row(9, "all at once", get(b"/v1/models", b"X-User: root", b"X-Forwarded-For: \xff", b"x-forwarded-for: 1", bearer=True), 200, "", "nothing", stripped="x-user, x-forwarded-for, x-forwarded-for"),
     Row(9, "a name of 15 kB", get(b"/v1/models", b"X-User-" + b"a" * 15_000 + b": 1", bearer=True), 200, "", "nothing", stripped="x-user-" + "a" * 15_000),
     refused(9, "of a stranger without a token", get(b"/v1/models", b"X-Forwarded-User: root"), 401, "token-missing", headers=NO_TOKEN, stripped="x-forwarded-user"),
     refused(9, "of a stranger, for the public path", get(b"/healthz", b"X-User: a", method=b"POST"), 401, "token-missing", headers=NO_TOKEN, stripped="x-user"),
+    *[
+        bad(9, f"a user's {name} from one who may not", get(b"/v1/models", *lines, bearer=True), "delegation-refused", 403, headers={"www-authenticate": None})
+        for name, lines in {
+            "signed name": (b"X-OpenWebUI-User-Jwt: a.b.c",),
+            "token": (b"X-Paddock-User-Token: @TOKEN@",),
+            "token, twice": (b"X-Paddock-User-Token: @TOKEN@",) * 2,
+            "token, empty": (b"x-paddock-user-token:",),
+        }.items()
+    ],
+    refused(9, "a user's token and no other", get(b"/v1/models", b"X-Paddock-User-Token: @TOKEN@"), 401, "token-missing", headers=NO_TOKEN),
     Row(9, "user named by a trusted proxy", get(b"/v1/models", b"X-User: root", b"X-Tenant: x", bearer=True), 200, "", "nothing", by_proxy=True),
     refused(9, "user named by a trusted proxy, and no token", get(b"/v1/models", b"X-User: root"), 401, "token-missing", headers=NO_TOKEN, by_proxy=True),
     *[

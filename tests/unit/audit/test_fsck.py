@@ -11,10 +11,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from appliance.audit.fsck import LogReport, verify_log
 from appliance.audit.query import Query, query
+from appliance.core.clients import Party
 from appliance.core.note import Checkpoint, Signature, format_note
-from appliance.core.records import Entry, LogClosed, Record, decode_entry, encode_entry
+from appliance.core.records import Entry, LogClosed, Record, TokenIssued, decode_entry, encode_entry
 from appliance.core.tree import TileTree, bundle_path, decode_bundle, encode_bundle, leaf_hash
-from appliance.core.values import Obligations
+from appliance.core.values import Digest, Obligations
 from appliance.notary.checkpoint import verifier_key
 from tests.support.audit_log import (
     KEY,
@@ -28,7 +29,17 @@ from tests.support.audit_log import (
     run,
     written,
 )
-from tests.support.audit_records import ADAPTED, RUNNER, FakeClock, closed, model_loaded, opened, policy_loaded, small
+from tests.support.audit_records import (
+    ADAPTED,
+    RUNNER,
+    THROUGH,
+    FakeClock,
+    closed,
+    model_loaded,
+    opened,
+    policy_loaded,
+    small,
+)
 
 ON_DISK = msgspec.structs.replace(RUNNER, seal_mode="ro-store")
 STRICT = msgspec.structs.replace(opened("r").decision, obligations=Obligations(minimum_seal="verity"))
@@ -337,3 +348,23 @@ def test_query_picks_by_event_subject_request_and_time(tmp_path: Path) -> None:
     assert list(query(log, Query(subject="eve"))) == []
     times = [e.time for e in query(log, Query())]
     assert [e.seq for e in query(log, Query(since=times[2], until=times[5]))] == [2, 3, 4]
+
+
+def test_query_finds_whoever_acted_for_another(tmp_path: Path) -> None:
+    issued = TokenIssued(
+        subject="ada",
+        client_id="agent",
+        groups=(),
+        models=(),
+        token_id="2",
+        token_sha256=Digest.of(b"2"),
+        expires_at_seconds=1,
+        acting=(Party(subject="agent"), Party(subject="behind")),
+    )
+    log = make_log(tmp_path, [policy_loaded(), model_loaded(), opened("r1", actor=THROUGH), closed("r1"), issued])
+    assert verify_log(log, VKEY).verdict == "intact"
+    assert [e.seq for e in query(log, Query(acting="webui"))] == [3]
+    assert [e.seq for e in query(log, Query(acting="behind"))] == [3, 5]
+    assert [e.seq for e in query(log, Query(acting="ada"))] == []
+    assert [e.seq for e in query(log, Query(subject="webui"))] == []
+    assert [e.seq for e in query(log, Query(subject="ada", acting="webui"))] == [3]

@@ -119,6 +119,7 @@ def test_the_input_says_what_was_admitted_and_not_what_was_asked_for():
             "issuer": "https://issuer.example",
             "groups": ["staff", "research"],
             "models": ["*"],
+            "acting": [],
         },
         "action": {"operation": "chat", "method": "POST", "route": "/v1/chat/completions"},
         "model": {

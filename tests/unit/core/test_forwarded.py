@@ -73,6 +73,13 @@ def test_hostile_lines_are_refused_or_an_address(lines: list[bytes]) -> None:
         assert ipaddress.ip_address(told.peer.address)
 
 
+def test_unsigned_words_about_users_are_taken_away_and_signed_ones_are_not() -> None:
+    names = (b"x-openwebui-user-id", b"x-openwebui-user-name", b"x-openwebui-user-email", b"x-openwebui-user-role")
+    signed = [(b"x-openwebui-user-jwt", b"a.b.c"), (b"x-openwebui-chat-id", b"1"), (b"x-paddock-user-token", b"t")]
+    unsigned = [(name, b"root") for name in names]
+    assert split([*unsigned, *signed]) == (signed, unsigned)
+
+
 @pytest.mark.parametrize("value", [b"http", b"https"])
 def test_scheme_is_told(value: bytes) -> None:
     assert origin(PROXY, [(b"x-forwarded-proto", value)], TRUST).scheme == value.decode()

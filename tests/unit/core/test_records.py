@@ -10,7 +10,7 @@ import pytest
 from appliance.core import records
 from appliance.core.records import Entry, Record, decode_entry, encode_entry
 from appliance.core.values import Value
-from tests.support.audit_records import ADAPTED, closed, model_loaded, opened, policy_loaded, small
+from tests.support.audit_records import ADAPTED, THROUGH, closed, model_loaded, opened, policy_loaded, small
 
 
 def entry(record: Record, seq: int = 3) -> Entry:
@@ -20,6 +20,7 @@ def entry(record: Record, seq: int = 3) -> Entry:
 SAMPLES = [
     model_loaded(model=ADAPTED),
     opened("r-1"),
+    opened("r-1", actor=THROUGH),
     closed("r-1"),
     policy_loaded(),
     model_loaded(),
@@ -46,6 +47,13 @@ def test_bytes_are_canonical(record: Record) -> None:
 def test_record_without_companions_has_the_bytes_that_it_had_before_there_were_any() -> None:
     assert b"companions" not in encode_entry(entry(opened("r-1")))
     assert b"companions" not in encode_entry(entry(model_loaded()))
+
+
+def test_record_of_one_for_whom_nobody_acts_has_the_bytes_that_it_had_before_anybody_could() -> None:
+    assert b"acting" not in encode_entry(entry(opened("r-1")))
+    [service, behind] = json.loads(encode_entry(entry(opened("r-1", actor=THROUGH))))["record"]["actor"]["acting"]
+    assert (service["subject"], service["token_id"]) == ("webui", "s")
+    assert behind == {"issuer": "https://issuer.test", "subject": "behind"}
 
 
 @pytest.mark.parametrize("text", ["\n", "\r\n", "\x1b[31m", "\x00", '"', "\\"])

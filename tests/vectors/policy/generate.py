@@ -22,6 +22,7 @@ DATA = {
     },
     "closed": {"subjects": ["mallory"], "models": ["withdrawn"]},
     "metrics": {"groups": ["watch"]},
+    "delegates": {"groups": ["services"], "parties": [{"issuer": "https://issuer.example", "subject": "agent"}]},
 }
 INPUT = {
     "principal": {
@@ -30,6 +31,7 @@ INPUT = {
         "issuer": "https://issuer.example",
         "groups": ["staff"],
         "models": ["*"],
+        "acting": [],
     },
     "action": {"operation": "chat", "method": "POST", "route": "/v1/chat/completions"},
     "model": {"name": "demo", "digest": "sha256:" + "2c" * 32, "signer": "release", "base": "demo", "companions": []},
@@ -56,6 +58,10 @@ METRICS = [
     ("request.max_tokens", None),
 ]
 
+ACTING = "delegation-not-permitted"
+SERVICE = {"issuer": "https://issuer.example", "subject": "webui", "client_id": "webui", "groups": ["services"]}
+NAMED = {"issuer": "https://issuer.example", "subject": "agent", "client_id": "", "groups": []}
+STRANGER = SERVICE | {"groups": ["research"]}
 DESCRIBE = [("action", {"operation": "describe", "method": "GET", "route": "/openapi.json"}), *METRICS[1:]]
 
 
@@ -173,6 +179,40 @@ def cases():
     )
     yield case("description-by-a-closed-subject", deny("subject-closed"), *DESCRIBE, ("principal.subject", "mallory"))
 
+    yield case("service-acts-by-its-group", allow(512), ("principal.acting", [SERVICE]))
+    yield case("party-acts-by-its-name", allow(512), ("principal.acting", [NAMED]))
+    yield case("those-behind-are-not-judged", allow(512), ("principal.acting", [SERVICE, STRANGER]))
+    yield case("stranger-acts", deny(ACTING), ("principal.acting", [STRANGER]))
+    yield case("stranger-acts-before-a-service", deny(ACTING), ("principal.acting", [STRANGER, SERVICE]))
+    yield case(
+        "party-of-another-issuer", deny(ACTING), ("principal.acting", [NAMED | {"issuer": "https://other.example"}])
+    )
+    yield case(
+        "groups-of-the-service-are-not-the-users",
+        deny(NO_GROUP),
+        ("principal.acting", [SERVICE | {"groups": ["services", "research"]}]),
+        ("principal.groups", []),
+    )
+    yield case(
+        "groups-of-the-user-are-not-the-services",
+        deny(ACTING),
+        ("principal.acting", [STRANGER]),
+        ("principal.groups", ["staff", "services"]),
+    )
+    yield case("service-closed", deny("subject-closed"), ("principal.acting", [SERVICE | {"subject": "mallory"}]))
+    yield case(
+        "nobody-acts-by-data-that-is-silent",
+        deny(ACTING),
+        ("principal.acting", [SERVICE]),
+        data={**DATA, "delegates": {}},
+    )
+    yield case(
+        "acting-without-groups",
+        deny(INCOMPLETE),
+        ("principal.acting", [{name: NAMED[name] for name in NAMED if name != "groups"}]),
+    )
+    yield case("acting-is-an-object", deny(INCOMPLETE, ACTING, "subject-closed"), ("principal.acting", {"0": SERVICE}))
+
     for section, fields in INPUT.items():
         for field in fields:
             extra = {
@@ -180,6 +220,7 @@ def cases():
                 "principal.models": ["model-outside-token"],
                 "action.operation": ["operation-unknown"],
                 "principal.subject": ["subject-closed"],
+                "principal.acting": [ACTING, "subject-closed"],
                 "model.name": ["model-closed", NO_GROUP],
                 "model.base": ["model-closed"],
                 "model.companions": ["model-closed"],
@@ -196,7 +237,7 @@ def cases():
     yield case("weekday-seven", deny(INCOMPLETE), ("time.weekday", 7))
     yield case("minute-of-day-past-midnight", deny(INCOMPLETE), ("time.minute_of_day", 1440))
     everything = deny(
-        INCOMPLETE, NO_GROUP, "model-outside-token", "operation-unknown", "subject-closed", "model-closed"
+        INCOMPLETE, NO_GROUP, ACTING, "model-outside-token", "operation-unknown", "subject-closed", "model-closed"
     )
     for name, document in {"empty": {}, "null": None, "list": [], "text": "alice", "true": True}.items():
         yield {"name": f"input-{name}", "input": document, "data": DATA, "answer": everything}
