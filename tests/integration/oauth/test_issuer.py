@@ -204,6 +204,10 @@ def test_service_acts_for_a_person_with_what_both_may_and_it_is_on_record(site: 
     assert site.status(said["access_token"]) == 200
     (record,) = (record for record in site.server.records(TokenIssued) if record.client_id == "acting")
     assert (record.subject, [party.subject for party in record.acting]) == ("carol", ["acting"])
+    again = register(site.server, "behind").granted(**form | {"subject_token": said["access_token"]})["access_token"]
+    told = register(site.server, "resource", introspects=True).introspected(again)
+    assert (told["sub"], told["act"]) == ("carol", {"sub": "behind", "act": {"sub": "acting"}})
+    assert site.status(again) == 200
     for changes, error in (
         ({"scope": "night"}, "invalid_scope"),
         ({"subject_token": "x" * 200}, "invalid_request"),
