@@ -104,7 +104,7 @@ class Office:
             done(deed.answer)
 
     def _judge(self, works: list[Work], now_seconds: int) -> list[Deed]:
-        """In the office's thread."""
+        """In the office's thread. Raises ``sqlite3.Error``."""
         self._registry.begin(now_seconds)
         return [self._judge_one(work, now_seconds) for work in works]
 
@@ -114,6 +114,11 @@ class Office:
                 return work(now_seconds)
         except Refused as refused:
             return Deed(refused)
+        except sqlite3.Error:
+            raise
+        except Exception:  # noqa: BLE001 - an order that we did not expect must not take the log down with it
+            _log.exception("an order failed")
+            return Deed(Refused(Reason.AUDIT_UNAVAILABLE, "the order failed"))
 
     async def _put_on_record(self, deeds: list[Deed]) -> None:
         """Raises ``Fault`` when any record could not be written."""

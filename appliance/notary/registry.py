@@ -36,7 +36,7 @@ import msgspec
 
 from appliance.core.clients import MAX_TTL_SECONDS, Client, EndedClient, Family, RevokedToken
 from appliance.core.codec import canonical_json, json_decoder
-from appliance.core.refusals import Fault, Misconfigured, Refused
+from appliance.core.refusals import Fault, Misconfigured
 from appliance.core.token_claims import LEEWAY_SECONDS
 from appliance.core.values import Digest
 from appliance.notary.files import Files
@@ -128,11 +128,13 @@ class Registry:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """One of several changes in a transaction: all of it, or nothing where it is ``Refused``."""
+        """One of several changes in a transaction: all of it, or nothing where it raises."""
         self._db.execute("SAVEPOINT step")
         try:
             yield
-        except Refused:
+        except sqlite3.Error:
+            raise  # the transaction as a whole is to be abandoned
+        except BaseException:
             self._db.execute("ROLLBACK TO step")
             self._db.execute("RELEASE step")
             raise

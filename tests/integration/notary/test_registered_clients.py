@@ -33,6 +33,7 @@ from appliance.notary import granting, operating, registrar
 from appliance.notary.files import Files
 from appliance.notary.main import NotaryConfig
 from appliance.notary.registry import Registry
+from appliance.notary.signer import TokenSigner
 from tests.support.audit_log import run
 from tests.support.notary_client import NotaryClient, notary_config, running_notary
 from tests.support.registered import (
@@ -147,6 +148,30 @@ def test_gateway_gets_nothing_beyond_what_is_registered(tmp_path: Path) -> None:
 
     run(scenario)
     assert records(config, TokenIssued) == []
+
+
+def test_no_text_of_a_stranger_ends_the_gateways_connection(tmp_path: Path) -> None:
+    config = notary_config(tmp_path)
+    texts = ("", "a b", "x" * 129, "\u00e9", "\ud800", "a\x00", "x" * 500_000)
+
+    async def scenario() -> None:
+        async with world(config) as here:
+            await here.put(client())
+            for text in texts:
+                assert await here.registry.client(text) is None
+                for asking in (
+                    here.registry.grant(order(groups=(text or " ",))),
+                    here.registry.grant(order(subject=text * 10)),
+                    here.registry.refresh(refresh(text)),
+                    here.registry.refresh(refresh("f.s", groups=(text or " ",))),
+                ):
+                    assert await refused(asking) in {Reason.GRANT_INVALID, Reason.SCOPE_INVALID}
+                await here.registry.revoke(revoke(unverified_refresh_token=text))
+            for long in texts[-3:]:
+                await here.registry.revoke(revoke(token_id=long, expires_at_seconds=0))
+            assert await here.registry.client("agent") == client()  # over the same connection
+
+    run(scenario)
 
 
 @pytest.mark.parametrize(
@@ -628,6 +653,37 @@ def test_commit_that_fails_takes_back_the_turn_and_the_next_goes_on(
             await here.ended("t")
 
     run(scenario)
+
+
+def test_order_that_breaks_something_of_ours_takes_nothing_else_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = notary_config(tmp_path)
+    sign = TokenSigner.sign_grant
+
+    def broken(signer: TokenSigner, asked: Any, *, now_seconds: int) -> Any:
+        if asked.groups == ("staff",):
+            raise RuntimeError("a mistake of ours")
+        return sign(signer, asked, now_seconds=now_seconds)
+
+    monkeypatch.setattr(TokenSigner, "sign_grant", broken)
+
+    async def scenario() -> None:
+        async with world(config) as here:
+            await here.put(client())
+            tokens = await family(here)
+            asking = [here.registry.grant(order(groups=(name,))) for name in ("analysts", "staff", "analysts")]
+            one, two, three = await asyncio.gather(*asking, return_exceptions=True)
+            assert isinstance(one, IssuedTokens)
+            assert isinstance(three, IssuedTokens)
+            assert isinstance(two, Refused)
+            assert two.reason is Reason.AUDIT_UNAVAILABLE
+            narrow = refresh(tokens.refresh_token, groups=("staff",))
+            assert await refused(here.registry.refresh(narrow)) is Reason.AUDIT_UNAVAILABLE
+            await here.registry.refresh(refresh(tokens.refresh_token))  # it was not used
+
+    run(scenario)
+    assert len(records(config, TokenIssued)) == 4
 
 
 # --- restarts -------------------------------------------------------------------------------------------------------

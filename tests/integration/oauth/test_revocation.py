@@ -9,16 +9,21 @@ from contextlib import suppress
 from http.client import HTTPException
 from itertools import count
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
+from urllib.parse import urlencode
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from appliance.core.records import Closed, Opened, TokenRevoked
 from tests.integration.oauth.conftest import MODELS
-from tests.support.appliance import TestAppliance, appliance, chat_body
+from tests.support.appliance import Answer, TestAppliance, appliance, chat_body
 from tests.support.chain_model import chain_model, long_script
 from tests.support.hostile_tokens import claims_of
-from tests.support.oauth_clients import ISSUING, OAuthClient, paddock, register
+from tests.support.identity_provider import new_key, thumbprint
+from tests.support.oauth_clients import FORM, ISSUING, PUBLIC_URL, OAuthClient, paddock, register
 
 WITHIN_SECONDS = 1.0
 WORDS = 20_000
@@ -75,7 +80,23 @@ def removed(client: OAuthClient, token: str) -> None:
     paddock(client.server, "clients", "remove", client.client_id)
 
 
-ENDS: list[Callable[[OAuthClient, str], None]] = [by_its_client, by_its_id, all_of_the_client, disabled, removed]
+def secret_replaced(client: OAuthClient, token: str) -> None:
+    paddock(client.server, "clients", "new-secret", client.client_id)
+
+
+def group_taken_away(client: OAuthClient, token: str) -> None:
+    paddock(client.server, "clients", "change", client.client_id, "--group", "another")
+
+
+ENDS: list[Callable[[OAuthClient, str], None]] = [
+    by_its_client,
+    by_its_id,
+    all_of_the_client,
+    disabled,
+    removed,
+    secret_replaced,
+    group_taken_away,
+]
 
 
 @pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
@@ -89,6 +110,39 @@ def test_what_is_ended_opens_nothing_within_a_second(
     assert_ended_in_time(server, token)
     named = {client.client_id, claims_of(token)["jti"]}
     assert [one for one in server.records(TokenRevoked) if named & {one.client_id, one.token_id}]
+
+
+def asked_with_key(server: TestAppliance, client_id: str, key: Any) -> Answer:
+    """RFC 7523 section 2.2."""
+    now = int(time.time())
+    claims = {"iss": client_id, "sub": client_id, "aud": PUBLIC_URL, "jti": token_hex(16), "iat": now, "exp": now + 60}
+    form = {
+        "grant_type": "client_credentials",
+        "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
+        "client_assertion": jwt.encode(claims, key, algorithm="ES256"),
+    }
+    headers = {"Content-Type": FORM}
+    return server.request("POST", "/oauth/token", body=urlencode(form).encode(), headers=headers)
+
+
+def test_key_that_is_dropped_opens_nothing_within_a_second_and_the_next_one_does(
+    server: TestAppliance, tmp_path: Path
+) -> None:
+    keys = [new_key("ES256"), new_key("ES256")]
+    for number, key in enumerate(keys):
+        pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (tmp_path / f"{number}.pem").write_bytes(pem)
+    paddock(server, "clients", "add", "keyed", "--key", f"{tmp_path}/0.pem", "--group", "staff", "--model", "*")
+    token: str = asked_with_key(server, "keyed", keys[0]).json()["access_token"]
+    assert status_of(server, token) == 200
+    assert asked_with_key(server, "keyed", keys[1]).status == 401
+    paddock(server, "clients", "change", "keyed", "--add-key", f"{tmp_path}/1.pem")
+    assert status_of(server, token) == 200
+    paddock(server, "clients", "change", "keyed", "--drop", thumbprint(keys[0]))
+    assert_ended_in_time(server, token)
+    refused = asked_with_key(server, "keyed", keys[0])
+    assert (refused.status, refused.json()["error"]) == (401, "invalid_client")
+    server.wait_until(lambda: asked_with_key(server, "keyed", keys[1]).status == 200, "the second to be over")
 
 
 @pytest.mark.parametrize("end", [disabled, removed], ids=lambda end: end.__name__)

@@ -1,6 +1,8 @@
 """What the registry remembers, and that it notices what it did not write."""
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -199,9 +201,6 @@ def test_lost_or_emptied_registry_is_not_taken_for_a_new_one(place: Path) -> Non
 
 
 def test_registry_that_somebody_else_has_open_is_refused(place: Path) -> None:
-    import subprocess
-    import sys
-
     program = (
         "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], isolation_level=None);"
         " db.execute('BEGIN EXCLUSIVE'); print('held', flush=True); sys.stdin.read()"
@@ -225,3 +224,8 @@ def test_no_secret_is_in_the_file(place: Path) -> None:
     with opened(place) as registry:
         fill(registry)
     assert b"secret of the family" not in (place / "registry.db").read_bytes()
+
+
+def test_no_other_service_loads_the_database_of_the_notary() -> None:
+    program = "import sys, appliance.assemble; sys.exit('sqlite3' in sys.modules)"
+    subprocess.run([sys.executable, "-I", "-B", "-c", program], timeout=60, check=True)
