@@ -30,6 +30,7 @@ from authlib.oauth2.rfc6749 import (
 )
 from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
 
+from appliance.core.claims import models_of_both
 from appliance.core.clients import (
     MAX_REFRESH_TOKEN_CHARACTERS,
     TOKEN_EXCHANGE,
@@ -39,12 +40,13 @@ from appliance.core.clients import (
     RefreshOrder,
 )
 from appliance.core.refusals import Fault, Reason, Refused
+from appliance.core.token_claims import MAX_ACTING, MAX_NAME_CHARACTERS
 from appliance.core.values import VerifiedClaims
 from appliance.identity.issuer import forms
 from appliance.identity.issuer.authentication import METHODS, Offered
 
-MAX_ACTING: Final = 4
-MAX_SUBJECT_CHARACTERS: Final = 1024
+MAX_MODELS: Final = 64
+MAX_MODEL_CHARACTERS: Final = 255
 TOKEN_TYPE: Final = "urn:ietf:params:oauth:token-type:"  # noqa: S105 - the beginning of a name
 ACCESS_TOKEN: Final = TOKEN_TYPE + "access_token"
 REFRESH_TOKEN: Final = TOKEN_TYPE + "refresh_token"
@@ -197,8 +199,11 @@ class TokenExchange(BaseGrant, TokenEndpointMixin):  # type: ignore[misc]
         if len(acting) > MAX_ACTING:
             raise _invalid(f"more than {MAX_ACTING} would act for each other")
         name = subject.subject if subject.issuer == issuer else f"{subject.issuer}|{subject.subject}"
-        if not 1 <= len(name) <= MAX_SUBJECT_CHARACTERS:
+        if not 1 <= len(name) <= MAX_NAME_CHARACTERS:
             raise _invalid("the name of the subject is empty or too long")
+        models = models_of_both(client.models, subject.models)
+        if len(models) > MAX_MODELS or not all(1 <= len(model) <= MAX_MODEL_CHARACTERS for model in models):
+            raise _invalid("too many models in the subject token, or one whose name cannot be")
         left_seconds = subject.expires_at_seconds - now_seconds
         if left_seconds < 1:
             raise _invalid("the subject token has expired")
@@ -207,7 +212,7 @@ class TokenExchange(BaseGrant, TokenEndpointMixin):  # type: ignore[misc]
             grant=TOKEN_EXCHANGE,
             subject=name,
             groups=_narrowed(self.request, (group for group in client.groups if group in subject.groups)),
-            models=_models_of_both(client.models, subject.models),
+            models=models,
             acting=acting,
             certificate_sha256=_binding(self.request),
             ttl_seconds=client.ttl_seconds if self.refreshable else min(client.ttl_seconds, left_seconds),
@@ -295,18 +300,11 @@ def _narrowed(asked: Asked, groups: Iterable[str]) -> tuple[str, ...]:
     return wanted
 
 
-def _models_of_both(some: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
-    """``*`` is all (``core.values.Principal``)."""
-    if "*" in some:
-        return others
-    return some if "*" in others else tuple(name for name in some if name in others)
-
-
 def _acting(subject: VerifiedClaims, issuer: str) -> tuple[Party, ...]:
     """Who acted for the subject before, the nearest first."""
     return tuple(
         Party(subject=party.subject, issuer=None if party.issuer == issuer else party.issuer)
-        for party in getattr(subject, "acting", ())
+        for party in subject.acting
     )
 
 

@@ -1,6 +1,5 @@
 """Token exchange (RFC 8693): a client acts for somebody with what both may have, and it shows in the token."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -8,7 +7,7 @@ import pytest
 
 from appliance.core.clients import TOKEN_EXCHANGE, Client, GrantOrder, Party
 from appliance.core.refusals import Reason, Refused
-from appliance.core.values import Presented, VerifiedClaims
+from appliance.core.values import ActingParty, Presented, VerifiedClaims
 from appliance.identity.compact import base64url
 from tests.support.made_values import CLAIMS
 from tests.support.oauth_desk import (
@@ -86,6 +85,14 @@ def test_models_are_those_of_both(registered: tuple[str, ...], said: list[str], 
     desk = Desk(msgspec.structs.replace(CHAT, models=registered))
     answer = desk.exchange(users_token(models=said))
     assert claims_of(answer.body["access_token"])["models"] == both
+
+
+@pytest.mark.parametrize("said", [[str(number) for number in range(65)], ["x" * 256], [""]])
+def test_models_that_no_order_can_carry_are_refused(said: list[str]) -> None:
+    desk = Desk(msgspec.structs.replace(CHAT, models=("*",)))
+    answer = desk.exchange(users_token(models=said))
+    assert (answer.status, answer.error) == (400, "invalid_request")
+    assert "grant" not in desk.steps.seen
 
 
 def test_token_of_nothing_in_common_has_no_groups() -> None:
@@ -244,24 +251,30 @@ def test_token_that_lets_another_act_is_not_exchanged(may_act: Any, status: int,
 # --- who acted before -----------------------------------------------------------------------------------------------
 
 
-class _Delegated(VerifiedClaims, frozen=True, kw_only=True):
-    acting: tuple[Any, ...] = ()
-
-
 def _exchange_of(client: Client, **claims: Any) -> tuple[Any, Desk]:
     desk = Desk(client)
     values = {name: getattr(CLAIMS, name) for name in CLAIMS.__struct_fields__} | {"issuer": ISSUER} | claims
 
     class _Says:
         async def verify(self, presented: Presented, *, now_seconds: int) -> VerifiedClaims:
-            return _Delegated(**values)
+            return VerifiedClaims(**values)
 
     desk.authority._verifier = _Says()
     return desk.exchange(users_token()), desk
 
 
-def _chain(length: int, issuer: str = ISSUER) -> tuple[Any, ...]:
-    return tuple(SimpleNamespace(subject=f"service-{number}", issuer=issuer) for number in range(length))
+def _chain(length: int, issuer: str = ISSUER) -> tuple[ActingParty, ...]:
+    return tuple(ActingParty(subject=f"service-{number}", issuer=issuer) for number in range(length))
+
+
+@pytest.mark.parametrize("issuer", [ISSUER, FOREIGN])
+def test_who_acted_before_is_read_from_the_token_itself(issuer: str) -> None:
+    answer = Desk().exchange(users_token(issuer, act={"sub": "portal", "act": {"sub": "x", "iss": "https://far"}}))
+    portal = {"sub": "portal", "act": {"sub": "x", "iss": "https://far"}}
+    assert claims_of(answer.body["access_token"])["act"] == {
+        "sub": "chat",
+        "act": portal if issuer == ISSUER else portal | {"iss": FOREIGN},
+    }
 
 
 def test_who_acted_before_stays_in_the_token() -> None:
