@@ -23,6 +23,9 @@ from appliance.ipc.messages import Append, Appended, AppendFailed, FromNotary, H
 
 TIMEOUT_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = 0.5
+HELD_SECONDS: Final = 0.02
+"""How long an outcome record waits for an opening that takes it along."""
+
 OFFERED_AT_ONCE: Final = 256
 MAX_UNDELIVERED: Final = 10_000
 _RECONNECT_SECONDS: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -134,7 +137,7 @@ class NotaryClient:
 
     def _offer(self, connection: Connection[FromNotary], call: int, record: Record) -> None:
         try:
-            connection.send(Append(call=call, record=record, durable=False))
+            connection.send_soon(Append(call=call, record=record, durable=False), within_seconds=HELD_SECONDS)
             self._offered.add(call)
         except ConnectionError:
             return  # offered again on the next connection

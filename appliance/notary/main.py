@@ -210,7 +210,7 @@ class _Peer:
 
     def _send(self, answer: FromNotary) -> None:
         with suppress(ConnectionError):  # the record is written; a peer that is gone asks again when it is back
-            self.connection.send(answer)
+            self.connection.send_soon(answer)
 
 
 class _Operator:

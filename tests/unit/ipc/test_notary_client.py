@@ -246,6 +246,25 @@ def test_closing_returns_at_once_and_is_delivered(tmp_path: Path) -> None:
     run(scenario)
 
 
+def test_closing_rides_with_the_next_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notary_client, "HELD_SECONDS", 60)
+
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, server):
+            peer, _hello = await greeted(server)
+            await begin(client, peer, "r-1")
+            client.close(closed("r-1"))
+            await turns()
+            assert peer.heard.empty()
+            opening = asyncio.create_task(client.open(opened("r-2")))
+            for record in (closed("r-1"), opened("r-2")):
+                peer.say(written(await asked(peer, record)))
+            await opening
+            await client.drained()
+
+    run(scenario)
+
+
 def test_closing_without_a_notary_is_delivered_to_the_next(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with both(tmp_path) as (client, server):
