@@ -9,7 +9,7 @@ answer, and ``Closed``, written whatever happens.
 
 from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Meta, Raw, UnsetType
+from msgspec import UNSET, Meta, MsgspecError, Raw, UnsetType
 
 from appliance.core.clients import Authentication, Grant, Party
 from appliance.core.codec import canonical_json, json_decoder
@@ -312,7 +312,14 @@ def decode_entry(data: bytes) -> Entry:
     return decoded
 
 
-def decode_record(data: bytes) -> Record:
-    """The reverse. Raises ``msgspec.DecodeError`` for anything that is not a well-formed record."""
-    decoded: Record = _RECORD_DECODER.decode(data)
-    return decoded
+def read_record(unverified_data: bytes) -> Record:
+    """What another process encoded -> Record. Raises ``ValueError`` for anything but the exact bytes that
+    ``encode_record`` has for a well-formed record: whoever read them may write them as they are."""
+    try:
+        record: Record = _RECORD_DECODER.decode(unverified_data)
+        canonical = encode_record(record)
+    except (MsgspecError, RecursionError) as error:
+        raise ValueError(f"not a record: {error}") from None
+    if canonical != unverified_data:
+        raise ValueError("a record that is not in its canonical form")
+    return record

@@ -136,14 +136,20 @@ class Connection(Generic[MessageT]):
         self._held_bytes += len(data)
 
     def _send_held(self) -> None:
-        held, self._held, self._held_bytes = self._held, [], 0
-        self._put(join(held))
+        held = join(self._held)
+        self._forget_held()
+        self._put(held)
+
+    def _forget_held(self) -> None:
+        self._held.clear()
+        self._held_bytes = 0
+        if self._release is not None:
+            self._release.cancel()
+            self._release = None
 
     def _released(self) -> None:
-        self._release = None
-        if self._held and not self._closed:
-            with suppress(ConnectionError):  # close() has told the owner
-                self._send_held()
+        with suppress(ConnectionError):  # close() has told the owner
+            self._send_held()
 
     def _put(self, data: bytes, fds: Sequence[int] = ()) -> None:
         if self._outgoing or not self._send_now(data, fds):
@@ -166,12 +172,13 @@ class Connection(Generic[MessageT]):
         for _data, fds in self._outgoing:
             _close_all(fds)
         self._outgoing.clear()
-        self._held.clear()
+        self._forget_held()
         self._on_closed(why)
 
     def detach(self) -> socket.socket:
         """Gives the socket back, open, and takes no more part in it. ``on_closed`` is not called."""
         self._closed = True
+        self._forget_held()
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
         return self._sock

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
-from appliance.core.records import Closed, Opened, Record
+from appliance.core.records import Closed, Opened, Record, encode_record
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Receipt
 from appliance.ipc.connection import Caller, CallFailed, Connection, connect, own_or_root
@@ -61,7 +61,7 @@ class NotaryClient:
             raise Refused(Reason.AUDIT_UNAVAILABLE, "no connection to the notary")
         if isinstance(record, Opened):
             self._in_flight.add(record.request_id)
-        question = Append(call=self._caller.next_call(), record=record, durable=True)
+        question = Append(call=self._caller.next_call(), record=encode_record(record), durable=True)
         try:
             answer = await self._caller.ask(connection, question, timeout_seconds=TIMEOUT_SECONDS)
         except (CallFailed, TimeoutError, FrameError, asyncio.CancelledError) as error:
@@ -137,7 +137,8 @@ class NotaryClient:
 
     def _offer(self, connection: Connection[FromNotary], call: int, record: Record) -> None:
         try:
-            connection.send_soon(Append(call=call, record=record, durable=False), within_seconds=HELD_SECONDS)
+            question = Append(call=call, record=encode_record(record), durable=False)
+            connection.send_soon(question, within_seconds=HELD_SECONDS)
             self._offered.add(call)
         except ConnectionError:
             return  # offered again on the next connection

@@ -39,7 +39,7 @@ from typing import Final
 
 import msgspec
 
-from appliance.core.records import Entry, Record, decode_record, encode_entry_around, encode_record
+from appliance.core.records import Entry, Record, encode_entry_around, encode_record, read_record
 from appliance.core.refusals import Fault
 from appliance.core.tree import MAX_ENTRY_BYTES, leaf_hash
 from appliance.notary.checkpoint import Checkpointer
@@ -138,9 +138,12 @@ class Journal:
 
     # --- appending --------------------------------------------------------------------------------------------------
 
-    def submit(self, record: Record, done: Done, *, urgent: bool) -> None:
-        """Queues a record. ``done`` may be called before this returns, when the record cannot be accepted at all."""
-        data = self._encode(record)
+    def submit(self, record: Record, done: Done, *, urgent: bool, encoded: bytes | None = None) -> None:
+        """Queues a record. ``done`` may be called before this returns, when the record cannot be accepted at all.
+
+        ``encoded`` are the bytes from which ``read_record`` made it, where it came from another process.
+        """
+        data = self._refusal() or _judged(encoded or _encoded(record))
         if isinstance(data, NotWritten):
             done(data)
             return
@@ -157,37 +160,31 @@ class Journal:
             raise Fault(outcome.detail)
         return outcome
 
-    def _encode(self, record: Record) -> bytes | NotWritten:
-        """The record's JSON, or why it is refused before it is queued. What a later start could not read again is never
-        written."""
+    def _refusal(self) -> NotWritten | None:
+        """Why no record at all is queued now."""
         if self._closed:
             return NotWritten("the log is closed")
         if len(self._queue) >= MAX_QUEUED_RECORDS or self._queued_bytes >= MAX_QUEUED_BYTES:
             return NotWritten("the log's queue is full")
         if self._entry_bytes >= MAX_UNPUBLISHED_BYTES:
             return NotWritten("the log cannot be published")
-        try:
-            data = encode_record(record)
-            decode_record(data)
-        except _UNENCODABLE as error:
-            return NotWritten(f"the record cannot be written: {error}", permanent=True)
-        return data if len(data) <= MAX_RECORD_BYTES else NotWritten("the record is too large", permanent=True)
+        return None
 
     def _schedule(self, *, urgent: bool) -> None:
+        if self._commit_soon:
+            return
         if urgent or len(self._queue) >= _GROUP_RECORDS:
-            if not self._commit_soon:
-                self._commit_soon = True
-                asyncio.get_running_loop().call_soon(self._commit)
+            self._commit_soon = True
+            asyncio.get_running_loop().call_soon(self._commit)
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_LAZY_SECONDS, self._waited_enough)
-
-    def _waited_enough(self) -> None:
-        self._timer = None
-        self._commit()
+            self._timer = asyncio.get_running_loop().call_later(_LAZY_SECONDS, self._commit)
 
     def _commit(self) -> None:
         """Writes, syncs and answers one group."""
         self._commit_soon = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if not self._queue:
             return
         group = self._take_group()
@@ -315,6 +312,22 @@ class Journal:
             self._publishing.shutdown()
             self._wal.close()
             os.close(self._lock_fd)
+
+
+def _encoded(record: Record) -> bytes | NotWritten:
+    """What a later start could not read again is never written."""
+    try:
+        data = encode_record(record)
+        read_record(data)
+    except _UNENCODABLE as error:
+        return NotWritten(f"the record cannot be written: {error}", permanent=True)
+    return data
+
+
+def _judged(data: bytes | NotWritten) -> bytes | NotWritten:
+    if isinstance(data, bytes) and len(data) > MAX_RECORD_BYTES:
+        return NotWritten("the record is too large", permanent=True)
+    return data
 
 
 def _last_monotonic_ms(replay: Sequence[tuple[Entry, bytes]], boot_id: str) -> int:

@@ -8,7 +8,7 @@ token over that connection.
 import socket
 import sys
 
-from appliance.core.records import ModelRefused, PolicyLoaded
+from appliance.core.records import ModelRefused, PolicyLoaded, encode_record
 from appliance.core.values import Digest
 from appliance.ipc.frames import FrameDecoder, encode
 from appliance.ipc.messages import Append, Appended, FromNotary, FromNotaryAdmin, Hello, IssueToken, TokenSigned
@@ -40,7 +40,7 @@ def token(sock: socket.socket) -> str:
 def hello(sock: socket.socket, role: str) -> str:
     try:
         sock.send(encode(Hello(role=role, open_requests=())))  # type: ignore[arg-type]
-        sock.send(encode(Append(call=1, record=RECORDS[role], durable=True)))
+        sock.send(encode(Append(call=1, record=encode_record(RECORDS[role]), durable=True)))
         data = sock.recv(65536)
     except (BrokenPipeError, ConnectionResetError):
         return "refused"

@@ -12,10 +12,10 @@ from appliance.core.records import (
     Entry,
     Record,
     decode_entry,
-    decode_record,
     encode_entry,
     encode_entry_around,
     encode_record,
+    read_record,
 )
 from appliance.core.values import Value
 from tests.support.audit_records import ADAPTED, closed, model_loaded, opened, policy_loaded, small
@@ -54,7 +54,7 @@ def test_bytes_are_canonical(record: Record) -> None:
 @pytest.mark.parametrize("record", SAMPLES, ids=lambda record: type(record).__name__)
 def test_entry_around_an_encoded_record_has_the_bytes_of_the_entry(record: Record) -> None:
     whole, data = entry(record), encode_record(record)
-    assert decode_record(data) == record
+    assert read_record(data) == record
     around = encode_entry_around(
         data, seq=whole.seq, time=whole.time, boot_id=whole.boot_id, monotonic_ms=whole.monotonic_ms
     )

@@ -13,7 +13,7 @@ import pytest
 
 from appliance.core.values import Message, Sampling
 from appliance.ipc import connection as ipc
-from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder, FrameError, encode, join
+from appliance.ipc.frames import MAX_FRAME_BYTES, MAX_TOGETHER, FrameDecoder, FrameError, encode, join
 from appliance.ipc.messages import (
     Conversation,
     Failed,
@@ -356,7 +356,7 @@ def test_held_messages_fill_no_frame_beyond_its_largest_size() -> None:
     async def scenario() -> None:
         left, right = ipc.channel_pair()
         a, b = Side(left, FromWarden), Side(right, FromWarden)
-        answers = [Failed(call=call, reason="r", detail="x" * 2000) for call in range(ipc.MAX_TOGETHER * 4)]
+        answers = [Failed(call=call, reason="r", detail="x" * 2000) for call in range(MAX_TOGETHER * 4)]
         large = Failed(call=0, reason="r", detail="")
         for answer in (*answers, large):
             a.connection.send_soon(answer, within_seconds=60)
@@ -398,7 +398,7 @@ def test_descriptor_belongs_to_one_message_alone() -> None:
         b"\xdc\x00\x02" + encode(ListModels(call=1)),
         b"\xdc\x00\x01\xdc\x00\x01" + encode(ListModels(call=1)),
         b"\xdc\x00\x02" + encode(ListModels(call=1)) + encode(Failed(call=1, reason="r", detail="")),
-        join([encode(ListModels(call=1))] * (ipc.MAX_TOGETHER + 1)),
+        join([encode(ListModels(call=1))] * (MAX_TOGETHER + 1)),
     ],
     ids=["none", "cut", "nested", "of-another-channel", "too-many"],
 )
