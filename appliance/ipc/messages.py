@@ -1,7 +1,7 @@
 """Every message that two Paddock processes exchange, one section per channel.
 
-A frame is one msgpack-encoded message in one ``SOCK_SEQPACKET`` datagram, so a peer that dies in the middle of a
-frame cannot desynchronise the channel. ``call`` numbers pair answers with questions.
+A frame is one msgpack-encoded message, or an array of some, in one ``SOCK_SEQPACKET`` datagram, so a peer that dies in
+the middle of a frame cannot desynchronise the channel. ``call`` numbers pair answers with questions.
 
 Trusts: nothing; a message is only as good as the peer that sent it.
 Promises: what ``decode`` returns has the declared types and no unknown fields.

@@ -24,7 +24,8 @@ from appliance.ipc.messages import Append, Appended, AppendFailed, FromNotary, H
 TIMEOUT_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = 0.5
 HELD_SECONDS: Final = 0.02
-"""How long an outcome record waits for an opening that takes it along."""
+"""How long an outcome record waits for an opening that takes it along. A gateway that is killed meanwhile takes it to
+its grave, like one that is killed just before: the notary then closes the request as ``gateway-lost``."""
 
 OFFERED_AT_ONCE: Final = 256
 MAX_UNDELIVERED: Final = 10_000
