@@ -125,11 +125,13 @@ def revoke_token(registry: Registry, token: RevokedToken, record: TokenRevoked) 
     return Deed(None, records=(record,), ended=Revoked(tokens=(token,)))
 
 
-def end_client(registry: Registry, client_id: str, now_seconds: int) -> Revoked:
-    """All its tokens up to now. Raises ``Refused(AUDIT_UNAVAILABLE)`` when there is no room."""
-    if not registry.ended_until(client_id) and registry.n_ended() >= MAX_ENDED:
+def end_client(registry: Registry, client_id: str) -> Revoked:
+    """All its tokens up to now; where the clock was set back, up to the latest moment that there was. Raises
+    ``Refused(AUDIT_UNAVAILABLE)`` when there is no room."""
+    known_until_seconds = registry.ended_until(client_id)
+    if not known_until_seconds and registry.n_ended() >= MAX_ENDED:
         raise Refused(Reason.AUDIT_UNAVAILABLE, "the tokens of too many clients have ended")
-    ended = EndedClient(client_id=client_id, until_seconds=max(now_seconds, registry.ended_until(client_id)))
+    ended = EndedClient(client_id=client_id, until_seconds=max(registry.latest_seconds, known_until_seconds))
     registry.drop_families_of(client_id)
     registry.put_ended(ended)
     return Revoked(clients=(ended,))
@@ -152,7 +154,7 @@ def _end_family(registry: Registry, family: Family, now_seconds: int) -> Revoked
     """With its access tokens; where there is no room to name them, with all tokens of its client."""
     living = registry.living(family.family_id, now_seconds)
     if registry.n_revoked() + len(living) > MAX_REVOKED:
-        return end_client(registry, family.client_id, now_seconds)
+        return end_client(registry, family.client_id)
     registry.drop_family(family.family_id)
     for token in living:
         registry.put_revoked(token)
