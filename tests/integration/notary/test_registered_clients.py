@@ -614,6 +614,7 @@ def test_no_more_is_kept_than_the_bounds_allow(tmp_path: Path, monkeypatch: pyte
             await here.ended(two.token_id, issued_at_seconds=said(two)["iat"])
 
     run(scenario)
+    assert [record.family is None for record in records(config, TokenRevoked)] == [True, True, False, True]
 
 
 # --- disks that fail ------------------------------------------------------------------------------------------------
