@@ -9,13 +9,21 @@ a request is opened once, allowed, and closed at most once after      a problem
 an ``opened`` names a runner that a ``model-loaded`` introduced,
   with that model, signer and seal mode                               a problem
 every decision's policy was loaded before it                          a problem
+a client is registered before a token is issued to it                 a problem
 monotonic time never falls within a boot                              a problem
 the wall clock never falls                                            a finding
 a notary says ``log-closed`` before the next says ``log-opened``      a finding
+a token is issued only to a client that is neither disabled nor
+  removed, and with no group but of its own                           a finding
+a refresh token is used once                                          a finding
 ====================================================================  ==========
 
+A change of a client is on record before it counts: where a disk failed in between it is offered again, and tokens may
+have been issued by what was registered before.
+
 Trusts: nothing.
-Promises: each entry is judged against all before it, in one pass; memory grows with the number of requests only.
+Promises: each entry is judged against all before it, in one pass; memory grows with the number of requests
+    and clients only.
 Not here: hashes and signatures (``audit.fsck``).
 """
 
@@ -26,6 +34,7 @@ from collections.abc import Iterator
 import msgspec
 
 from appliance.core.records import (
+    ClientChanged,
     Closed,
     Entry,
     LogClosed,
@@ -34,6 +43,8 @@ from appliance.core.records import (
     Opened,
     PolicyLoaded,
     RefusedRequest,
+    TokenIssued,
+    TokenRevoked,
     decode_entry,
     encode_entry,
 )
@@ -52,6 +63,7 @@ class Rules:
         self._closed: set[str] = set()
         self._runners: dict[str, ModelLoaded] = {}
         self._policies: set[Digest] = set()
+        self._clients: dict[str, ClientChanged] = {}
         self._monotonic_ms: dict[str, int] = {}
         self._last_time = ""
         self._log_is_open = False
@@ -108,6 +120,23 @@ class Rules:
             yield from self._judge_opened(entry.seq, record)
         elif isinstance(record, Closed):
             yield from self._judge_closed(record)
+        elif isinstance(record, ClientChanged):
+            self._clients[record.client_id] = record
+        elif isinstance(record, TokenIssued):
+            yield from self._judge_issued(entry.seq, record)
+        elif isinstance(record, TokenRevoked) and record.why == "refresh-token-reused":
+            self.findings.append((entry.seq, f"a refresh token of {record.client_id} was used twice"))
+
+    def _judge_issued(self, seq: int, record: TokenIssued) -> Iterator[str]:
+        if record.grant is None:
+            return
+        client = self._clients.get(record.client_id)
+        if client is None:
+            yield f"a token was issued to {record.client_id}, which was never registered"
+        elif client.change in {"disabled", "removed"}:
+            self.findings.append((seq, f"a token was issued to {record.client_id} although it was {client.change}"))
+        elif not set(record.groups) <= set(client.groups):
+            self.findings.append((seq, f"a token was issued to {record.client_id} with groups beyond its own"))
 
     def _note_log_opened(self, seq: int, record: LogOpened) -> None:
         if self._log_is_open:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance import __version__, settings
-from appliance.cli import roles
+from appliance.cli import client_verbs, roles
 from appliance.cli.logs import log_to_stderr
 from appliance.core.refusals import Fault, Misconfigured, Refused
 from appliance.settings import SettingsInvalid
@@ -100,7 +100,14 @@ def _group(verbs: "_Verbs", name: str, help_text: str) -> "_Verbs":
 
 
 def _token_verbs(verbs: "_Verbs", common: argparse.ArgumentParser) -> None:
-    group = _group(verbs, "token", "bearer tokens of the local issuer")
+    _issue_verb(_group(verbs, "token", "bearer tokens of the local issuer; as 'tokens'"), common)
+    tokens = _group(verbs, "tokens", "bearer and refresh tokens of the local issuer")
+    _issue_verb(tokens, common)
+    client_verbs.add_tokens(tokens, _verb, common)
+    client_verbs.add_clients(_group(verbs, "clients", "programs that ask the local issuer for tokens"), _verb, common)
+
+
+def _issue_verb(group: "_Verbs", common: argparse.ArgumentParser) -> None:
     issue = _verb(group, "issue", _token_issue, "issue a token; the notary signs and records it", common)
     issue.add_argument("--sub", required=True, help="the subject: who will use it")
     issue.add_argument("--client", default="paddock-cli", help="the client id (default: %(default)s)")

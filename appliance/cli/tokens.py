@@ -1,7 +1,7 @@
-"""``paddock token issue``: asks the notary, which alone holds the signing key.
+"""``paddock tokens``: asks the notary, which alone holds the signing key and knows what lives and what has ended.
 
 Trusts: whoever owns the admin socket's path.
-Promises: a token that is printed has its record in the log.
+Promises: a token that is printed, and an end that is told, has its record in the log.
 Not here: what a token may contain (``notary.signer``).
 """
 
@@ -9,11 +9,21 @@ from collections.abc import Sequence
 
 from appliance.cli.ask import ask
 from appliance.core.refusals import Fault
-from appliance.ipc.messages import FromNotaryAdmin, IssueToken, TokenSigned
+from appliance.ipc.messages import (
+    EndTokens,
+    Failed,
+    FamilyFacts,
+    FamilyList,
+    FromNotaryAdmin,
+    IssueToken,
+    ListFamilies,
+    TokenSigned,
+)
 from appliance.settings import Settings
 
 MAX_NAME = 255
 MAX_LIST = 64
+MAX_TOKEN_ID = 128
 
 
 def issue(
@@ -36,5 +46,33 @@ def issue(
     )
     answer = ask(config, "notary", question, FromNotaryAdmin)
     if not isinstance(answer, TokenSigned):
-        raise Fault(f"the notary refused: {answer.reason}: {answer.detail}")
+        raise _refused(answer)
     return answer.token
+
+
+def families(config: Settings, client_id: str = "") -> list[FamilyFacts]:
+    """The families of refresh tokens, of one client or of all. Raises ``Fault``."""
+    found: list[FamilyFacts] = []
+    while True:
+        after = found[-1].family.family_id if found else ""
+        page = ask(config, "notary", ListFamilies(call=1, client_id=client_id, after=after), FromNotaryAdmin)
+        if not isinstance(page, FamilyList):
+            raise _refused(page)
+        found += page.families
+        if not page.more:
+            return found
+
+
+def revoke(config: Settings, *, token_id: str | None, client_id: str | None) -> None:
+    """Ends one token or family, or all tokens of a client. Raises ``Fault``."""
+    named = token_id if client_id is None else client_id
+    if named is None or not 1 <= len(named) <= (MAX_TOKEN_ID if client_id is None else MAX_NAME):
+        raise Fault("name one token, or one client")
+    answer = ask(config, "notary", EndTokens(call=1, token_id=token_id, client_id=client_id), FromNotaryAdmin)
+    if isinstance(answer, Failed):
+        raise _refused(answer)
+
+
+def _refused(answer: FromNotaryAdmin) -> Fault:
+    said = f"{answer.reason}: {answer.detail}" if isinstance(answer, Failed) else "it answered something else"
+    return Fault(f"the notary refused: {said}")

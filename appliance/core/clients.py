@@ -98,6 +98,25 @@ class RefreshOrder(Value, frozen=True, kw_only=True):
     jkt: ThumbprintText | None = None
 
 
+class Family(Value, frozen=True, kw_only=True):
+    """Refresh tokens that come one of the other, of which the last counts; what each gives, and until when.
+
+    ``grant`` is what the first came of, ``ttl_seconds`` how long its access tokens live at most.
+    """
+
+    family_id: str
+    client_id: str
+    grant: Grant
+    subject: str
+    groups: tuple[str, ...]
+    models: tuple[str, ...]
+    acting: tuple[Party, ...] = ()
+    certificate_sha256: str | None = None
+    jkt: str | None = None
+    ttl_seconds: int
+    expires_at_seconds: int
+
+
 class RevokeOrder(Value, frozen=True, kw_only=True):
     """End a token of this client: an access token by its id, or a refresh token with its family (RFC 7009)."""
 

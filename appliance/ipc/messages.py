@@ -17,6 +17,7 @@ from appliance.core.clients import (
     Client,
     ClientId,
     EndedClient,
+    Family,
     GrantOrder,
     IssuedTokens,
     RefreshOrder,
@@ -160,8 +161,10 @@ class Revoked(Value, frozen=True, kw_only=True, tag=True):
     complete: bool = True
 
 
-ToNotary = Hello | Append | FindClient | AskGrant | AskRefresh | AskRevoke
-FromNotary = Appended | AppendFailed | ClientFound | Granted | NotGranted | RevocationDone | Revoked
+AskRegistry = FindClient | AskGrant | AskRefresh | AskRevoke
+ToNotary = Hello | Append | AskRegistry
+FromRegistry = ClientFound | Granted | NotGranted | RevocationDone
+FromNotary = Appended | AppendFailed | FromRegistry | Revoked
 
 # --- gateway -> liaison ---------------------------------------------------------------------------------------------
 
@@ -237,8 +240,72 @@ class Failed(Value, frozen=True, kw_only=True, tag=True):
     detail: Detail
 
 
-ToNotaryAdmin = IssueToken
-FromNotaryAdmin = TokenSigned | Failed
+class PutClient(Value, frozen=True, kw_only=True, tag=True):
+    """Register this client in the place of ``before``, which must be what is registered now; None for a new one.
+    Answered by ``ClientFound``."""
+
+    call: int
+    client: Client
+    before: Client | None = None
+
+
+class RemoveClient(Value, frozen=True, kw_only=True, tag=True):
+    """Answered by ``ClientFound`` with what was registered."""
+
+    call: int
+    client_id: ClientId
+
+
+class ListClients(Value, frozen=True, kw_only=True, tag=True):
+    """Those whose ids come after ``after``."""
+
+    call: int
+    after: str = ""
+
+
+class ClientList(Value, frozen=True, kw_only=True, tag=True):
+    """With ``more``, there are clients after the last of this answer."""
+
+    call: int
+    clients: tuple[Client, ...]
+    more: bool = False
+
+
+class ListFamilies(Value, frozen=True, kw_only=True, tag=True):
+    """Of one client, or of all with an empty ``client_id``; those whose ids come after ``after``."""
+
+    call: int
+    client_id: Annotated[str, Meta(max_length=128)] = ""
+    after: Annotated[str, Meta(max_length=128)] = ""
+
+
+class FamilyFacts(Value, frozen=True, kw_only=True):
+    """A family of refresh tokens, and the ids of its access tokens that have not expired."""
+
+    family: Family
+    token_ids: tuple[str, ...] = ()
+
+
+class FamilyList(Value, frozen=True, kw_only=True, tag=True):
+    """With ``more``, there are families after the last of this answer."""
+
+    call: int
+    families: tuple[FamilyFacts, ...]
+    more: bool = False
+
+
+class EndTokens(Value, frozen=True, kw_only=True, tag=True):
+    """All tokens of a client that were issued up to now; or a family of refresh tokens or an access token, by its id.
+    Answered by ``RevocationDone``."""
+
+    call: int
+    client_id: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+    token_id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+
+
+OnClients = PutClient | RemoveClient | ListClients | ListFamilies | EndTokens
+ToNotaryAdmin = IssueToken | OnClients
+FromNotaryAdmin = TokenSigned | ClientFound | ClientList | FamilyList | RevocationDone | Failed
 
 # --- gateway, operator -> warden ------------------------------------------------------------------------------------
 

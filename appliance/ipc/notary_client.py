@@ -2,8 +2,9 @@
 
 Trusts: whoever owns the notary's socket path.
 Promises: ``open`` returns only for a durable record. A record given to ``close`` is offered again after every
-    reconnect until the notary has acknowledged it.
-Not here: what the records say (``core.records``), who may write which (the notary).
+    reconnect until the notary has acknowledged it. ``revocations`` knows what the notary says while it is there.
+Not here: what the records say (``core.records``), who may write which (the notary); what is asked about clients
+    (``registry_client``).
 """
 
 import asyncio
@@ -19,7 +20,8 @@ from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Receipt
 from appliance.ipc.connection import Caller, CallFailed, Connection, connect, own_or_root
 from appliance.ipc.frames import FrameDecoder, FrameError
-from appliance.ipc.messages import Append, Appended, AppendFailed, FromNotary, Hello
+from appliance.ipc.messages import Append, Appended, AppendFailed, AskRegistry, FromNotary, FromRegistry, Hello, Revoked
+from appliance.ipc.revocations import RevokedTokens
 
 TIMEOUT_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = 0.5
@@ -54,6 +56,7 @@ class NotaryClient:
         self._connected = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self.revocations = RevokedTokens()
 
     async def open(self, record: Record) -> Receipt:
         """Raises ``Refused(AUDIT_UNAVAILABLE)`` when the record could not be made durable in time."""
@@ -73,7 +76,8 @@ class NotaryClient:
             raise Refused(Reason.AUDIT_UNAVAILABLE, f"the notary did not answer: {error}") from error
         if not isinstance(answer, Appended):
             self._forget(record)
-            raise Refused(Reason.AUDIT_UNAVAILABLE, answer.detail)
+            detail = answer.detail if isinstance(answer, AppendFailed) else "an answer to another question"
+            raise Refused(Reason.AUDIT_UNAVAILABLE, detail)
         return Receipt(index=answer.index, leaf_hash=answer.leaf_hash)
 
     def close(self, record: Record) -> None:
@@ -86,6 +90,19 @@ class NotaryClient:
         self._undelivered[call] = record
         self._idle.clear()
         self._offer_some()
+
+    def next_call(self) -> int:
+        return self._caller.next_call()
+
+    async def ask(self, question: AskRegistry) -> FromNotary:
+        """A gateway's question about clients and tokens, with a number of ``next_call``. Raises
+        ``Refused(AUDIT_UNAVAILABLE)`` when there is no answer in time; what was asked may be done all the same."""
+        if self._connection is None:
+            raise Refused(Reason.AUDIT_UNAVAILABLE, "no connection to the notary")
+        try:
+            return await self._caller.ask(self._connection, question, timeout_seconds=TIMEOUT_SECONDS)
+        except (CallFailed, TimeoutError, FrameError) as error:
+            raise Refused(Reason.AUDIT_UNAVAILABLE, f"the notary did not answer: {error}") from error
 
     async def run(self) -> None:
         """Keeps the connection alive until cancelled."""
@@ -152,12 +169,14 @@ class NotaryClient:
         self._offer_some()
 
     def _answered(self, answer: FromNotary, _fds: list[int]) -> None:
-        if answer.call in self._undelivered:
+        if isinstance(answer, Revoked):
+            self.revocations.told(answer)
+        elif answer.call in self._undelivered:
             self._outcome_answered(answer)
         else:
             self._caller.answered(answer, [])
 
-    def _outcome_answered(self, answer: FromNotary) -> None:
+    def _outcome_answered(self, answer: Appended | AppendFailed | FromRegistry) -> None:
         self._offered.discard(answer.call)
         if isinstance(answer, AppendFailed) and not answer.permanent:  # the disk may be full: all wait a moment
             if self._retry is None:
@@ -198,6 +217,7 @@ class NotaryClient:
     def _drop_connection(self, why: str) -> None:
         connection, self._connection = self._connection, None
         self._connected.clear()
+        self.revocations.forget()
         if connection is not None:
             connection.close(why)
         self._caller.disconnected(why)

@@ -1,15 +1,16 @@
 """The notary's process: two sockets, the log, the keys.
 
-Start: keys, log (recovered, locked), public parts, the sockets; then the caller fences the process in, while it has one
-thread; ``log-opened`` durable, a checkpoint, then the first peer.
+Start: keys, log (recovered, locked), public parts, the registry, the sockets; then the caller fences the process in,
+while it has one thread; ``log-opened`` durable, a checkpoint, then the first peer.
 Stop: no more peers; requests of a gateway that is gone are closed, those of one that is still connected are left for
 its next ``Hello``; ``log-closed``, the last checkpoint.
 
 Trusts: gateway and warden for what they record, by the uid that the kernel names; the operator's uids for tokens.
 Promises: a role speaks only for itself: gateways of requests, refusals and policy, wardens of models and runners,
-    and nobody but the notary of the log and of tokens. A process has one role, and one that has any gets no token,
-    whatever its uid. Anything else ends the connection. An answer to a durable
-    record follows its sync; a token follows the sync of its record.
+    and nobody but the notary of the log, of clients and of tokens. Gateways alone ask for tokens of clients, and get
+    those that are registered. A process has one role, and one that has any orders nothing as an operator, whatever its
+    uid. Anything else ends the connection. An answer to a durable record follows its sync; a token follows the sync of
+    its record.
 Not here: signal handling (the caller sets ``stop``); reading the log (``audit``).
 """
 
@@ -21,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from appliance.core.note import valid_name
 from appliance.core.records import (
@@ -51,8 +52,10 @@ from appliance.ipc.messages import (
     AppendFailed,
     Failed,
     FromNotary,
+    FromNotaryAdmin,
     Hello,
     IssueToken,
+    Revoked,
     TokenSigned,
     ToNotary,
     ToNotaryAdmin,
@@ -68,6 +71,9 @@ from appliance.notary.signer import TokenSigner
 from appliance.notary.speakers import Process, Speakers
 from appliance.notary.wal import exists
 
+if TYPE_CHECKING:
+    from appliance.notary.registrar import Registrar
+
 _MAY_RECORD: Final[dict[str, tuple[type[Record], ...]]] = {
     "gateway": (Opened, Closed, RefusedRequest, RefusalSummary, PolicyLoaded),
     "warden": (ModelLoaded, ModelRefused, RunnerNotStarted, RunnerEnded),
@@ -79,7 +85,8 @@ _log = logging.getLogger(__name__)
 
 
 class NotaryConfig(Value, frozen=True, kw_only=True):
-    """``state_dir`` holds ``keys/``, ``log/`` (what an auditor copies) and ``head``; nobody else needs to see it.
+    """``state_dir`` holds ``keys/``, ``log/`` (what an auditor copies), ``head`` and ``registry.db``; nobody else needs
+    to see it.
     ``public_dir`` gets ``log.vkey`` and ``jwks.json``. A set of uids that is empty admits nobody."""
 
     state_dir: Path
@@ -126,10 +133,13 @@ async def run_notary(
     try:
         journal, desk, signer = _open_log(config, files, clock)
         try:
-            with _sockets(config, listening, admin_listening) as sockets:
+            with (
+                _registrar(config, files, journal, signer, clock) as registrar,
+                _sockets(config, listening, admin_listening) as sockets,
+            ):
                 before_peers()
                 await _put_opening_on_record(config, journal)
-                server = _Server(config, journal, desk, signer, clock, process_of)
+                server = _Server(config, journal, desk, signer, registrar, clock, process_of)
                 with server.speakers_known(beside):
                     await server.serve(stop, sockets, on_ready)
             await journal.append(LogClosed())
@@ -164,6 +174,19 @@ def _open_log(config: NotaryConfig, files: Files, clock: Clock) -> tuple[Journal
     return journal, desk, TokenSigner(keys.token, issuer=config.issuer, audience=config.audience)
 
 
+@contextmanager
+def _registrar(
+    config: NotaryConfig, files: Files, journal: Journal, signer: TokenSigner, clock: Clock
+) -> "Iterator[Registrar]":
+    from appliance.notary.registrar import Registrar  # SQLite is for the notary alone, and this module for every role
+
+    registrar = Registrar(files, config.state_dir, journal, signer, clock)
+    try:
+        yield registrar
+    finally:
+        registrar.close()
+
+
 # --- peers ----------------------------------------------------------------------------------------------------------
 
 
@@ -183,8 +206,16 @@ class _Peer:
             self._hello(message)
         elif self.role is None:
             self.connection.close("the first message must be Hello")
+        elif not isinstance(message, Append):
+            if self.role == "gateway":
+                self._server.registrar.asked(message, self._send)
+            else:
+                self.connection.close(f"a {self.role} may not send {type(message).__name__}")
         else:
             self._append(message, _MAY_RECORD[self.role])
+
+    def tell(self, revoked: Revoked) -> None:
+        self._send(revoked)
 
     def _hello(self, message: Hello) -> None:
         if self.role is not None or self._process.uid not in self._server.uids_of(message.role):
@@ -236,15 +267,17 @@ class _Operator:
             on_closed=lambda why: server.operators.discard(self),
         )
 
-    def _received(self, message: IssueToken, _fds: list[int]) -> None:
+    def _received(self, message: ToNotaryAdmin, _fds: list[int]) -> None:
         if self._server.speakers.role_of(self._process) is not None:
-            _log.error("the %s asked for a token and gets none", self._server.described(self._process))
-            self.connection.close("a service gets no token")
-            return
-        self._server.issue(message, self._send)
+            _log.error("the %s gave an operator's order and gets nothing", self._server.described(self._process))
+            self.connection.close("a service orders nothing")
+        elif isinstance(message, IssueToken):
+            self._server.issue(message, self._send)
+        else:
+            self._server.registrar.ordered(message, self._send)
 
-    def _send(self, answer: TokenSigned | Failed) -> None:
-        with suppress(ConnectionError):  # the record says that a token was signed; nobody holds it
+    def _send(self, answer: FromNotaryAdmin) -> None:
+        with suppress(ConnectionError):  # the record says what was done; who asked can look
             self.connection.send(answer)
 
 
@@ -271,6 +304,7 @@ class _Server:
         journal: Journal,
         desk: Desk,
         signer: TokenSigner,
+        registrar: "Registrar",
         clock: Clock,
         process_of: Callable[[socket.socket], Process],
     ) -> None:
@@ -278,6 +312,8 @@ class _Server:
         self._journal = journal
         self.desk = desk
         self._signer = signer
+        self.registrar = registrar
+        registrar.gateways = self._gateways
         self._clock = clock
         self.process_of = process_of
         self.speakers = Speakers()
@@ -292,6 +328,7 @@ class _Server:
         tasks = (
             asyncio.create_task(stop.wait()),
             asyncio.create_task(self._journal.publish_forever(config.checkpoint_interval_seconds)),
+            asyncio.create_task(self.registrar.run()),
             asyncio.create_task(
                 accept_forever(
                     sockets.notary,
@@ -353,6 +390,10 @@ class _Server:
         if peer.role == "gateway":
             self._gateway_seen = True
             self.desk.close_lost(alive, "a gateway connected that does not know this request")
+            self.registrar.tell_all(peer)
+
+    def _gateways(self) -> list[_Peer]:
+        return [peer for peer in self._peers if peer.role == "gateway"]
 
     def gone(self, peer: _Peer, why: str) -> None:
         self._peers.discard(peer)

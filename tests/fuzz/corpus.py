@@ -4,6 +4,16 @@ import json
 from hashlib import sha256
 from typing import Final
 
+from appliance.core.clients import (
+    TOKEN_EXCHANGE,
+    Client,
+    GrantOrder,
+    IssuedTokens,
+    Party,
+    RefreshOrder,
+    RevokedToken,
+    RevokeOrder,
+)
 from appliance.core.records import PolicyLoaded, encode_record
 from appliance.core.values import Digest
 from appliance.ipc import frames, messages
@@ -52,6 +62,20 @@ _OBJECTS: Final = (
     {"model": "demo", "tokens": [0, 1]},
 )
 _TEXTS: Final = tuple(json.dumps(one).encode() for one in _OBJECTS)
+_CLIENT: Final = Client(
+    client_id="a", authentication="client_secret_basic", secrets_sha256=(Digest.of(b""),), groups=("c",), models=("*",)
+)
+_ORDER: Final = GrantOrder(
+    client_id="a",
+    grant=TOKEN_EXCHANGE,
+    subject="b",
+    groups=("c",),
+    models=("*",),
+    acting=(Party(subject="a"),),
+    jkt="j" * 43,
+    ttl_seconds=60,
+    refreshable=True,
+)
 _MESSAGES: Final = (
     messages.Hello(role="gateway", open_requests=("r-1",)),
     messages.Append(
@@ -61,6 +85,17 @@ _MESSAGES: Final = (
     ),
     messages.Appended(call=1, index=1, leaf_hash=Digest.of(b"")),
     messages.IssueToken(call=1, subject="a", client_id="b", groups=("c",), models=("*",), ttl_seconds=60),
+    messages.FindClient(call=1, client_id="a"),
+    messages.AskGrant(call=1, order=_ORDER),
+    messages.AskRefresh(call=1, order=RefreshOrder(client_id="a", unverified_refresh_token="f.s", groups=("c",))),
+    messages.AskRevoke(call=1, order=RevokeOrder(client_id="a", token_id="t", expires_at_seconds=1)),
+    messages.Granted(
+        call=1, tokens=IssuedTokens(access_token="a.b.c", token_id="t", groups=("c",), expires_in_seconds=60)
+    ),
+    messages.NotGranted(call=1, reason="grant-invalid", detail="d"),
+    messages.Revoked(tokens=(RevokedToken(token_id="t", expires_at_seconds=1),), anew=True, complete=False),
+    messages.PutClient(call=1, client=_CLIENT, before=_CLIENT),
+    messages.EndTokens(call=1, client_id="a"),
     messages.ListModels(call=1),
     messages.AskFigures(call=1),
     messages.Cancel(request_id="r-1"),

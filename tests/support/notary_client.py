@@ -13,7 +13,16 @@ from appliance.core.records import Record, encode_record
 from appliance.core.values import Digest
 from appliance.ipc.connection import Caller, Connection, connect, peer_uid
 from appliance.ipc.frames import FrameDecoder
-from appliance.ipc.messages import Append, Appended, AppendFailed, FromNotary, FromNotaryAdmin, Hello, IssueToken
+from appliance.ipc.messages import (
+    Append,
+    Appended,
+    AppendFailed,
+    FromNotary,
+    FromNotaryAdmin,
+    Hello,
+    IssueToken,
+    Revoked,
+)
 from appliance.notary.main import NotaryConfig, run_notary
 from appliance.notary.speakers import Process
 
@@ -27,15 +36,14 @@ class NotaryClient:
     def __init__(self) -> None:
         self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._caller: Caller[Any] = Caller()
+        self.revoked: asyncio.Queue[Revoked] = asyncio.Queue()
         self.connection: Connection[Any]
 
     @classmethod
     async def open(cls, path: Path, union: Any = FromNotary) -> "NotaryClient":
         client = cls()
         sock = await connect(path, None)
-        client.connection = Connection(
-            sock, FrameDecoder(union), on_message=client._caller.answered, on_closed=client._gone
-        )
+        client.connection = Connection(sock, FrameDecoder(union), on_message=client._heard, on_closed=client._gone)
         return client
 
     @classmethod
@@ -45,6 +53,16 @@ class NotaryClient:
         client = await cls.open(path)
         client.connection.send(Hello(role=role, open_requests=open_requests))
         return client
+
+    def _heard(self, message: Any, fds: list[int]) -> None:
+        if isinstance(message, Revoked):
+            self.revoked.put_nowait(message)
+        else:
+            self._caller.answered(message, fds)
+
+    async def ask(self, kind: Any, **fields: Any) -> Any:
+        question = kind(call=self._caller.next_call(), **fields)
+        return await self._caller.ask(self.connection, question, timeout_seconds=TIMEOUT_SECONDS)
 
     def _gone(self, why: str) -> None:
         self.closed.set_result(why)
@@ -61,8 +79,7 @@ class NotaryClient:
 
     async def issue(self, **fields: Any) -> Any:
         given = {"subject": "ada", "client_id": "cli", "groups": ("staff",), "models": ("*",), "ttl_seconds": 60}
-        question = IssueToken(call=self._caller.next_call(), **(given | fields))
-        return await self._caller.ask(self.connection, question, timeout_seconds=TIMEOUT_SECONDS)
+        return await self.ask(IssueToken, **(given | fields))
 
     def close(self) -> None:
         self.connection.close()

@@ -11,7 +11,16 @@ import sys
 from appliance.core.records import ModelRefused, PolicyLoaded, encode_record
 from appliance.core.values import Digest
 from appliance.ipc.frames import FrameDecoder, encode
-from appliance.ipc.messages import Append, Appended, FromNotary, FromNotaryAdmin, Hello, IssueToken, TokenSigned
+from appliance.ipc.messages import (
+    Append,
+    Appended,
+    FromNotary,
+    FromNotaryAdmin,
+    Hello,
+    IssueToken,
+    Revoked,
+    TokenSigned,
+)
 
 LIMIT_SECONDS = 30
 QUESTION = IssueToken(call=1, subject="root-of-all", client_id="c", groups=("staff",), models=("*",), ttl_seconds=60)
@@ -41,11 +50,18 @@ def hello(sock: socket.socket, role: str) -> str:
     try:
         sock.send(encode(Hello(role=role, open_requests=())))  # type: ignore[arg-type]
         sock.send(encode(Append(call=1, record=encode_record(RECORDS[role]), durable=True)))
-        data = sock.recv(65536)
+        answers = heard(sock)
+        while answers and isinstance(answers[-1], Revoked):
+            answers = heard(sock)
     except (BrokenPipeError, ConnectionResetError):
         return "refused"
-    answer = FrameDecoder[FromNotary](FromNotary).decode(data) if data else None
-    return "heard" if isinstance(answer, Appended) else "refused"
+    return "heard" if answers and isinstance(answers[-1], Appended) else "refused"
+
+
+def heard(sock: socket.socket) -> tuple[FromNotary, ...]:
+    """Of one frame; nothing when the notary has closed."""
+    data = sock.recv(65536)
+    return FrameDecoder[FromNotary](FromNotary).decode_all(data) if data else ()
 
 
 for line in sys.stdin:

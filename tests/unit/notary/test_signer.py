@@ -8,11 +8,13 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
+from appliance.core.clients import Party
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Digest
 from appliance.ipc.messages import IssueToken
 from appliance.notary.keys import public_jwk
 from appliance.notary.signer import SignedToken, TokenSigner
+from tests.support.registered import order
 
 KEY = generate_private_key(SECP256R1())
 SIGNER = TokenSigner(KEY, issuer="https://issuer.test", audience="paddock")
@@ -94,3 +96,39 @@ def test_token_that_our_verifier_would_refuse_is_not_made(fields: dict[str, Any]
     with pytest.raises(Refused) as refused:
         sign(**fields)
     assert refused.value.reason is Reason.FIELD_INVALID
+
+
+# --- for clients ----------------------------------------------------------------------------------------------------
+
+
+def claims_of(**fields: Any) -> dict[str, Any]:
+    signed = SIGNER.sign_grant(order(**fields), now_seconds=NOW)
+    claims: dict[str, Any] = jwt.decode(signed.token, options={"verify_signature": False})
+    return claims
+
+
+def test_what_is_absent_is_not_claimed() -> None:
+    assert {"scope", "act", "cnf"} & claims_of(groups=()).keys() == set()
+    assert claims_of(groups=("b", "a"))["scope"] == "b a"
+    assert claims_of(jkt="j" * 43)["cnf"] == {"jkt": "j" * 43}
+
+
+def test_nearest_actor_is_outermost() -> None:
+    acting = tuple(Party(subject=name) for name in ("near", "middle", "far"))
+    assert claims_of(acting=acting)["act"] == {"sub": "near", "act": {"sub": "middle", "act": {"sub": "far"}}}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"subject": "a\nb"},
+        {"subject": "x" * 1025},
+        {"models": ("\u202e",)},
+        {"acting": (Party(subject="agent", issuer="a\x00"),)},
+        {"groups": tuple(f"{n:0200}" for n in range(64))},
+    ],
+)
+def test_client_gets_no_token_that_our_verifier_would_refuse(fields: dict[str, Any]) -> None:
+    with pytest.raises(Refused) as refused:
+        SIGNER.sign_grant(order(**fields), now_seconds=NOW)
+    assert refused.value.reason is Reason.GRANT_INVALID
