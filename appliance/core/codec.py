@@ -1,5 +1,6 @@
 """The one pair of hooks by which msgspec reads and writes our own types: a ``Digest`` is its text on every wire."""
 
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -14,10 +15,14 @@ def enc_hook(value: Any) -> Any:
     raise NotImplementedError(f"{type(value).__name__} has no wire form")
 
 
+_digest = lru_cache(maxsize=1024)(Digest.parse)
+"""Most digests of a record are those of the record before."""
+
+
 def dec_hook(kind: type, value: Any) -> Any:
     """What msgspec read -> own type. Raises ``ValueError``, which msgspec turns into ``ValidationError``."""
     if kind is Digest:
-        return Digest.parse(value)
+        return _digest(value) if isinstance(value, str) else Digest.parse(value)
     raise NotImplementedError(f"{kind.__name__} has no wire form")
 
 

@@ -9,7 +9,7 @@ answer, and ``Closed``, written whatever happens.
 
 from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, MsgspecError, Raw, UnsetType
 
 from appliance.core.clients import Authentication, Grant, Party
 from appliance.core.codec import canonical_json, json_decoder
@@ -282,6 +282,30 @@ def encode_entry(entry: Entry) -> bytes:
     return canonical_json(entry)
 
 
+def encode_record(record: Record) -> bytes:
+    """Record -> its bytes within the leaf."""
+    return canonical_json(record)
+
+
+class _EntryAround(Value, frozen=True, kw_only=True):
+    """An ``Entry`` whose record is encoded already."""
+
+    v: Literal[1]
+    seq: int
+    time: str
+    boot_id: str
+    monotonic_ms: int
+    record: Raw
+
+
+def encode_entry_around(record: bytes, *, seq: int, time: str, boot_id: str, monotonic_ms: int) -> bytes:
+    """``encode_entry`` of an entry whose record is given as ``encode_record`` returns it."""
+    return canonical_json(
+        _EntryAround(v=1, seq=seq, time=time, boot_id=boot_id, monotonic_ms=monotonic_ms, record=Raw(record))
+    )
+
+
+_RECORD_DECODER = json_decoder(Record)
 _ENTRY_DECODER = json_decoder(Entry)
 
 
@@ -289,3 +313,16 @@ def decode_entry(data: bytes) -> Entry:
     """Leaf bytes -> Entry. Raises ``msgspec.DecodeError`` for anything that is not a well-formed entry."""
     decoded: Entry = _ENTRY_DECODER.decode(data)
     return decoded
+
+
+def read_record(unverified_data: bytes) -> Record:
+    """What another process encoded -> Record. Raises ``ValueError`` for anything but the exact bytes that
+    ``encode_record`` has for a well-formed record: whoever read them may write them as they are."""
+    try:
+        record: Record = _RECORD_DECODER.decode(unverified_data)
+        canonical = encode_record(record)
+    except (MsgspecError, RecursionError) as error:
+        raise ValueError(f"not a record: {error}") from None
+    if canonical != unverified_data:
+        raise ValueError("a record that is not in its canonical form")
+    return record

@@ -20,7 +20,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder, FrameError, encode
+from appliance.ipc.frames import MAX_FRAME_BYTES, MAX_TOGETHER, TOGETHER_BYTES, FrameDecoder, FrameError, encode, join
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ MAX_QUEUED_BYTES: Final = 16 * 1024 * 1024
 
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 _CUT_SHORT: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)  # arithmetic on the enumeration costs 1 us a frame
-_FRAMES_PER_WAKEUP: Final = 64
+_MESSAGES_PER_WAKEUP: Final = 64
 
 
 def prepare(sock: socket.socket) -> None:
@@ -90,6 +90,9 @@ class Connection(Generic[MessageT]):
         self._accepts_fds = accepts_fds
         # Asking for a whole frame's worth of new memory each time would cost more than all the rest of receiving.
         self._incoming = memoryview(bytearray(MAX_FRAME_BYTES + 1))
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._release: asyncio.TimerHandle | None = None
         self._outgoing: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._outgoing_bytes = 0
         self._closed = False
@@ -108,6 +111,47 @@ class Connection(Generic[MessageT]):
         if self._closed:
             raise ConnectionError("the connection is closed")
         data = encode(message)
+        if not self._held:
+            self._put(data, fds)
+        elif fds:  # they are the descriptors of this message alone
+            self._send_held()
+            self._put(data, fds)
+        else:
+            self._hold(data)
+            self._send_held()
+
+    def send_soon(self, message: msgspec.Struct, *, within_seconds: float = 0.0) -> None:
+        """Sends in one frame with what else is sent by then, in order. Raises as ``send``."""
+        if self._closed:
+            raise ConnectionError("the connection is closed")
+        self._hold(encode(message))
+        if self._release is None:
+            self._release = self._loop.call_later(within_seconds, self._released)
+
+    def _hold(self, data: bytes) -> None:
+        full = len(self._held) == MAX_TOGETHER or self._held_bytes + len(data) + TOGETHER_BYTES > MAX_FRAME_BYTES
+        if full and self._held:
+            self._send_held()
+        self._held.append(data)
+        self._held_bytes += len(data)
+
+    def _send_held(self) -> None:
+        held = join(self._held)
+        self._forget_held()
+        self._put(held)
+
+    def _forget_held(self) -> None:
+        self._held.clear()
+        self._held_bytes = 0
+        if self._release is not None:
+            self._release.cancel()
+            self._release = None
+
+    def _released(self) -> None:
+        with suppress(ConnectionError):  # close() has told the owner
+            self._send_held()
+
+    def _put(self, data: bytes, fds: Sequence[int] = ()) -> None:
         if self._outgoing or not self._send_now(data, fds):
             if len(self._outgoing) >= MAX_QUEUED_FRAMES or self._outgoing_bytes + len(data) > MAX_QUEUED_BYTES:
                 self.close("the peer does not read")
@@ -128,11 +172,13 @@ class Connection(Generic[MessageT]):
         for _data, fds in self._outgoing:
             _close_all(fds)
         self._outgoing.clear()
+        self._forget_held()
         self._on_closed(why)
 
     def detach(self) -> socket.socket:
         """Gives the socket back, open, and takes no more part in it. ``on_closed`` is not called."""
         self._closed = True
+        self._forget_held()
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
         return self._sock
@@ -165,37 +211,44 @@ class Connection(Generic[MessageT]):
         self._loop.remove_writer(self._sock.fileno())
 
     def _readable(self) -> None:
-        for _ in range(_FRAMES_PER_WAKEUP):  # then let others run
-            if self._closed or not self._receive_one():
-                return
+        left = _MESSAGES_PER_WAKEUP  # then let others run
+        while left > 0 and (received := self._receive_one()):
+            left -= received
 
-    def _receive_one(self) -> bool:
+    def _receive_one(self) -> int:
+        """One frame; returns the number of its messages, 0 when no more are to be read."""
+        if self._closed:
+            return 0
         try:
             n_bytes, ancillary, flags, _address = self._sock.recvmsg_into(
                 (self._incoming,), _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
             )
         except (BlockingIOError, InterruptedError):
-            return False
+            return 0
         except OSError as error:
             self.close(f"receive failed: {error.strerror}")
-            return False
+            return 0
         fds = _descriptors(ancillary) if ancillary else []
         if not n_bytes:
             _close_all(fds)
             self.close("the peer closed")
-            return False
+            return 0
         try:
             if flags & _CUT_SHORT:
                 raise FrameError("a frame or its descriptors were cut short")
             if fds and not self._accepts_fds:
                 raise FrameError("a descriptor where none belongs")
-            message = self._decoder.decode(self._incoming[:n_bytes])
+            messages = self._decoder.decode_all(self._incoming[:n_bytes])
+            if fds and len(messages) > 1:
+                raise FrameError("a descriptor of several messages")
         except FrameError as error:
             _close_all(fds)
             self.close(str(error))
-            return False
-        self._on_message(message, fds)
-        return True
+            return 0
+        for message in messages:
+            if not self._closed:
+                self._on_message(message, fds)
+        return len(messages)
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

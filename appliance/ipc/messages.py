@@ -1,7 +1,7 @@
 """Every message that two Paddock processes exchange, one section per channel.
 
-A frame is one msgpack-encoded message in one ``SOCK_SEQPACKET`` datagram, so a peer that dies in the middle of a
-frame cannot desynchronise the channel. ``call`` numbers pair answers with questions.
+A frame is one msgpack-encoded message, or an array of some, in one ``SOCK_SEQPACKET`` datagram, so a peer that dies in
+the middle of a frame cannot desynchronise the channel. ``call`` numbers pair answers with questions.
 
 Trusts: nothing; a message is only as good as the peer that sent it.
 Promises: what ``decode`` returns has the declared types and no unknown fields.
@@ -25,7 +25,7 @@ from appliance.core.clients import (
     RevokeOrder,
 )
 from appliance.core.memory import LoadOptions, MemoryPlan
-from appliance.core.records import ModelRef, Record
+from appliance.core.records import ModelRef
 from appliance.core.token_claims import ReadClaims
 from appliance.core.values import (
     MAX_COMPANIONS,
@@ -76,11 +76,12 @@ class Hello(Value, frozen=True, kw_only=True, tag=True):
 
 
 class Append(Value, frozen=True, kw_only=True, tag=True):
-    """Write this record. With ``durable`` the answer comes after the sync that covers it; without, it may come at
-    once and the record rides on the next group (within 50 ms)."""
+    """Write this record, given as the bytes that will stand in the log (``core.records.encode_record``). With
+    ``durable`` it starts a commit; without, it rides on the next one (within 50 ms). The answer comes after the sync
+    that covers it."""
 
     call: int
-    record: Record
+    record: bytes
     durable: bool
 
 

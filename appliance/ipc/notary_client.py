@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
-from appliance.core.records import Closed, Opened, Record
+from appliance.core.records import Closed, Opened, Record, encode_record
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Receipt
 from appliance.ipc.connection import Caller, CallFailed, Connection, connect, own_or_root
@@ -25,6 +25,10 @@ from appliance.ipc.revocations import RevokedTokens
 
 TIMEOUT_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = 0.5
+HELD_SECONDS: Final = 0.02
+"""How long an outcome record waits for an opening that takes it along. A gateway that is killed meanwhile takes it to
+its grave, like one that is killed just before: the notary then closes the request as ``gateway-lost``."""
+
 OFFERED_AT_ONCE: Final = 256
 MAX_UNDELIVERED: Final = 10_000
 _RECONNECT_SECONDS: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -61,7 +65,7 @@ class NotaryClient:
             raise Refused(Reason.AUDIT_UNAVAILABLE, "no connection to the notary")
         if isinstance(record, Opened):
             self._in_flight.add(record.request_id)
-        question = Append(call=self._caller.next_call(), record=record, durable=True)
+        question = Append(call=self._caller.next_call(), record=encode_record(record), durable=True)
         try:
             answer = await self._caller.ask(connection, question, timeout_seconds=TIMEOUT_SECONDS)
         except (CallFailed, TimeoutError, FrameError, asyncio.CancelledError) as error:
@@ -151,7 +155,8 @@ class NotaryClient:
 
     def _offer(self, connection: Connection[FromNotary], call: int, record: Record) -> None:
         try:
-            connection.send(Append(call=call, record=record, durable=False))
+            question = Append(call=call, record=encode_record(record), durable=False)
+            connection.send_soon(question, within_seconds=HELD_SECONDS)
             self._offered.add(call)
         except ConnectionError:
             return  # offered again on the next connection

@@ -53,14 +53,14 @@ class Desk:
         indexes = [*self._open.values(), *(index for index, _ in self._closing.values())]
         return min(indexes, default=None)
 
-    def submit(self, record: Record, done: Done, *, urgent: bool) -> None:
-        """Writes a record if it makes sense; ``done`` says what came of it."""
+    def submit(self, record: Record, done: Done, *, urgent: bool, encoded: bytes | None = None) -> None:
+        """Writes a record if it makes sense; ``done`` says what came of it. ``encoded`` as the journal has it."""
         if isinstance(record, Opened):
-            self._submit_opened(record, done, urgent=urgent)
+            self._submit_opened(record, done, urgent, encoded)
         elif isinstance(record, Closed):
-            self._submit_closed(record, done, urgent=urgent)
+            self._submit_closed(record, done, urgent, encoded)
         else:
-            self._journal.submit(record, done, urgent=urgent)
+            self._journal.submit(record, done, urgent=urgent, encoded=encoded)
 
     def close_lost(self, alive: Set[str], detail: str) -> int:
         """Closes as ``gateway-lost`` every request that is not in ``alive``; returns how many. Tries until it can."""
@@ -73,7 +73,7 @@ class Desk:
 
     # --- opening ----------------------------------------------------------------------------------------------------
 
-    def _submit_opened(self, record: Opened, done: Done, *, urgent: bool) -> None:
+    def _submit_opened(self, record: Opened, done: Done, urgent: bool, encoded: bytes | None) -> None:
         request_id = record.request_id
         if not _REQUEST_ID.fullmatch(request_id):
             done(NotWritten("the request id is malformed", permanent=True))
@@ -94,24 +94,24 @@ class Desk:
             if request_id in self._lost:
                 self._close_lost(request_id)
 
-        self._journal.submit(record, opened, urgent=urgent)
+        self._journal.submit(record, opened, urgent=urgent, encoded=encoded)
 
     # --- closing ----------------------------------------------------------------------------------------------------
 
-    def _submit_closed(self, record: Closed, done: Done, *, urgent: bool) -> None:
+    def _submit_closed(self, record: Closed, done: Done, urgent: bool, encoded: bytes | None) -> None:
         request_id = record.request_id
         if request_id in self._closed:
             done(self._closed[request_id])
         elif request_id in self._closing:
             self._closing[request_id][1].append(done)
         elif request_id in self._open:
-            self._close(record, done, urgent=urgent)
+            self._close(record, done, urgent, encoded)
         elif request_id in self._opening:
             done(NotWritten("the request is still being opened"))
         else:
             done(NotWritten("the request was never opened", permanent=True))
 
-    def _close(self, record: Closed, done: Done, *, urgent: bool) -> None:
+    def _close(self, record: Closed, done: Done, urgent: bool = False, encoded: bytes | None = None) -> None:
         request_id = record.request_id
         opened_at = self._open.pop(request_id)
         waiting = [done]
@@ -127,7 +127,7 @@ class Desk:
             for each in waiting:
                 each(outcome)
 
-        self._journal.submit(record, closed, urgent=urgent)
+        self._journal.submit(record, closed, urgent=urgent, encoded=encoded)
 
     def _close_lost(self, request_id: str) -> None:
         detail = self._lost.get(request_id)
@@ -144,7 +144,7 @@ class Desk:
             total_ms=0,
             detail=detail,
         )
-        self._close(record, lambda outcome: self._retry_lost(request_id, outcome), urgent=False)
+        self._close(record, lambda outcome: self._retry_lost(request_id, outcome))
 
     def _retry_lost(self, request_id: str, outcome: Outcome) -> None:
         if isinstance(outcome, NotWritten):

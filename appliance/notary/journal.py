@@ -1,4 +1,4 @@
-"""The append-only log: group commit on the event loop, two worker threads, one truth.
+"""The append-only log: group commit on the event loop, one worker that publishes, one truth.
 
 An entry passes three states. What a loss of power takes:
 
@@ -10,9 +10,11 @@ durable     in the write-ahead file, synced; ``done`` was called  nothing
 published   in bundles and tiles under a signed checkpoint        nothing; and an auditor can tell if it is removed
 ==========  ====================================================  ================================================
 
-An *urgent* record starts a commit at once; one that is not rides on the next commit, at the latest after 50 ms. Both
-are answered after the sync that covers them, never before: an answer is a promise. While one group is being synced,
-the next one collects; so a hundred callers share a handful of syncs.
+An *urgent* record is committed with all that came in the same turn of the loop; one that is not rides on the next
+commit, at the latest after 50 ms. Both are answered after the sync that covers them, never before: an answer is a
+promise. The loop stands still for a sync. Nobody could be answered sooner, what arrives meanwhile waits in the sockets
+and is the next group, so a hundred callers share a handful of syncs; and a thread that syncs for the loop costs more
+than all the rest of a record.
 
 When a commit fails (disk full, I/O error, read-only), every record of its group is answered with ``NotWritten``, and
 the next append tries again: the log recovers by itself once the disk does. Nothing is dropped silently and nothing
@@ -37,8 +39,7 @@ from typing import Final
 
 import msgspec
 
-from appliance.core.codec import canonical_json
-from appliance.core.records import Entry, Record, decode_entry, encode_entry
+from appliance.core.records import Entry, Record, encode_entry_around, encode_record, read_record
 from appliance.core.refusals import Fault
 from appliance.core.tree import MAX_ENTRY_BYTES, leaf_hash
 from appliance.notary.checkpoint import Checkpointer
@@ -89,24 +90,8 @@ Done = Callable[[Outcome], None]
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    record: Record
-    size_bytes: int
+    record: bytes
     done: Done
-
-
-@dataclass(frozen=True, slots=True)
-class _Rewrite:
-    base: int
-    replay_from: int
-    entries: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Committed:
-    """Per record its entry and leaf hash, or why it cannot be an entry."""
-
-    results: tuple[tuple[bytes, bytes] | str, ...]
-    rewrote: bool
 
 
 class Journal:
@@ -130,27 +115,20 @@ class Journal:
         self._publisher = Publisher(files, directory, checkpointer, self.recovered.tree)
         self.oldest_needed: Callable[[], int | None] = lambda: None
 
-        # owned by the event loop's thread
         self._queue: deque[_Waiting] = deque()
         self._queued_bytes = 0
-        self._urgent = False
+        self._commit_soon = False
         self._timer: asyncio.TimerHandle | None = None
-        self._committing = False
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._closed = False
-        self._base = self._wal_base = base
+        self._base = base
         self._compact_at = base + _COMPACT_ENTRIES
         self._entries = list(self.recovered.entries)
         self._leaves = list(self.recovered.leaves)
         self._entry_bytes = sum(map(len, self._entries))
+        self._last_monotonic_ms = _last_monotonic_ms(self.recovered.replay, clock.boot_id)
         self._published_size = -1
         self._publication: asyncio.Future[int] | None = None
         self._grown = asyncio.Event()
-
-        # the committer also owns ``_wal`` and ``_last_monotonic_ms`` while a commit runs
-        self._last_monotonic_ms = _last_monotonic_ms(self.recovered.replay, clock.boot_id)
-        self._committer = ThreadPoolExecutor(1, thread_name_prefix="journal-commit")
         self._publishing = ThreadPoolExecutor(1, thread_name_prefix="journal-publish")
 
     @property
@@ -160,16 +138,18 @@ class Journal:
 
     # --- appending --------------------------------------------------------------------------------------------------
 
-    def submit(self, record: Record, done: Done, *, urgent: bool) -> None:
-        """Queues a record. ``done`` may be called before this returns, when the record cannot be accepted at all."""
-        size_bytes = self._measure(record)
-        if isinstance(size_bytes, NotWritten):
-            done(size_bytes)
+    def submit(self, record: Record, done: Done, *, urgent: bool, encoded: bytes | None = None) -> None:
+        """Queues a record. ``done`` may be called before this returns, when the record cannot be accepted at all.
+
+        ``encoded`` are the bytes from which ``read_record`` made it, where it came from another process.
+        """
+        data = self._refusal() or _judged(encoded or _encoded(record))
+        if isinstance(data, NotWritten):
+            done(data)
             return
-        self._queue.append(_Waiting(record, size_bytes, done))
-        self._queued_bytes += size_bytes
-        self._urgent = self._urgent or urgent
-        self._schedule()
+        self._queue.append(_Waiting(data, done))
+        self._queued_bytes += len(data)
+        self._schedule(urgent=urgent)
 
     async def append(self, record: Record) -> Written:
         """Writes one record urgently. Raises ``Fault`` when it could not be written."""
@@ -180,141 +160,100 @@ class Journal:
             raise Fault(outcome.detail)
         return outcome
 
-    def _measure(self, record: Record) -> int | NotWritten:
-        """The record's size in bytes, or why it is refused before it is queued."""
+    def _refusal(self) -> NotWritten | None:
+        """Why no record at all is queued now."""
         if self._closed:
             return NotWritten("the log is closed")
         if len(self._queue) >= MAX_QUEUED_RECORDS or self._queued_bytes >= MAX_QUEUED_BYTES:
             return NotWritten("the log's queue is full")
         if self._entry_bytes >= MAX_UNPUBLISHED_BYTES:
             return NotWritten("the log cannot be published")
-        try:
-            size_bytes = len(canonical_json(record))
-        except _UNENCODABLE as error:
-            return NotWritten(f"the record cannot be written: {error}", permanent=True)
-        return size_bytes if size_bytes <= MAX_RECORD_BYTES else NotWritten("the record is too large", permanent=True)
+        return None
 
-    def _schedule(self) -> None:
-        if self._committing or not self._queue:
-            return  # the commit under way calls again when it ends
-        if self._urgent or len(self._queue) >= _GROUP_RECORDS:
-            self._commit()
+    def _schedule(self, *, urgent: bool) -> None:
+        if self._commit_soon:
+            return
+        if urgent or len(self._queue) >= _GROUP_RECORDS:
+            self._commit_soon = True
+            asyncio.get_running_loop().call_soon(self._commit)
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_LAZY_SECONDS, self._waited_enough)
-
-    def _waited_enough(self) -> None:
-        self._timer = None
-        self._urgent = True
-        self._schedule()
+            self._timer = asyncio.get_running_loop().call_later(_LAZY_SECONDS, self._commit)
 
     def _commit(self) -> None:
+        """Writes, syncs and answers one group."""
+        self._commit_soon = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if not self._queue:
+            return
         group = self._take_group()
-        self._committing = True
-        self._idle.clear()
-        rewrite = self._rewrite_due()
-        job = asyncio.get_running_loop().run_in_executor(
-            self._committer, self._commit_group, tuple(w.record for w in group), self.size, rewrite
-        )
-        job.add_done_callback(lambda done: self._committed(group, rewrite, done))
+        try:
+            self._rewrite_if_due()
+            entries = self._entries_of(group)
+            self._wal.append(self.size, entries)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the group is not in the log and is told so
+            self._answer_not_written(group, error)
+        else:
+            for waiting, entry in zip(group, entries, strict=True):
+                waiting.done(self._note(entry))
+        if self._queue:
+            self._schedule(urgent=True)
 
-    def _take_group(self) -> tuple[_Waiting, ...]:
+    def _take_group(self) -> list[_Waiting]:
         group: list[_Waiting] = []
         size_bytes = 0
         while self._queue and len(group) < _GROUP_RECORDS and size_bytes < _GROUP_BYTES:
             waiting = self._queue.popleft()
-            size_bytes += waiting.size_bytes
+            size_bytes += len(waiting.record)
             group.append(waiting)
         self._queued_bytes -= size_bytes
-        self._urgent = self._urgent and bool(self._queue)
-        return tuple(group)
+        return group
 
-    def _rewrite_due(self) -> _Rewrite | None:
+    def _rewrite_if_due(self) -> None:
+        """Raises ``OSError`` when the file cannot be used as it is and no other can be written."""
         if not self._wal.suspect and self._base < self._compact_at:
-            return None
-        oldest = self.oldest_needed()
-        replay_from = self._base if oldest is None else min(oldest, self._base)
-        return _Rewrite(base=self._base, replay_from=replay_from, entries=tuple(self._entries))
-
-    def _commit_group(self, records: Sequence[Record], first_index: int, rewrite: _Rewrite | None) -> _Committed:
-        """In the committer's thread. Raises ``OSError``; then no record of the group is in the log."""
-        rewrote = False
-        if rewrite is not None:
-            try:
-                self._wal.rewrite(rewrite.base, rewrite.replay_from, rewrite.entries)
-                rewrote = True
-            except OSError:
-                if self._wal.suspect:
-                    raise
-                # a mere compaction: the longer file is still good
-        results: list[tuple[bytes, bytes] | str] = []
-        entries: list[bytes] = []
-        for record in records:
-            entry = self._encode(record, first_index + len(entries))
-            if isinstance(entry, bytes):
-                entries.append(entry)
-                results.append((entry, leaf_hash(entry)))
-            else:
-                results.append(entry)
-        if entries:
-            self._wal.append(first_index, entries)
-        return _Committed(tuple(results), rewrote)
-
-    def _encode(self, record: Record, seq: int) -> bytes | str:
-        """The entry's bytes, or why there can be none. What a later start could not read again is never written."""
-        time, monotonic_ms = self._clock.now()
-        monotonic_ms = max(monotonic_ms, self._last_monotonic_ms)
-        entry = Entry(v=1, seq=seq, time=time, boot_id=self._clock.boot_id, monotonic_ms=monotonic_ms, record=record)
-        try:
-            data = encode_entry(entry)
-            decode_entry(data)
-        except _UNENCODABLE as error:
-            return f"the record cannot be written: {error}"
-        if len(data) > MAX_ENTRY_BYTES:
-            return "the record is too large"
-        self._last_monotonic_ms = monotonic_ms
-        return data
-
-    def _committed(
-        self, group: tuple[_Waiting, ...], rewrite: _Rewrite | None, job: "asyncio.Future[_Committed]"
-    ) -> None:
-        self._committing = False
-        error = job.exception()
-        if error is not None:
-            if not isinstance(error, OSError):
-                self._wal.suspect = True  # we do not know how far it came; fresh pages will
-                _log.error("the log's committer failed", exc_info=error)
-            detail = f"the log cannot be written: {getattr(error, 'strerror', None) or error}"
-            _log.warning("%s (%d records)", detail, len(group))
-            for waiting in group:
-                waiting.done(NotWritten(detail))
-        else:
-            committed = job.result()
-            self._note_rewrite(rewrite, rewrote=committed.rewrote)
-            for waiting, result in zip(group, committed.results, strict=True):
-                waiting.done(self._note_entry(result))
-        self._idle.set()
-        self._schedule()
-
-    def _note_rewrite(self, rewrite: _Rewrite | None, *, rewrote: bool) -> None:
-        if rewrite is None:
             return
-        if rewrote:
-            self._wal_base = rewrite.base
-        self._compact_at = max(rewrite.base, self._wal_base) + _COMPACT_ENTRIES
+        oldest = self.oldest_needed()
+        try:
+            self._wal.rewrite(self._base, self._base if oldest is None else min(oldest, self._base), self._entries)
+        except OSError:
+            if self._wal.suspect:
+                raise
+            # a mere compaction: the longer file is still good
+        self._compact_at = self._base + _COMPACT_ENTRIES
 
-    def _note_entry(self, result: tuple[bytes, bytes] | str) -> Outcome:
-        if isinstance(result, str):
-            return NotWritten(result)
-        entry, leaf = result
-        index = self.size
+    def _entries_of(self, group: Sequence[_Waiting]) -> list[bytes]:
+        """One look at the clock for all that become durable together."""
+        time, monotonic_ms = self._clock.now()
+        self._last_monotonic_ms = max(monotonic_ms, self._last_monotonic_ms)
+        return [
+            encode_entry_around(
+                waiting.record,
+                seq=seq,
+                time=time,
+                boot_id=self._clock.boot_id,
+                monotonic_ms=self._last_monotonic_ms,
+            )
+            for seq, waiting in enumerate(group, self.size)
+        ]
+
+    def _answer_not_written(self, group: Sequence[_Waiting], error: Exception) -> None:
+        if not isinstance(error, OSError):
+            self._wal.suspect = True  # we do not know how far it came; fresh pages will
+            _log.error("a commit of the log failed", exc_info=error)
+        detail = f"the log cannot be written: {getattr(error, 'strerror', None) or error}"
+        _log.warning("%s (%d records)", detail, len(group))
+        for waiting in group:
+            waiting.done(NotWritten(detail))
+
+    def _note(self, entry: bytes) -> Written:
+        written = Written(self.size, leaf_hash(entry))
         self._entries.append(entry)
-        self._leaves.append(leaf)
+        self._leaves.append(written.leaf_hash)
         self._entry_bytes += len(entry)
         self._grown.set()
-        return Written(index, leaf)
+        return written
 
     # --- publishing -------------------------------------------------------------------------------------------------
 
@@ -364,18 +303,31 @@ class Journal:
 
         Raises ``OSError`` or ``Fault`` when the last publication failed; everything durable stays durable.
         """
-        self._closed = self._urgent = True
-        self._schedule()
-        while self._queue or self._committing:
-            await self._idle.wait()
-            await asyncio.sleep(0)
+        self._closed = True
+        while self._queue:
+            self._commit()
         try:
             await self.publish()
         finally:
-            self._committer.shutdown()
             self._publishing.shutdown()
             self._wal.close()
             os.close(self._lock_fd)
+
+
+def _encoded(record: Record) -> bytes | NotWritten:
+    """What a later start could not read again is never written."""
+    try:
+        data = encode_record(record)
+        read_record(data)
+    except _UNENCODABLE as error:
+        return NotWritten(f"the record cannot be written: {error}", permanent=True)
+    return data
+
+
+def _judged(data: bytes | NotWritten) -> bytes | NotWritten:
+    if isinstance(data, bytes) and len(data) > MAX_RECORD_BYTES:
+        return NotWritten("the record is too large", permanent=True)
+    return data
 
 
 def _last_monotonic_ms(replay: Sequence[tuple[Entry, bytes]], boot_id: str) -> int:

@@ -39,8 +39,10 @@ from appliance.core.records import (
     RunnerEnded,
     RunnerNotStarted,
     TokenIssued,
+    read_record,
 )
 from appliance.core.refusals import Fault, Refused
+from appliance.core.text import printable
 from appliance.core.values import Digest, Value
 from appliance.ipc.connection import Connection, accept_forever, listen, peer_pid_and_uid
 from appliance.ipc.frames import FrameDecoder
@@ -77,6 +79,7 @@ _MAY_RECORD: Final[dict[str, tuple[type[Record], ...]]] = {
     "warden": (ModelLoaded, ModelRefused, RunnerNotStarted, RunnerEnded),
 }
 _MAX_DETAIL_CHARACTERS: Final = 2000
+_MAX_QUOTE: Final = 200
 
 _log = logging.getLogger(__name__)
 
@@ -208,10 +211,8 @@ class _Peer:
                 self._server.registrar.asked(message, self._send)
             else:
                 self.connection.close(f"a {self.role} may not send {type(message).__name__}")
-        elif not isinstance(message.record, _MAY_RECORD[self.role]):
-            self.connection.close(f"a {self.role} may not record {type(message.record).__name__}")
         else:
-            self._append(message)
+            self._append(message, _MAY_RECORD[self.role])
 
     def tell(self, revoked: Revoked) -> None:
         self._send(revoked)
@@ -227,7 +228,16 @@ class _Peer:
         self.role = message.role
         self._server.greeted(self, frozenset(message.open_requests))
 
-    def _append(self, message: Append) -> None:
+    def _append(self, message: Append, allowed: tuple[type[Record], ...]) -> None:
+        try:
+            record = read_record(message.record)
+        except ValueError as error:
+            self.connection.close(printable(str(error)[:_MAX_QUOTE]))
+            return
+        if not isinstance(record, allowed):
+            self.connection.close(f"a {self.role} may not record {type(record).__name__}")
+            return
+
         def answer(outcome: Outcome) -> None:
             if isinstance(outcome, Written):
                 self._send(
@@ -237,11 +247,11 @@ class _Peer:
                 detail = outcome.detail[:_MAX_DETAIL_CHARACTERS]
                 self._send(AppendFailed(call=message.call, detail=detail, permanent=outcome.permanent))
 
-        self._server.desk.submit(message.record, answer, urgent=message.durable)
+        self._server.desk.submit(record, answer, urgent=message.durable, encoded=message.record)
 
     def _send(self, answer: FromNotary) -> None:
         with suppress(ConnectionError):  # the record is written; a peer that is gone asks again when it is back
-            self.connection.send(answer)
+            self.connection.send_soon(answer)
 
 
 class _Operator:

@@ -16,7 +16,7 @@ from appliance.core.records import RefusalSummary
 from appliance.core.refusals import Fault
 from appliance.notary import journal as journal_module
 from appliance.notary.files import Files
-from appliance.notary.journal import Journal, Written
+from appliance.notary.journal import Journal, NotWritten, Written
 from tests.support.audit_log import LOG_OPENED, VKEY, append_all, open_journal, run
 from tests.support.audit_records import small
 from tests.support.faulty_files import FailingFiles, PowerLossFiles, WatchedFiles, fast_directory
@@ -217,6 +217,34 @@ def test_failed_sync_is_never_trusted_again(place: Path) -> None:
 
     run(scenario)
     assert recovered_numbers(place) == [2]
+
+
+def test_commit_that_fails_unexpectedly_is_answered_and_its_file_not_trusted_again(place: Path) -> None:
+    class Surprising(Files):
+        surprise = False
+
+        def datasync(self, fd: int) -> None:
+            if self.surprise:
+                self.surprise = False
+                raise RuntimeError("nobody thought of this")
+            super().datasync(fd)
+
+    async def scenario() -> None:
+        files = Surprising()
+        journal = open_journal(place, files=files)
+        await append_one(journal, LOG_OPENED)
+        inode = (place / "log/wal").stat().st_ino
+        files.surprise = True
+        assert (
+            await append_all(journal, [small(1), small(2)])
+            == [NotWritten("the log cannot be written: nobody thought of this")] * 2
+        )
+        assert isinstance((await append_all(journal, [small(3)]))[0], Written)
+        assert (place / "log/wal").stat().st_ino != inode
+        await journal.close()
+
+    run(scenario)
+    assert recovered_numbers(place) == [3]
 
 
 def test_publishing_that_fails_does_not_stop_appends_and_catches_up(place: Path) -> None:

@@ -15,7 +15,7 @@ from appliance.core.clients import (
     RevokedToken,
     RevokeOrder,
 )
-from appliance.core.records import PolicyLoaded
+from appliance.core.records import PolicyLoaded, encode_record
 from appliance.core.values import Digest
 from appliance.ipc import frames, messages
 from tests.integration.gateway.hostile_table import BODIES, LOGGED, WIRE
@@ -81,7 +81,9 @@ _ORDER: Final = GrantOrder(
 _MESSAGES: Final = (
     messages.Hello(role="gateway", open_requests=("r-1",)),
     messages.Append(
-        call=1, record=PolicyLoaded(policy_digest=Digest.of(b""), data_digest=Digest.of(b"")), durable=True
+        call=1,
+        record=encode_record(PolicyLoaded(policy_digest=Digest.of(b""), data_digest=Digest.of(b""))),
+        durable=True,
     ),
     messages.Appended(call=1, index=1, leaf_hash=Digest.of(b"")),
     messages.IssueToken(call=1, subject="a", client_id="b", groups=("c",), models=("*",), ttl_seconds=60),

@@ -309,11 +309,11 @@ def frames_of_peers(data: bytes) -> None:
     """What a process reads from another, also from one that has been taken over."""
     for name, decoder in _UNIONS.items():
         try:
-            message = decoder.decode(data)
+            heard = decoder.decode_all(data)
         except frames.FrameError:
             continue
-        if decoder.decode(frames.encode(message)) != message:
-            raise Defect(f"{name}: a message changes when it is passed on")
+        if decoder.decode_all(frames.join([frames.encode(message) for message in heard])) != heard:
+            raise Defect(f"{name}: messages change when they are passed on")
     with suppress(ValueError):
         decode_answer(data)
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from appliance.core.records import Record
+from appliance.core.records import Record, encode_record
 from appliance.core.values import Digest
 from appliance.ipc.connection import Caller, Connection, connect, peer_uid
 from appliance.ipc.frames import FrameDecoder
@@ -69,7 +69,7 @@ class NotaryClient:
         self._caller.disconnected(why)
 
     async def append(self, record: Record, *, durable: bool = True) -> Appended | AppendFailed:
-        question = Append(call=self._caller.next_call(), record=record, durable=durable)
+        question = Append(call=self._caller.next_call(), record=encode_record(record), durable=durable)
         return await self._caller.ask(self.connection, question, timeout_seconds=TIMEOUT_SECONDS)
 
     async def appended(self, record: Record, *, durable: bool = True) -> Appended:

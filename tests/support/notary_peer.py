@@ -8,7 +8,7 @@ token over that connection.
 import socket
 import sys
 
-from appliance.core.records import ModelRefused, PolicyLoaded
+from appliance.core.records import ModelRefused, PolicyLoaded, encode_record
 from appliance.core.values import Digest
 from appliance.ipc.frames import FrameDecoder, encode
 from appliance.ipc.messages import (
@@ -49,18 +49,19 @@ def token(sock: socket.socket) -> str:
 def hello(sock: socket.socket, role: str) -> str:
     try:
         sock.send(encode(Hello(role=role, open_requests=())))  # type: ignore[arg-type]
-        sock.send(encode(Append(call=1, record=RECORDS[role], durable=True)))
-        answer = heard(sock)
-        while isinstance(answer, Revoked):
-            answer = heard(sock)
+        sock.send(encode(Append(call=1, record=encode_record(RECORDS[role]), durable=True)))
+        answers = heard(sock)
+        while answers and isinstance(answers[-1], Revoked):
+            answers = heard(sock)
     except (BrokenPipeError, ConnectionResetError):
         return "refused"
-    return "heard" if isinstance(answer, Appended) else "refused"
+    return "heard" if answers and isinstance(answers[-1], Appended) else "refused"
 
 
-def heard(sock: socket.socket) -> FromNotary | None:
+def heard(sock: socket.socket) -> tuple[FromNotary, ...]:
+    """Of one frame; nothing when the notary has closed."""
     data = sock.recv(65536)
-    return FrameDecoder[FromNotary](FromNotary).decode(data) if data else None
+    return FrameDecoder[FromNotary](FromNotary).decode_all(data) if data else ()
 
 
 for line in sys.stdin:

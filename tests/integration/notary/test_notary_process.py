@@ -3,19 +3,30 @@
 import asyncio
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import jwt
+import msgspec
 import pytest
 
 from appliance.audit.fsck import LogReport, verify_log
 from appliance.audit.query import read_entries
-from appliance.core.records import Closed, LogClosed, LogOpened, ModelRefused, RunnerEnded, TokenIssued
+from appliance.core.records import (
+    Closed,
+    LogClosed,
+    LogOpened,
+    ModelRefused,
+    RunnerEnded,
+    TokenIssued,
+    encode_record,
+    read_record,
+)
 from appliance.core.refusals import Fault
 from appliance.core.values import Digest
 from appliance.ipc.connection import connect, listen
-from appliance.ipc.messages import AppendFailed, Failed, Hello, TokenSigned
+from appliance.ipc.messages import Append, AppendFailed, Failed, Hello, TokenSigned
 from appliance.notary.files import Files
 from appliance.notary.main import NotaryConfig
 from tests.support.audit_log import run
@@ -114,6 +125,93 @@ def test_role_that_records_what_is_not_its_own_is_disconnected(tmp_path: Path, r
 
     run(scenario)
     assert [type(r) for r in records(config)] == [LogOpened, LogClosed]
+
+
+SPELLED = encode_record(opened("r", policy_input={"a": 1, "b": "x", "c": 2.5}))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"null",
+        b"not json",
+        msgspec.msgpack.encode({"event": "closed"}),
+        b" " + SPELLED,
+        SPELLED + b"\n",
+        SPELLED + SPELLED,
+        SPELLED.replace(b'"a":1', b'"a": 1'),
+        SPELLED.replace(b'"a":1,"b":"x"', b'"b":"x","a":1'),
+        SPELLED.replace(b'"a":1', b'"a":0,"a":1'),
+        SPELLED.replace(b'"a":1', b'"a":1e0'),
+        SPELLED.replace(b"2.5", b"2.50"),
+        SPELLED.replace(b"2.5", b"1e400"),
+        SPELLED.replace(b"2.5", b"NaN"),
+        SPELLED.replace(b'"x"', b'"\\u0078"'),
+        SPELLED.replace(b'"x"', b'"\xff"'),
+        SPELLED.replace(b'"x"', b'"\xed\xa0\x80"'),
+        SPELLED.replace(b'"x"', b'"\\ud800"'),
+        SPELLED.replace(b'"x"', b"[" * 5000 + b"]" * 5000),
+        SPELLED.replace(b'"reserved_tokens":128', b'"reserved_tokens":128.0'),
+        SPELLED.replace(b'"reserved_tokens":128', b'"reserved_tokens":"128"'),
+        SPELLED.replace(b'"reserved_tokens":128', b'"reserved_tokens":128,"zeta":1'),
+        SPELLED.replace(b"sha256:", b"SHA256:"),
+        SPELLED.replace(b'"event":"opened"', b'"event":"opened\\u000a"'),
+    ],
+    ids=lambda data: repr(data[-40:])[:40],
+)
+def test_bytes_that_are_not_the_canonical_form_of_a_record_are_never_written(tmp_path: Path, data: bytes) -> None:
+    assert data != SPELLED
+    config = notary_config(tmp_path)
+
+    async def scenario() -> None:
+        async with running_notary(config):
+            gateway = await NotaryClient.hello(config.socket_path, "gateway")
+            gateway.connection.send(Append(call=1, record=data, durable=True))
+            assert await gateway.closed == "the peer closed"
+
+    run(scenario)
+    assert [type(r) for r in records(config)] == [LogOpened, LogClosed]
+    verified(config)
+
+
+def test_bytes_of_a_record_stand_in_the_log_as_they_were_given(tmp_path: Path) -> None:
+    config = notary_config(tmp_path)
+
+    async def scenario() -> None:
+        async with running_notary(config):
+            gateway = await introduce(config)
+            await gateway.appended(read_record(SPELLED))
+            gateway.close()
+
+    run(scenario)
+    assert SPELLED in (config.state_dir / "log/wal").read_bytes()
+    verified(config)
+
+
+def test_slow_disk_makes_larger_groups_not_a_longer_queue_of_syncs(tmp_path: Path) -> None:
+    config = notary_config(tmp_path)
+
+    class SlowFiles(Files):
+        syncs = 0
+
+        def datasync(self, fd: int) -> None:
+            time.sleep(0.02)
+            super().datasync(fd)
+            self.syncs += 1
+
+    async def scenario() -> None:
+        files = SlowFiles()
+        async with running_notary(config, files=files):
+            gateway = await introduce(config)
+            before = files.syncs
+            answers = await asyncio.gather(*(gateway.appended(opened(f"r{n}")) for n in range(300)))
+            assert sorted(answer.index for answer in answers) == list(range(answers[0].index, answers[0].index + 300))
+            assert files.syncs - before <= 60
+            gateway.close()
+
+    run(scenario)
+    verified(config)
 
 
 def test_warden_may_record_models_and_runners(tmp_path: Path) -> None:

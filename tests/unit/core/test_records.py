@@ -8,7 +8,15 @@ import msgspec
 import pytest
 
 from appliance.core import records
-from appliance.core.records import Entry, Record, decode_entry, encode_entry
+from appliance.core.records import (
+    Entry,
+    Record,
+    decode_entry,
+    encode_entry,
+    encode_entry_around,
+    encode_record,
+    read_record,
+)
 from appliance.core.values import Value
 from tests.support.audit_records import ADAPTED, THROUGH, closed, model_loaded, opened, policy_loaded, small
 
@@ -42,6 +50,16 @@ def test_bytes_are_canonical(record: Record) -> None:
     data = encode_entry(entry(record))
     document = json.loads(data, parse_float=lambda text: pytest.fail(f"a float: {text}"))
     assert data == json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("record", SAMPLES, ids=lambda record: type(record).__name__)
+def test_entry_around_an_encoded_record_has_the_bytes_of_the_entry(record: Record) -> None:
+    whole, data = entry(record), encode_record(record)
+    assert read_record(data) == record
+    around = encode_entry_around(
+        data, seq=whole.seq, time=whole.time, boot_id=whole.boot_id, monotonic_ms=whole.monotonic_ms
+    )
+    assert around == encode_entry(whole)
 
 
 def test_record_without_companions_has_the_bytes_that_it_had_before_there_were_any() -> None:

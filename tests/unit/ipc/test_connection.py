@@ -1,6 +1,7 @@
 """What a peer may not do to a connection."""
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 
 from appliance.core.values import Message, Sampling
 from appliance.ipc import connection as ipc
-from appliance.ipc.frames import MAX_FRAME_BYTES, FrameDecoder, FrameError, encode
+from appliance.ipc.frames import MAX_FRAME_BYTES, MAX_TOGETHER, FrameDecoder, FrameError, encode, join
 from appliance.ipc.messages import (
     Conversation,
     Failed,
@@ -303,5 +304,143 @@ def test_caller_is_told_when_no_answer_comes_in_time() -> None:
         assert caller._waiting == {}
         a.connection.close()
         b.connection.close()
+
+    run(scenario)
+
+
+# --- several messages in one frame ----------------------------------------------------------------------------------
+
+
+def datagrams(sock: socket.socket) -> list[tuple[int, ...]]:
+    """What lies in a socket: the numbers of the calls in each datagram."""
+    decoder: FrameDecoder[Any] = FrameDecoder(ToWarden)
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while data := sock.recv(MAX_FRAME_BYTES):
+            found.append(tuple(message.call for message in decoder.decode_all(data)))
+    return found
+
+
+def test_messages_that_have_time_travel_with_the_next_in_order() -> None:
+    async def scenario() -> None:
+        left, right = ipc.channel_pair()
+        a = Side(left, ToWarden)
+        a.connection.send_soon(ListModels(call=1), within_seconds=60)
+        a.connection.send_soon(ListModels(call=2), within_seconds=60)
+        assert datagrams(right) == []
+        a.connection.send(ListModels(call=3))
+        a.connection.send(ListModels(call=4))
+        assert datagrams(right) == [(1, 2, 3), (4,)]
+        a.connection.close()
+        right.close()
+
+    run(scenario)
+
+
+def test_message_that_has_time_does_not_wait_for_ever() -> None:
+    async def scenario() -> None:
+        left, right = ipc.channel_pair()
+        a, b = Side(left, ToWarden), Side(right, ToWarden)
+        for call in range(200):
+            a.connection.send_soon(ListModels(call=call))
+        assert [(await b.messages.get())[0].call for _ in range(200)] == list(range(200))
+        a.connection.send_soon(ListModels(call=200), within_seconds=0.01)
+        assert (await b.messages.get())[0] == ListModels(call=200)
+        a.connection.close()
+        await b.closed
+
+    run(scenario)
+
+
+def test_held_messages_fill_no_frame_beyond_its_largest_size() -> None:
+    async def scenario() -> None:
+        left, right = ipc.channel_pair()
+        a, b = Side(left, FromWarden), Side(right, FromWarden)
+        answers = [Failed(call=call, reason="r", detail="x" * 2000) for call in range(MAX_TOGETHER * 4)]
+        large = Failed(call=0, reason="r", detail="")
+        for answer in (*answers, large):
+            a.connection.send_soon(answer, within_seconds=60)
+        a.connection.send(large)
+        for answer in (*answers, large, large):
+            assert (await b.messages.get())[0] == answer
+        a.connection.close()
+        await b.closed
+
+    run(scenario)
+
+
+def test_descriptor_belongs_to_one_message_alone() -> None:
+    async def scenario() -> None:
+        left, right = ipc.channel_pair()
+        a, b = Side(left, ToWarden), Side(right, ToWarden, accepts_fds=True)
+        end, other = os.pipe()
+        before = len(os.listdir("/proc/self/fd"))
+        a.connection.send_soon(ListModels(call=1), within_seconds=60)
+        a.connection.send(ListModels(call=2), [end])
+        assert await b.messages.get() == (ListModels(call=1), [])
+        message, (fd,) = await b.messages.get()
+        assert message == ListModels(call=2)
+        os.close(fd)
+        socket.send_fds(left, [join([encode(ListModels(call=n)) for n in range(2)])], [end])
+        assert await b.closed == "a descriptor of several messages"
+        assert len(os.listdir("/proc/self/fd")) == before - 1  # its own socket
+        a.connection.close()
+        os.close(end)
+        os.close(other)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\xdc\x00\x00",
+        b"\xdc\x00\x02" + encode(ListModels(call=1)),
+        b"\xdc\x00\x01\xdc\x00\x01" + encode(ListModels(call=1)),
+        b"\xdc\x00\x02" + encode(ListModels(call=1)) + encode(Failed(call=1, reason="r", detail="")),
+        join([encode(ListModels(call=1))] * (MAX_TOGETHER + 1)),
+    ],
+    ids=["none", "cut", "nested", "of-another-channel", "too-many"],
+)
+def test_malformed_frame_of_several_ends_the_connection_and_none_of_it_is_heard(frame: bytes) -> None:
+    async def scenario() -> None:
+        left, right = ipc.channel_pair()
+        b = Side(right, ToWarden)
+        await asyncio.get_running_loop().sock_sendall(left, frame)
+        assert "not a valid frame" in await b.closed
+        assert b.messages.empty()
+        left.close()
+
+    run(scenario)
+
+
+def test_nothing_of_a_frame_is_heard_after_its_hearer_has_closed() -> None:
+    async def scenario() -> None:
+        left, right = ipc.channel_pair()
+        heard: list[Any] = []
+
+        def hear(message: Any, _fds: list[int]) -> None:
+            heard.append(message)
+            connection.close()
+
+        connection: ipc.Connection[Any] = ipc.Connection(right, FrameDecoder(ToWarden), on_message=hear)
+        left.send(join([encode(ListModels(call=n)) for n in range(3)]))
+        while not connection.closed:
+            await asyncio.sleep(0)
+        assert heard == [ListModels(call=0)]
+        left.close()
+
+    run(scenario)
+
+
+def test_message_is_not_held_for_a_peer_that_is_gone() -> None:
+    async def scenario() -> None:
+        left, right = ipc.channel_pair()
+        a = Side(left, ToWarden)
+        a.connection.send_soon(ListModels(call=1))
+        right.close()
+        assert "send failed" in await a.closed or "closed" in await a.closed
+        with pytest.raises(ConnectionError, match="is closed"):
+            a.connection.send_soon(ListModels(call=2))
 
     run(scenario)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 
-from appliance.core.records import Closed, Record
+from appliance.core.records import Closed, Record, read_record
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Digest
 from appliance.ipc import notary_client
@@ -53,7 +53,7 @@ async def greeted(server: ScriptedServer) -> tuple[ScriptedPeer, Hello]:
 
 async def asked(peer: ScriptedPeer, record: Record) -> Append:
     append: Append = await peer.hear(Append)
-    assert append.record == record
+    assert read_record(append.record) == record
     return append
 
 
@@ -169,9 +169,10 @@ def test_opening_without_an_answer_is_closed_as_never_begun(
                 assert hello.open_requests == ("r-1",)
             append = await peer.hear(Append)
             assert not append.durable
-            assert isinstance(append.record, Closed)
-            assert (append.record.request_id, append.record.outcome) == ("r-1", "gateway-error")
-            assert append.record.returned_tokens == opened("r-1").reserved_tokens
+            record = read_record(append.record)
+            assert isinstance(record, Closed)
+            assert (record.request_id, record.outcome) == ("r-1", "gateway-error")
+            assert record.returned_tokens == opened("r-1").reserved_tokens
             peer.say(written(append))
             await client.drained()
             peer.leave()
@@ -220,7 +221,7 @@ def test_opening_too_large_for_a_frame_is_refused(tmp_path: Path) -> None:
             peer, _hello = await greeted(server)
             huge = opened("r-1", policy_input={"x": "x" * MAX_FRAME_BYTES})
             await refusal(asyncio.create_task(client.open(huge)))
-            assert isinstance((await peer.hear(Append)).record, Closed)
+            assert isinstance(read_record((await peer.hear(Append)).record), Closed)
             await begin(client, peer, "r-2")
 
     run(scenario)
@@ -242,6 +243,25 @@ def test_closing_returns_at_once_and_is_delivered(tmp_path: Path) -> None:
             assert not draining.done()
             peer.say(written(append))
             await draining
+
+    run(scenario)
+
+
+def test_closing_rides_with_the_next_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notary_client, "HELD_SECONDS", 60)
+
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, server):
+            peer, _hello = await greeted(server)
+            await begin(client, peer, "r-1")
+            client.close(closed("r-1"))
+            await turns()
+            assert peer.heard.empty()
+            opening = asyncio.create_task(client.open(opened("r-2")))
+            for record in (closed("r-1"), opened("r-2")):
+                peer.say(written(await asked(peer, record)))
+            await opening
+            await client.drained()
 
     run(scenario)
 

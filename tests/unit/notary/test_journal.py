@@ -1,7 +1,6 @@
 """What the journal must not lose, reorder, acknowledge early or buffer without end."""
 
 import asyncio
-import threading
 import time
 from pathlib import Path
 
@@ -34,11 +33,8 @@ from tests.support.audit_records import FakeClock, opened, small
 class CountingFiles(Files):
     def __init__(self) -> None:
         self.syncs = 0
-        self.hold = threading.Event()
-        self.hold.set()
 
     def datasync(self, fd: int) -> None:
-        self.hold.wait(10)
         self.syncs += 1
         super().datasync(fd)
 
@@ -59,23 +55,27 @@ def test_hundred_durable_appends_share_syncs(tmp_path: Path) -> None:
 
 
 def test_nothing_is_acknowledged_before_its_sync(tmp_path: Path) -> None:
+    answers: list[Outcome] = []
+    answered_before_syncs: list[int] = []
+
+    class WatchedFiles(Files):
+        def datasync(self, fd: int) -> None:
+            answered_before_syncs.append(len(answers))
+            super().datasync(fd)
+            assert len(answers) == answered_before_syncs[-1]
+
     async def scenario() -> None:
-        files = CountingFiles()
-        journal = open_journal(tmp_path, files=files)
+        journal = open_journal(tmp_path, files=WatchedFiles())
         await journal.append(LOG_OPENED)
-        files.hold.clear()
-        answers: list[Outcome] = []
-        journal.submit(small(1), answers.append, urgent=True)
-        journal.submit(small(2), answers.append, urgent=False)
-        await asyncio.sleep(0.15)
+        for number in range(1, 5):
+            journal.submit(small(number), answers.append, urgent=number % 2 == 1)
         assert answers == []
-        files.hold.set()
-        while len(answers) < 2:
-            await asyncio.sleep(0.001)
-        assert [answer.index for answer in written(answers)] == [1, 2]
+        await journal.append(small(5))
+        assert [answer.index for answer in written(answers)] == [1, 2, 3, 4]
         await journal.close()
 
     run(scenario)
+    assert answered_before_syncs == [0, 0]
 
 
 def test_lazy_record_alone_does_not_wait_for_ever(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_full_queue_refuses_instead_of_buffering(tmp_path: Path, monkeypatch: py
         journal = open_journal(tmp_path)
         outcomes = await append_all(journal, [LOG_OPENED, *(small(n) for n in range(30))])
         refused = failed(outcomes)
-        assert len(refused) == 20  # one is being committed, ten wait
+        assert len(refused) == 21  # ten wait
         assert {each.detail for each in refused} == {"the log's queue is full"}
         await journal.close()
 
