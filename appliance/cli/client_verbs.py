@@ -8,6 +8,7 @@ Not here: the work itself (``cli.clients``, ``cli.tokens``).
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import msgspec
 
 from appliance import settings
 from appliance.core.codec import enc_hook
+from appliance.core.text import printable
 
 if TYPE_CHECKING:
     from appliance.core.clients import Client
@@ -247,7 +249,8 @@ def _print_client(client: "Client") -> None:
 
 def _print_family(one: "FamilyFacts") -> None:
     family = one.family
-    print(f"{family.family_id}  {family.client_id}  for {family.subject}  until {family.expires_at_seconds}")
+    until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(family.expires_at_seconds))
+    print(f"{family.family_id}  {family.client_id}  for {printable(family.subject)}  until {until}")
     for token_id in one.token_ids:
         print(f"  {token_id}")
 

@@ -30,7 +30,7 @@ MIN_RSA_BITS: Final = 2048
 PAGE_FAMILIES: Final = 64
 
 
-def put(registry: Registry, client: Client, before: Client | None, now_seconds: int) -> Deed:
+def put(registry: Registry, client: Client, before: Client | None) -> Deed:
     """Registers ``client`` in the place of ``before``, which must be what is registered. Raises
     ``Refused(FIELD_INVALID | AUDIT_UNAVAILABLE)``."""
     check_client(client)
@@ -47,16 +47,16 @@ def put(registry: Registry, client: Client, before: Client | None, now_seconds: 
     changed = _changed(client, _name_of_change(client, before))
     if before is None or not takes_away(before, client):
         return Deed(client, records=(changed,), clients={client.client_id: client})
-    return _with_end(registry, client, changed, {client.client_id: client}, now_seconds)
+    return _with_end(registry, client, changed, {client.client_id: client})
 
 
-def remove(registry: Registry, client_id: str, now_seconds: int) -> Deed:
+def remove(registry: Registry, client_id: str) -> Deed:
     """Raises ``Refused(FIELD_INVALID | AUDIT_UNAVAILABLE)``."""
     client = registry.client(client_id)
     if client is None:
         raise Refused(Reason.FIELD_INVALID, "no such client is registered")
     registry.drop_client(client_id)
-    return _with_end(registry, client, _changed(client, "removed"), {client_id: None}, now_seconds)
+    return _with_end(registry, client, _changed(client, "removed"), {client_id: None})
 
 
 def end_tokens(registry: Registry, order: EndTokens, now_seconds: int) -> Deed:
@@ -64,7 +64,7 @@ def end_tokens(registry: Registry, order: EndTokens, now_seconds: int) -> Deed:
     there is an access token of that id nobody knows but who has it. Raises ``Refused(AUDIT_UNAVAILABLE)``."""
     if order.client_id is not None:
         record = TokenRevoked(why="operator", client_id=order.client_id)
-        return Deed(None, records=(record,), ended=end_client(registry, order.client_id, now_seconds))
+        return Deed(None, records=(record,), ended=end_client(registry, order.client_id))
     if order.token_id is None:
         raise Refused(Reason.FIELD_INVALID, "neither a token nor a client is named")
     if found := registry.family(order.token_id):
@@ -87,10 +87,8 @@ def families(registry: Registry, client_id: str, after: str, now_seconds: int) -
     return facts, len(found) > PAGE_FAMILIES
 
 
-def _with_end(
-    registry: Registry, client: Client, changed: Record, clients: dict[str, Client | None], now_seconds: int
-) -> Deed:
-    ended: Revoked = end_client(registry, client.client_id, now_seconds)
+def _with_end(registry: Registry, client: Client, changed: Record, clients: dict[str, Client | None]) -> Deed:
+    ended: Revoked = end_client(registry, client.client_id)
     revoked = TokenRevoked(why="client-changed", client_id=client.client_id)
     return Deed(client, records=(changed, revoked), ended=ended, clients=clients)
 

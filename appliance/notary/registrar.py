@@ -140,9 +140,9 @@ class Registrar:
     def _deed(self, order: OnClients, now_seconds: int) -> Deed:
         registry = self._registry
         if isinstance(order, PutClient):
-            return operating.put(registry, order.client, order.before, now_seconds)
+            return operating.put(registry, order.client, order.before)
         if isinstance(order, RemoveClient):
-            return operating.remove(registry, order.client_id, now_seconds)
+            return operating.remove(registry, order.client_id)
         if isinstance(order, EndTokens):
             return operating.end_tokens(registry, order, now_seconds)
         if isinstance(order, ListFamilies):

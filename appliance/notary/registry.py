@@ -112,6 +112,7 @@ class Registry:
         self._files = files
         self._path = path
         self._purged_at = 0
+        self.latest_seconds = 0
         self._db = self._open()
 
     def close(self) -> None:
@@ -120,8 +121,10 @@ class Registry:
     # --- transactions -----------------------------------------------------------------------------------------------
 
     def begin(self, now_seconds: int) -> None:
-        """What has expired goes with the transaction, now and then."""
+        """What has expired goes with the transaction, now and then. ``latest_seconds`` is the latest moment that this
+        process has seen: the clock may be set back, and tokens are as old as it said."""
         self._db.execute("BEGIN EXCLUSIVE")
+        self.latest_seconds = max(self.latest_seconds, now_seconds)
         if not 0 <= now_seconds - self._purged_at < _PURGE_SECONDS:
             self._purge(now_seconds)
             self._purged_at = now_seconds

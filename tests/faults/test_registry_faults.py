@@ -1,6 +1,9 @@
 """``kill -9`` around the commit of the registry, and a disk that is really full."""
 
+import asyncio
+import itertools
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,15 +14,18 @@ from typing import Any
 import pytest
 
 from appliance.audit.query import read_entries
+from appliance.core.clients import IssuedTokens
 from appliance.core.records import ClientChanged, TokenIssued, TokenRevoked
 from appliance.core.refusals import Reason, Refused
+from appliance.ipc.connection import CallFailed
 from appliance.ipc.messages import Failed, PutClient
 from appliance.notary.main import NotaryConfig
 from tests.support.audit_log import run
 from tests.support.notary_client import notary_config
 from tests.support.registered import client, order, refresh
-from tests.support.registry_world import connected, world
+from tests.support.registry_world import World, connected, world
 
+KILLS = 5
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -87,6 +93,43 @@ def test_killed_notary_remembers_an_end_or_was_never_told(tmp_path: Path, moment
             await here.ended("t")
 
     run(scenario, timeout_seconds=60)
+
+
+def test_notary_killed_at_any_moment_forgets_nothing_that_it_answered(tmp_path: Path) -> None:
+    config, chance = notary_config(tmp_path), random.Random(4711)
+    given: list[IssuedTokens] = []
+    ended: list[str] = []
+    numbers = itertools.count()
+
+    async def work(here: World) -> None:
+        """Until the notary is gone."""
+        tokens = await here.registry.grant(order(refreshable=True))
+        while True:
+            given.append(tokens)
+            name = f"token-{next(numbers)}"
+            await here.end(token_id=name)
+            ended.append(name)
+            tokens = await here.registry.refresh(refresh(tokens.refresh_token))
+
+    async def scenario() -> None:
+        for number in range(KILLS):
+            with dying_notary(tmp_path, "never") as process:
+                async with connected(config) as here:
+                    if number == 0:
+                        await here.put(client())
+                    working = [asyncio.create_task(work(here)) for _ in range(4)]
+                    await asyncio.sleep(chance.uniform(0.05, 0.3))
+                    process.kill()
+                    outcomes = await asyncio.gather(*working, return_exceptions=True)
+                    assert all(isinstance(outcome, Refused | CallFailed) for outcome in outcomes), outcomes
+        async with world(config) as here:
+            assert given
+            assert ended
+            assert [name for name in ended if here.counts(name)] == []
+
+    run(scenario, timeout_seconds=90)
+    on_record = {record.token_id for record in recorded(config, TokenIssued)}
+    assert {tokens.token_id for tokens in given} <= on_record
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Run as a process: a notary that kills itself at a commit of its registry, before it or after, once it is told to.
 
-``python -m tests.support.dying_notary PLACE before|after``; it dies when there is a file ``PLACE/die``, and prints
-"ready" when it serves.
+``python -m tests.support.dying_notary PLACE before|after|never``; it dies when there is a file ``PLACE/die``, and
+prints "ready" when it serves.
 """
 
 import asyncio
@@ -31,7 +31,8 @@ def mortal(place: Path, moment: str) -> None:
 
 if __name__ == "__main__":
     where = Path(sys.argv[1])
-    mortal(where, sys.argv[2])
+    if sys.argv[2] != "never":
+        mortal(where, sys.argv[2])
     asyncio.run(
         run_notary(
             notary_config(where),

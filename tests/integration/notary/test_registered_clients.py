@@ -30,6 +30,7 @@ from appliance.ipc.messages import (
     RemoveClient,
 )
 from appliance.notary import granting, operating, registrar
+from appliance.notary.clock import SystemClock
 from appliance.notary.files import Files
 from appliance.notary.main import NotaryConfig
 from appliance.notary.registry import Registry
@@ -82,6 +83,13 @@ class Full(Files):
         if self.full:
             raise OSError(28, "No space left on device")
         super().write_at(fd, data, offset)
+
+
+class MovedClock(SystemClock):
+    moved_seconds = 0
+
+    def wall_seconds(self) -> int:
+        return super().wall_seconds() + self.moved_seconds
 
 
 async def next_second() -> None:
@@ -473,6 +481,23 @@ def test_no_token_is_issued_that_would_be_dead_at_once(tmp_path: Path) -> None:
     run(scenario)
 
 
+def test_clock_that_was_set_back_lets_no_token_survive_its_client(tmp_path: Path) -> None:
+    config, clock = notary_config(tmp_path), MovedClock()
+
+    async def scenario() -> None:
+        async with world(config, clock=clock) as here:
+            await here.put(client())
+            tokens = await here.registry.grant(order())
+            clock.moved_seconds = -3600
+            await here.end(client_id="agent")
+            await here.ended(tokens.token_id, issued_at_seconds=said(tokens)["iat"])
+            assert await refused(here.registry.grant(order())) is Reason.AUDIT_UNAVAILABLE
+            clock.moved_seconds = 1
+            await here.registry.grant(order())
+
+    run(scenario)
+
+
 def test_what_is_only_added_ends_nothing(tmp_path: Path) -> None:
     config = notary_config(tmp_path)
 
@@ -589,6 +614,7 @@ def test_no_more_is_kept_than_the_bounds_allow(tmp_path: Path, monkeypatch: pyte
             await here.ended(two.token_id, issued_at_seconds=said(two)["iat"])
 
     run(scenario)
+    assert [record.family is None for record in records(config, TokenRevoked)] == [True, True, False, True]
 
 
 # --- disks that fail ------------------------------------------------------------------------------------------------
