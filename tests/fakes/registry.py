@@ -15,6 +15,7 @@ from appliance.core.clients import (
 )
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import VerifiedClaims
+from appliance.ipc import frames, messages
 from tests.fakes.steps import Steps
 from tests.vectors.jwt import generate
 
@@ -47,11 +48,13 @@ class FakeClientRegistry:
 
     async def client(self, client_id: str) -> Client | None:
         await self._steps.reach("look up the client")
+        _as_the_notary(messages.FindClient(call=1, client_id=client_id))
         client = self.clients.get(client_id)
         return None if client is None or client.disabled else client
 
     async def grant(self, order: GrantOrder) -> IssuedTokens:
         await self._steps.reach("grant")
+        _as_the_notary(messages.AskGrant(call=1, order=order))
         client = self.clients.get(order.client_id)
         if (
             client is None
@@ -70,6 +73,7 @@ class FakeClientRegistry:
 
     async def refresh(self, order: RefreshOrder) -> IssuedTokens:
         await self._steps.reach("refresh")
+        _as_the_notary(messages.AskRefresh(call=1, order=order))
         family = order.unverified_refresh_token.partition(".")[0]
         first = self._families.get(family)
         if (
@@ -90,6 +94,7 @@ class FakeClientRegistry:
 
     async def revoke(self, order: RevokeOrder) -> None:
         await self._steps.reach("revoke")
+        _as_the_notary(messages.AskRevoke(call=1, order=order))
         self.orders.append(order)
         if order.token_id is not None:
             self.revocations.tokens.add(order.token_id)
@@ -131,6 +136,17 @@ class FakeClientRegistry:
             expires_in_seconds=order.ttl_seconds,
             refresh_token=refresh_token,
         )
+
+
+_TO_NOTARY = frames.FrameDecoder[messages.ToNotary](messages.ToNotary)
+
+
+def _as_the_notary(question: Any) -> None:
+    """What it cannot read would end the gateway's connection: a defect of whoever asks."""
+    try:
+        _TO_NOTARY.decode(frames.encode(question))
+    except frames.FrameError as error:
+        raise AssertionError(question) from error
 
 
 def _act(acting: tuple[Party, ...]) -> dict[str, Any]:

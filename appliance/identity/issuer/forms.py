@@ -21,6 +21,8 @@ MAX_PARAMETERS: Final = 32
 MAX_CHARACTERS: Final = 1024
 MAX_TOKEN_CHARACTERS: Final = 8192
 MAX_SCOPES: Final = 64
+MAX_SCOPE_CHARACTERS: Final = 255
+"""A scope is a group (``core.clients.Group``)."""
 _LONGER: Final = MappingProxyType(
     {
         "scope": 16_384,
@@ -88,8 +90,8 @@ def scopes(unverified_scope: str) -> tuple[str, ...]:
     if not _SCOPE.fullmatch(unverified_scope):
         raise Refused(Reason.SCOPE_INVALID, "the scope is not names with one space between them")
     names = tuple(dict.fromkeys(unverified_scope.split(" ")))
-    if len(names) > MAX_SCOPES:
-        raise Refused(Reason.SCOPE_INVALID, f"a scope of more than {MAX_SCOPES} names")
+    if len(names) > MAX_SCOPES or max(map(len, names)) > MAX_SCOPE_CHARACTERS:
+        raise Refused(Reason.SCOPE_INVALID, f"more than {MAX_SCOPES} names, or one that is too long for a group")
     return names
 
 

@@ -45,6 +45,8 @@ from appliance.identity.issuer.authentication import METHODS, Offered
 
 MAX_ACTING: Final = 4
 MAX_SUBJECT_CHARACTERS: Final = 1024
+MAX_MODELS: Final = 64
+MAX_MODEL_CHARACTERS: Final = 255
 TOKEN_TYPE: Final = "urn:ietf:params:oauth:token-type:"  # noqa: S105 - the beginning of a name
 ACCESS_TOKEN: Final = TOKEN_TYPE + "access_token"
 REFRESH_TOKEN: Final = TOKEN_TYPE + "refresh_token"
@@ -199,6 +201,9 @@ class TokenExchange(BaseGrant, TokenEndpointMixin):  # type: ignore[misc]
         name = subject.subject if subject.issuer == issuer else f"{subject.issuer}|{subject.subject}"
         if not 1 <= len(name) <= MAX_SUBJECT_CHARACTERS:
             raise _invalid("the name of the subject is empty or too long")
+        models = _models_of_both(client.models, subject.models)
+        if len(models) > MAX_MODELS or not all(1 <= len(model) <= MAX_MODEL_CHARACTERS for model in models):
+            raise _invalid("too many models in the subject token, or one whose name cannot be")
         left_seconds = subject.expires_at_seconds - now_seconds
         if left_seconds < 1:
             raise _invalid("the subject token has expired")
@@ -207,7 +212,7 @@ class TokenExchange(BaseGrant, TokenEndpointMixin):  # type: ignore[misc]
             grant=TOKEN_EXCHANGE,
             subject=name,
             groups=_narrowed(self.request, (group for group in client.groups if group in subject.groups)),
-            models=_models_of_both(client.models, subject.models),
+            models=models,
             acting=acting,
             certificate_sha256=_binding(self.request),
             ttl_seconds=client.ttl_seconds if self.refreshable else min(client.ttl_seconds, left_seconds),

@@ -88,6 +88,14 @@ def test_models_are_those_of_both(registered: tuple[str, ...], said: list[str], 
     assert claims_of(answer.body["access_token"])["models"] == both
 
 
+@pytest.mark.parametrize("said", [[str(number) for number in range(65)], ["x" * 256], [""]])
+def test_models_that_no_order_can_carry_are_refused(said: list[str]) -> None:
+    desk = Desk(msgspec.structs.replace(CHAT, models=("*",)))
+    answer = desk.exchange(users_token(models=said))
+    assert (answer.status, answer.error) == (400, "invalid_request")
+    assert "grant" not in desk.steps.seen
+
+
 def test_token_of_nothing_in_common_has_no_groups() -> None:
     answer = Desk().exchange(users_token(groups=["people"]))
     assert "scope" not in answer.body

@@ -66,10 +66,11 @@ def test_value_that_is_not_printable_ascii_is_refused(value: str) -> None:
 
 def test_scope_names_are_each_once_in_their_order() -> None:
     assert forms.scopes("b a b !#[]~") == ("b", "a", "!#[]~")
+    assert len(forms.scopes("x" * 255 + " " + " ".join(map(str, range(63))))) == 64
 
 
 @pytest.mark.parametrize(
-    "scope", ["", " ", " a", "a ", "a  b", 'a"b', "a\\b", "a\tb", "\u00e9", " ".join(map(str, range(65)))]
+    "scope", ["", " ", " a", "a ", "a  b", 'a"b', "a\\b", "a\tb", "\u00e9", " ".join(map(str, range(65))), "x" * 256]
 )
 def test_scope_that_is_none_is_refused(scope: str) -> None:
     with pytest.raises(Refused) as caught:

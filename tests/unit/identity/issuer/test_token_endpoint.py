@@ -189,7 +189,8 @@ def test_refresh_token_that_is_none_is_refused(token: str) -> None:
 def test_refresh_token_that_no_message_can_carry_is_not_sent_to_the_notary() -> None:
     desk = Desk()
     _refresh(desk, "x" * 129)
-    assert desk.steps.seen == ["look up the client"]
+    _refresh(desk, "x", scope="x" * 256)
+    assert desk.steps.seen == ["look up the client"] * 2
 
 
 def test_missing_refresh_token_is_an_invalid_request() -> None:
