@@ -36,7 +36,9 @@ class RevokedTokens:
         """A token of the second in which its client's tokens ended has ended with them. Raises
         ``Refused(AUDIT_UNAVAILABLE)`` while the list is not complete."""
         if self._state != "complete":
-            raise Refused(Reason.AUDIT_UNAVAILABLE, "the notary has not said which tokens have ended")
+            raise Refused(
+                Reason.AUDIT_UNAVAILABLE, "the notary has not said which tokens have ended", retry_after_seconds=1
+            )
         if claims.token_id in self._expiries:
             return True
         until_seconds = self._ended.get(claims.client_id)
