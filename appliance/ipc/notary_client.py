@@ -124,8 +124,10 @@ class NotaryClient:
             await asyncio.sleep(_RECONNECT_SECONDS[0])
 
     async def connected(self) -> None:
-        """Waits until the notary is there."""
+        """Waits until the notary is there, and has told a gateway which tokens have ended."""
         await self._connected.wait()
+        if self._role == "gateway":
+            await self.revocations.complete()
 
     async def drained(self) -> None:
         """Waits until the notary has every outcome record."""

@@ -9,9 +9,10 @@ Promises: memory is bounded by what the notary remembers, and what has expired s
 Not here: verifying a token, and whether it is of our own issuer (``identity.tokens``).
 """
 
+import asyncio
 import time
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final
 
 from appliance.core.clients import MAX_TTL_SECONDS
 from appliance.core.refusals import Reason, Refused
@@ -29,13 +30,14 @@ class RevokedTokens:
         self._now_seconds = now_seconds
         self._expiries: dict[str, int] = {}
         self._ended: dict[str, int] = {}
-        self._state: Literal["nothing", "begun", "complete"] = "nothing"
+        self._has_begun = False
+        self._is_complete = asyncio.Event()
         self._dropped_at = 0
 
     def is_revoked(self, claims: VerifiedClaims) -> bool:
         """A token of the second in which its client's tokens ended has ended with them. Raises
         ``Refused(AUDIT_UNAVAILABLE)`` while the list is not complete."""
-        if self._state != "complete":
+        if not self._is_complete.is_set():
             raise Refused(
                 Reason.AUDIT_UNAVAILABLE, "the notary has not said which tokens have ended", retry_after_seconds=1
             )
@@ -44,24 +46,29 @@ class RevokedTokens:
         until_seconds = self._ended.get(claims.client_id)
         return until_seconds is not None and claims.issued_at_seconds <= until_seconds
 
+    async def complete(self) -> None:
+        """Waits until the whole list is here."""
+        await self._is_complete.wait()
+
     def told(self, revoked: Revoked) -> None:
         """To be called with each message, in order. What comes before a list has begun is part of the list to come."""
         if revoked.anew:
             self.forget()
-            self._state = "begun"
-        if self._state == "nothing":
+            self._has_begun = True
+        if not self._has_begun:
             return
         for token in revoked.tokens:
             self._expiries[token.token_id] = token.expires_at_seconds
         for client in revoked.clients:
             self._ended[client.client_id] = max(client.until_seconds, self._ended.get(client.client_id, 0))
         if revoked.complete:
-            self._state = "complete"
+            self._is_complete.set()
         self._drop_expired()
 
     def forget(self) -> None:
         """To be called when the notary is lost."""
-        self._state = "nothing"
+        self._has_begun = False
+        self._is_complete.clear()
         self._expiries.clear()
         self._ended.clear()
 

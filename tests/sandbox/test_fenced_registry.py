@@ -1,7 +1,6 @@
 """The registry behind the notary's fence, by an operator's commands; and on a disk that is full."""
 
 import asyncio
-import io
 import json
 import os
 import signal
@@ -9,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from appliance import settings
 from appliance.audit.fsck import verify_log
-from appliance.cli.main import main
 from appliance.cli.roles import EXIT_CONFIG
 from appliance.core.clients import IssuedTokens
 from appliance.core.refusals import Reason, Refused
@@ -28,20 +25,27 @@ from appliance.settings import Settings, child_environment
 from tests.support.registered import order, public_key, refresh
 
 LIMIT_SECONDS = 60
+REPOSITORY = Path(__file__).parents[2]
 
 
 class FencedNotary:
     def __init__(self, place: Path) -> None:
-        self._file = place / "paddock.toml"
-        self._file.write_text(f'state_dir = "{place}/state"\nruntime_dir = "{place}/run"\n')
-        self.config: Settings = settings.load(self._file)
+        self.file = place / "paddock.toml"
+        self.file.write_text(f'state_dir = "{place}/state"\nruntime_dir = "{place}/run"\n')
+        self.config: Settings = settings.load(self.file)
+        self.command = [sys.executable, "-I", "-B", "-m", "appliance", "notary", "--config", str(self.file)]
         self._process: subprocess.Popen[bytes] | None = None
+        self._shell: subprocess.Popen[str] | None = None
         self.log = place / "notary.log"
 
     def start(self) -> None:
         self.config.admin_socket.unlink(missing_ok=True)
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen([*self._paddock("notary")], stderr=log, env=child_environment())
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-B", "-m", "appliance", "notary", "--config", str(self.file)],
+                stderr=log,
+                env=child_environment(),
+            )
         until = time.monotonic() + LIMIT_SECONDS
         while not self.config.admin_socket.exists():
             assert self._process.poll() is None, self.log.read_text()
@@ -55,30 +59,38 @@ class FencedNotary:
             assert process.wait(LIMIT_SECONDS) == 0, self.log.read_text()
 
     def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        for process in (self._process, self._shell):
+            if process is not None:
+                process.kill()
+                process.communicate()
 
-    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        """A command of the operator's: another process than the tests', which speak as the gateway."""
-        return subprocess.run(
-            [*self._paddock(*arguments)], capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
-        )
-
-    def refused(self, *arguments: str) -> str:
-        """In this process, which is no gateway then: what the command said on stderr."""
-        said = io.StringIO()
-        with redirect_stderr(said):
-            assert main([*arguments, "--config", str(self._file)]) == 1
-        return said.getvalue()
+    def run(self, *arguments: str) -> tuple[int, str, str]:
+        """A command of the operator's: of another process than the tests', which speak as the gateway. Its status,
+        and what it said on stdout and stderr."""
+        if self._shell is None:
+            self._shell = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.operators_shell"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=REPOSITORY,
+            )
+        assert self._shell.stdin is not None
+        assert self._shell.stdout is not None
+        self._shell.stdin.write(json.dumps([*arguments, "--config", str(self.file)]) + "\n")
+        self._shell.stdin.flush()
+        status, out, err = json.loads(self._shell.stdout.readline())
+        return status, out, err
 
     def said(self, *arguments: str) -> str:
-        finished = self.run(*arguments)
-        assert finished.returncode == 0, finished.stderr
-        return finished.stdout
+        status, out, err = self.run(*arguments)
+        assert status == 0, err
+        return out
 
-    def _paddock(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-I", "-B", "-m", "appliance", *arguments, "--config", str(self._file)]
+    def refused(self, *arguments: str) -> str:
+        status, _out, err = self.run(*arguments)
+        assert status == 1
+        return err
 
 
 @pytest.fixture
@@ -135,8 +147,7 @@ def test_operator_registers_and_ends_behind_the_fence(notary: FencedNotary, tmp_
         assert client is not None
         assert (client.secrets_sha256, client.groups) == ((Digest.of(second.encode()),), ("staff",))
         notary.said("clients", "remove", "agent")
-        refused = notary.run("clients", "show", "agent")
-        assert (refused.returncode, refused.stderr) == (1, "paddock: no client 'agent' is registered\n")
+        assert notary.refused("clients", "show", "agent") == "paddock: no client 'agent' is registered\n"
 
     asyncio.run(as_gateway(notary, scenario))
     notary.stop()
@@ -198,10 +209,10 @@ def test_registry_is_opened_again_behind_the_fence_when_the_disk_was_full(small_
         with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
             while True:
                 file.write(bytes(4096))
-        refused = notary.run("clients", "add", "large", *groups)
-        while refused.returncode == 0:  # its file had room left
-            refused = notary.run("clients", "add", f"large{time.monotonic_ns()}", *groups)
-        assert "audit-unavailable" in refused.stderr
+        status, _out, err = notary.run("clients", "add", "large", *groups)
+        while status == 0:  # its file had room left
+            status, _out, err = notary.run("clients", "add", f"large{time.monotonic_ns()}", *groups)
+        assert "audit-unavailable" in err
 
         async def scenario(registry: RegistryClient) -> None:
             assert isinstance(await registry.grant(order()), IssuedTokens)
@@ -222,7 +233,7 @@ def test_damaged_registry_is_one_line_and_no_notary(notary: FencedNotary) -> Non
     notary.stop()
     path = notary.config.notary_dir / "registry.db"
     path.write_bytes(path.read_bytes().replace(b"analysts", b"analystz"))
-    finished = notary.run("notary")
+    finished = subprocess.run(notary.command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
     assert finished.returncode == EXIT_CONFIG
     assert finished.stderr == (
         f"paddock notary: {path} is damaged (a row of client has changed): put back a good copy of it\n"

@@ -59,8 +59,6 @@ async def connected(config: NotaryConfig) -> AsyncIterator[World]:
     try:
         async with asyncio.timeout(WITHIN_SECONDS):
             await gateway.connected()
-            while gateway.revocations._state != "complete":
-                await asyncio.sleep(0.001)
         yield World(gateway, who)
     finally:
         who.close()

@@ -15,7 +15,7 @@ from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Digest
 from appliance.ipc import notary_client
 from appliance.ipc.frames import MAX_FRAME_BYTES, encode
-from appliance.ipc.messages import Append, Appended, AppendFailed, Hello, ToNotary
+from appliance.ipc.messages import Append, Appended, AppendFailed, Hello, Revoked, ToNotary
 from appliance.ipc.notary_client import MAX_UNDELIVERED, NotaryClient
 from tests.support.audit_records import closed, opened, small
 from tests.support.scenario import run, turns, until
@@ -430,7 +430,7 @@ def test_descriptor_from_the_notary_is_closed_with_the_connection(tmp_path: Path
 
 def test_connected_waits_for_a_connection_each_time(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with both(tmp_path) as (client, server):
+        async with both(tmp_path, "warden") as (client, server):
             await client.connected()
             assert client._connection is not None
             server.stop()
@@ -440,6 +440,28 @@ def test_connected_waits_for_a_connection_each_time(tmp_path: Path) -> None:
             assert not waiting.done()
             server.start()
             await waiting
+
+    run(scenario)
+
+
+def test_gateway_is_not_connected_before_it_knows_which_tokens_have_ended(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with both(tmp_path) as (client, server):
+            peer, _hello = await greeted(server)
+            waiting = asyncio.create_task(client.connected())
+            peer.say(Revoked(anew=True, complete=False))
+            await begin(client, peer)
+            assert not waiting.done()
+            peer.say(Revoked())
+            await waiting
+            peer.leave()
+            await until(lambda: client._connection is None)
+            again = asyncio.create_task(client.connected())
+            peer, _hello = await greeted(server)
+            await turns()
+            assert not again.done()
+            peer.say(Revoked(anew=True))
+            await again
 
     run(scenario)
 
