@@ -38,8 +38,8 @@ class PolicyEngine(Protocol):
         """Digest of the policy and its data: what a decision is recorded against."""
         ...
 
-    async def evaluate(self, policy_input: dict[str, Any]) -> Any:
-        """Input document -> the raw, unjudged value of the decision rule (None when undefined).
+    async def evaluate(self, document: bytes) -> Any:
+        """Input document, as JSON -> the raw, unjudged value of the decision rule (None when undefined).
 
         Raises ``Fault`` when the engine failed, ran out of fuel or is absent. ``core.decide`` judges the answer.
         """

@@ -7,7 +7,8 @@ Not here: what the bytes mean (``surfaces``).
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from appliance.core.refusals import Reason, Refused
@@ -29,6 +30,36 @@ ARRIVAL: Final = "paddock.arrival"
 CLIENT_CERTIFICATE: Final = "paddock.client-certificate-sha256"
 """In a scope: the SHA-256 (32 bytes) of the certificate with which the client authenticated itself, here or, after
 ``origin.settle``, at a trusted proxy; None without one."""
+
+DEPARTURE: Final = "paddock.departure"
+"""In a scope: ``Departure``. ``receive`` would tell the same, to a task for each request that waits for it."""
+WHOLE_BODY: Final = "paddock.whole-body"
+"""In a scope: the body, where all of it came with the head, as most do; ``receive`` gives it too."""
+
+
+class Departure:
+    """Whether the client of one request has left while it was answered, which one listener at a time is told."""
+
+    def __init__(self) -> None:
+        self._has_happened = False
+        self._tell: Callable[[], None] | None = None
+
+    def happen(self) -> None:
+        self._has_happened = True
+        tell, self._tell = self._tell, None
+        if tell is not None:
+            tell()
+
+    @contextmanager
+    def told(self, tell: Callable[[], None]) -> Iterator[None]:
+        """``tell`` is called once within the block, at once if the client has left already."""
+        self._tell = tell
+        if self._has_happened:
+            self.happen()
+        try:
+            yield
+        finally:
+            self._tell = None
 
 
 def header(scope: Scope, name: bytes) -> str | None:
@@ -56,6 +87,15 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s
     declared = header(scope, b"content-length")
     if declared is not None and (not re.fullmatch("[0-9]{1,15}", declared) or int(declared) > max_bytes):
         raise Refused(Reason.BODY_TOO_LARGE, "by its Content-Length")
+    body: bytes | None = scope.get(WHOLE_BODY)
+    if body is None:
+        return await _received(receive, max_bytes, timeout_seconds)
+    if len(body) > max_bytes:
+        raise Refused(Reason.BODY_TOO_LARGE, "by counting")
+    return body
+
+
+async def _received(receive: Receive, max_bytes: int, timeout_seconds: float) -> bytes:
     body = bytearray()
     try:
         async with asyncio.timeout(timeout_seconds):

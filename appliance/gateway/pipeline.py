@@ -38,12 +38,14 @@ from appliance.core.values import (
     Asked,
     Decision,
     Delta,
+    Digest,
     Peer,
     Principal,
     Reservation,
     RunnerReport,
     VerifiedModel,
 )
+from appliance.gateway.deadlines import Deadlines
 
 log = logging.getLogger(__name__)
 
@@ -162,6 +164,7 @@ class Pipeline:
 
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
+        self._deadlines = Deadlines(ports.request_timeout_seconds)
 
     async def visible_models(self, exchange: Exchange) -> list[VerifiedModel]:
         """The verified models that the token names and policy lets the principal see.
@@ -203,6 +206,26 @@ class Pipeline:
     @asynccontextmanager
     async def answer(self, exchange: Exchange, request: Asked) -> AsyncIterator[Answer]:
         """Stages 3 to 9. Raises ``Refused`` before the answer begins; inside, only the caller's own exceptions pass."""
+        admission, reservation, lease = await self._opened(exchange, request)  # 3 to 6
+        answer: Answer | None = None
+        outcome: Outcome = "gateway-error"
+        detail = ""
+        try:
+            answer = Answer(lease.answer(exchange.request_id, admission, exchange.principal.key), admission)
+            self._deadlines.begin(answer.time_out)
+            yield answer  # 7, 8
+            outcome, detail = answer.outcome()
+        except Refused as refusal:
+            outcome, detail = _REFUSED_OUTCOMES.get(refusal.reason, "refused"), str(refusal)
+            raise
+        except asyncio.CancelledError:
+            outcome, detail = "cancelled", "the gateway stopped"
+            raise
+        finally:
+            await self._close(exchange, reservation, answer, outcome, detail)  # 9
+
+    async def _opened(self, exchange: Exchange, request: Asked) -> tuple[Admission, Reservation, Lease]:
+        """Stages 3 to 6."""
         ports, principal = self._ports, exchange.principal
         exchange.model_name = request.model
         admission = await self._admitted(exchange, request)  # 3
@@ -223,40 +246,14 @@ class Pipeline:
             await ports.budget.settle(reservation, 0)
             raise
         exchange.opened = True
-        async with self._closing(exchange, reservation, lease, admission) as answer:
-            yield answer
-
-    @asynccontextmanager
-    async def _closing(
-        self, exchange: Exchange, reservation: Reservation, lease: Lease, admission: Admission
-    ) -> AsyncIterator[Answer]:
-        """Stage 9 around stages 7 and 8."""
-        answer: Answer | None = None
-        outcome: Outcome = "gateway-error"
-        detail = ""
-        timer: asyncio.TimerHandle | None = None
-        try:
-            runner = lease.answer(exchange.request_id, admission, exchange.principal.key)
-            answer = Answer(runner, admission)
-            timer = asyncio.get_running_loop().call_later(self._ports.request_timeout_seconds, answer.time_out)
-            yield answer
-            outcome, detail = answer.outcome()
-        except Refused as refusal:
-            outcome, detail = _REFUSED_OUTCOMES.get(refusal.reason, "refused"), str(refusal)
-            raise
-        except asyncio.CancelledError:
-            outcome, detail = "cancelled", "the gateway stopped"
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
-            await self._close(exchange, reservation, answer, outcome, detail)
+        return admission, reservation, lease
 
     async def _close(
         self, exchange: Exchange, reservation: Reservation, answer: Answer | None, outcome: Outcome, detail: str
     ) -> None:
         prompt_tokens = completion_tokens = 0
         if answer is not None:
+            self._deadlines.end(answer.time_out)
             answer.cancel()  # no-op once the runner has said its last word
             prompt_tokens, completion_tokens = answer.charge()
         spent = prompt_tokens + completion_tokens
@@ -314,13 +311,14 @@ class Pipeline:
             now_seconds=self._ports.now_seconds(),
         )
         try:
-            raw_answer = await self._ports.policy.evaluate(document)
+            input_document = decide.input_document(document)
+            raw_answer = await self._ports.policy.evaluate(input_document)
         except Fault as fault:  # no answer is not a yes
             raise Refused(Reason.POLICY_UNAVAILABLE, fault.detail, retry_after_seconds=1) from fault
         decision = decide.judge(
             raw_answer,
             policy_digest=self._ports.policy.policy_digest,
-            input_digest=decide.input_digest(document),
+            input_digest=Digest.of(input_document),
         )
         if decision.reasons == (decide.MALFORMED,):  # no answer either: policy has neither permitted nor denied
             exchange.decision, exchange.policy_input = decision, document
