@@ -290,6 +290,7 @@ def _generation(
         cache_partition=principal_key,
         principal=principal_key,
         queue_ms=queue_ms,
+        patient=not request.stream,
     )
 
 
