@@ -44,7 +44,7 @@ class ComputationRoute(Generic[AskedT]):
         async with self._pipeline.answer(exchange, asked) as answer:
             with cancelled_when_left(scope, answer):
                 while answer.meter.end is None:
-                    events += await answer.events()
+                    events += await answer.events(patient=True)
                 answer.require_whole()
                 if answer.meter.end.reason == "cancelled":
                     return  # the caller has left

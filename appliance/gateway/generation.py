@@ -73,7 +73,8 @@ class GenerationRoute:
         request = self._surface.decode(await posted_body(scope, receive, self._limits))
         async with self._pipeline.answer(exchange, request) as answer:
             with cancelled_when_left(scope, answer):
-                first = await answer.events()  # a runner that refuses does so here, before the status line
+                # A runner that refuses does so here, before the status line.
+                first = await answer.events(patient=not request.stream)
                 head = Head(
                     request_id=exchange.request_id,
                     created=int(time.time()),
@@ -99,7 +100,7 @@ async def _whole(
             answer.cancel()  # and on, to what it has cost
         if answer.meter.end is not None:
             break
-        events = await answer.events()
+        events = await answer.events(patient=True)
     answer.require_whole()
     if n_bytes > MAX_WHOLE_BYTES:
         raise Refused(Reason.ANSWER_TOO_LARGE)

@@ -37,7 +37,6 @@ from appliance.core.values import (
     AnswerEvent,
     Asked,
     Decision,
-    Delta,
     Digest,
     Peer,
     Principal,
@@ -85,25 +84,22 @@ class Answer:
         self._runner = runner
         self._meter = Meter(admission.echo_bytes)
         self._started = time.monotonic()
-        self._first_token: float | None = None
         self._timed_out = False
         self._heard = False
         self._refusal: Refused | None = None
         self.admission = admission
 
-    async def events(self) -> list[AnswerEvent]:
-        """Stages 7 and 8: the next events, at least one; the last is ``End``. Raises what the runner or its channel
-        refused, as ``core.ports.RunnerAnswer`` says."""
+    async def events(self, *, patient: bool = False) -> list[AnswerEvent]:
+        """Stages 7 and 8: the next events, at least one; the last is ``End``. ``patient``, and what is raised: as
+        ``core.ports.RunnerAnswer`` says."""
         try:
-            events = await self._runner.events()
+            events = await self._runner.events(patient=patient)
         except Refused as refusal:
             self._refusal = refusal
             raise
         self._heard = True
         for event in events:
             self._meter.feed(event)
-            if self._first_token is None and isinstance(event, Delta):
-                self._first_token = time.monotonic()
         return events
 
     def cancel(self) -> None:
@@ -153,7 +149,8 @@ class Answer:
         return self._meter
 
     def first_token_ms(self) -> int | None:
-        return None if self._first_token is None else round((self._first_token - self._started) * 1000)
+        first = self._runner.first_delta_at
+        return None if first is None else round((first - self._started) * 1000)
 
     def total_ms(self) -> int:
         return round((time.monotonic() - self._started) * 1000)
