@@ -22,6 +22,7 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 PIECE_BYTES: Final = 256 * 1024
+_LENGTH: Final = re.compile("[0-9]{1,15}")
 REFUSED_ON_WIRE: Final = "paddock.refused-on-wire"
 """In a scope: the ``Refused`` with which ``wire`` ended the connection while the request was under way."""
 
@@ -33,8 +34,8 @@ CLIENT_CERTIFICATE: Final = "paddock.client-certificate-sha256"
 
 DEPARTURE: Final = "paddock.departure"
 """In a scope: ``Departure``. ``receive`` would tell the same, to a task for each request that waits for it."""
-WHOLE_BODY: Final = "paddock.whole-body"
-"""In a scope: the body, where all of it came with the head, as most do; ``receive`` gives it too."""
+BODY_IS_HERE: Final = "paddock.body-is-here"
+"""In a scope: true where the whole body came with the head, as most do, so that ``receive`` gives it at once."""
 
 
 class Departure:
@@ -85,31 +86,28 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s
     if media_type != "application/json":
         raise Refused(Reason.MEDIA_TYPE_UNSUPPORTED, f"content-type {media_type[:80]!r}")
     declared = header(scope, b"content-length")
-    if declared is not None and (not re.fullmatch("[0-9]{1,15}", declared) or int(declared) > max_bytes):
+    if declared is not None and (not _LENGTH.fullmatch(declared) or int(declared) > max_bytes):
         raise Refused(Reason.BODY_TOO_LARGE, "by its Content-Length")
-    body: bytes | None = scope.get(WHOLE_BODY)
-    if body is None:
-        return await _received(receive, max_bytes, timeout_seconds)
-    if len(body) > max_bytes:
-        raise Refused(Reason.BODY_TOO_LARGE, "by counting")
-    return body
-
-
-async def _received(receive: Receive, max_bytes: int, timeout_seconds: float) -> bytes:
-    body = bytearray()
+    if scope.get(BODY_IS_HERE):
+        return await _received(receive, max_bytes)
     try:
         async with asyncio.timeout(timeout_seconds):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Refused(Reason.BODY_TIMEOUT, "the client left before its body was complete")
-                body += message.get("body", b"")
-                if len(body) > max_bytes:
-                    raise Refused(Reason.BODY_TOO_LARGE, "by counting")
-                if not message.get("more_body", False):
-                    return bytes(body)
+            return await _received(receive, max_bytes)
     except TimeoutError:
         raise Refused(Reason.BODY_TIMEOUT, "the body did not arrive in time") from None
+
+
+async def _received(receive: Receive, max_bytes: int) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(Reason.BODY_TIMEOUT, "the client left before its body was complete")
+        body += message.get("body", b"")
+        if len(body) > max_bytes:
+            raise Refused(Reason.BODY_TOO_LARGE, "by counting")
+        if not message.get("more_body", False):
+            return bytes(body)
 
 
 async def send_response(

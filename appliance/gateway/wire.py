@@ -37,10 +37,10 @@ from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Value
 from appliance.gateway.asgi import (
     ARRIVAL,
+    BODY_IS_HERE,
     CLIENT_CERTIFICATE,
     DEPARTURE,
     REFUSED_ON_WIRE,
-    WHOLE_BODY,
     Departure,
     Scope,
 )
@@ -262,7 +262,7 @@ class Wire(HttpToolsProtocol):
         super().on_message_complete()
         self.flow.resume_reading()  # nothing of this request is to come; whether its client leaves is
         if self._is_first_data:  # so the application has not begun
-            cast("dict[str, Any]", self.scope)[WHOLE_BODY] = bytes(self.cycle.body)
+            cast("dict[str, Any]", self.scope)[BODY_IS_HERE] = True
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         cycle.send = AnswerWriter(cycle)  # type: ignore[assignment,method-assign]
