@@ -160,8 +160,10 @@ def _most_tokens(prompt: Prompt) -> int:
 
 
 def _message_bytes(message: Message) -> int:
-    calls = sum(_bytes(call.id) + _bytes(call.name) + _bytes(call.arguments) for call in message.tool_calls)
-    return _bytes(message.content) + _bytes(message.tool_call_id) + calls
+    n_bytes = _bytes(message.content) + _bytes(message.tool_call_id)
+    for call in message.tool_calls:
+        n_bytes += _bytes(call.id) + _bytes(call.name) + _bytes(call.arguments)
+    return n_bytes
 
 
 def _tool_bytes(tool: Tool) -> int:
@@ -169,7 +171,7 @@ def _tool_bytes(tool: Tool) -> int:
 
 
 def _bytes(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _echo_bytes(request: Generation) -> int:

@@ -38,6 +38,7 @@ class AnswerCheck:
     def __init__(self, paid: Admission, request: Generation) -> None:
         talk = request.prompt if isinstance(request.prompt, Conversation) else None
         self._paid = paid
+        self._most_tokens = paid.worst_case_tokens
         self._choices = request.choices
         self._alternatives = request.sampling.logprobs
         self._may_reason = talk is not None
@@ -154,7 +155,7 @@ class AnswerCheck:
         if (
             self._prompt_tokens > paid.max_prompt_tokens
             or completion_tokens > paid.max_completion_tokens
-            or self._prompt_tokens + completion_tokens > paid.worst_case_tokens
+            or self._prompt_tokens + completion_tokens > self._most_tokens
             or self._told_bytes > self._most_bytes
         ):
             return "more than was paid for"

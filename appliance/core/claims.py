@@ -1,5 +1,6 @@
 """Verified claims -> the principal that policy, limits and audit see."""
 
+from functools import lru_cache
 from hashlib import sha256
 
 from appliance.core.refusals import Reason, Refused
@@ -68,6 +69,7 @@ def _acting(service: VerifiedClaims) -> ActingParty:
     )
 
 
+@lru_cache(maxsize=4096)  # a caller asks more than once
 def principal_key(issuer: str, subject: str) -> str:
     """A name of fixed size and alphabet for (issuer, subject), whatever characters these contain.
 

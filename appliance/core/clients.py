@@ -14,8 +14,9 @@ MAX_TTL_SECONDS: Final = 86_400
 MAX_FAMILY_SECONDS: Final = 90 * 86_400
 MAX_REFRESH_TOKEN_CHARACTERS: Final = 128
 
-ClientId = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"\A[A-Za-z0-9._~-]+\Z")]
-"""RFC 6749 section 2.2; of characters that need no encoding in a form, a header or a log."""
+ClientId = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._~-]*\Z")]
+"""RFC 6749 section 2.2; of characters that need no encoding in a form, a header or a log, and no option of a
+command line."""
 Group = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"\A[\x21\x23-\x5b\x5d-\x7e]+\Z")]
 """A group is asked for as a scope (RFC 6749 section 3.3)."""
 Name = Annotated[str, Meta(min_length=1, max_length=255)]

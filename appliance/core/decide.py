@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, get_args
 
 from appliance.core.admit import asked_bytes
 from appliance.core.codec import canonical_json
-from appliance.core.refusals import Reason, Refused
+from appliance.core.refusals import Fault, Reason, Refused
 from appliance.core.values import (
     Admission,
     Conversation,
@@ -163,9 +163,12 @@ def _request(asked: Asked) -> dict[str, Any]:
     }
 
 
-def input_digest(document: dict[str, Any]) -> Digest:
-    """SHA-256 of the input document's canonical JSON, the bytes that the policy engine reads."""
-    return Digest.of(canonical_json(document))
+def input_document(policy_input: dict[str, Any]) -> bytes:
+    """Canonical JSON: what the policy engine reads and ``Decision.input_digest`` is of. Raises ``Fault``."""
+    try:
+        return canonical_json(policy_input)
+    except (TypeError, ValueError, NotImplementedError, RecursionError) as problem:
+        raise Fault(f"the policy input cannot be written as JSON: {problem}") from None
 
 
 def judge(raw_answer: Any, *, policy_digest: Digest, input_digest: Digest) -> Decision:

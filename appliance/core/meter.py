@@ -10,6 +10,8 @@ _REPLACEMENT = "\ufffd"
 
 def text_bytes(text: str) -> int:
     """At most as many bytes as the tokens of this text hold: each U+FFFD may stand for a single broken byte."""
+    if text.isascii():
+        return len(text)
     return len(text.encode()) - (len(_REPLACEMENT.encode()) - 1) * text.count(_REPLACEMENT)
 
 

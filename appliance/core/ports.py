@@ -63,8 +63,8 @@ class PolicyEngine(Protocol):
         """Digest of the policy and its data: what a decision is recorded against."""
         ...
 
-    async def evaluate(self, policy_input: dict[str, Any]) -> Any:
-        """Input document -> the raw, unjudged value of the decision rule (None when undefined).
+    async def evaluate(self, document: bytes) -> Any:
+        """Input document, as JSON -> the raw, unjudged value of the decision rule (None when undefined).
 
         Raises ``Fault`` when the engine failed, ran out of fuel or is absent. ``core.decide`` judges the answer.
         """
@@ -177,8 +177,14 @@ class RunnerAnswer(Protocol):
         """Whether some are missing: so many were not fetched that it was stopped. ``End`` still says what it cost."""
         ...
 
-    async def events(self) -> list[AnswerEvent]:
-        """Waits for the next events and returns all that have arrived: ``Started`` first, ``End`` last.
+    @property
+    def first_delta_at(self) -> float | None:
+        """When the first ``Delta`` arrived, in seconds of the monotonic clock."""
+        ...
+
+    async def events(self, *, patient: bool = False) -> list[AnswerEvent]:
+        """Waits for the next events and returns all that have arrived: ``Started`` first, ``End`` last. A ``patient``
+        reader waits for the last, or until what waits for it takes room.
 
         Raises ``Refused(RUNNER_LOST)`` when the channel breaks, and when the runner refuses to start
         ``Refused(PROMPT_TOO_LONG | FIELD_INVALID | OPERATION_UNSUPPORTED)`` or ``Refused(OVERLOADED)``, perhaps with a

@@ -5,14 +5,12 @@ Promises: when the caller leaves, the work is cancelled and the runner's last wo
 Not here: what a body or an answer says (``surfaces``).
 """
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager
 
 from appliance.core.codec import canonical_json
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Digest, Value
-from appliance.gateway.asgi import Receive, Scope, read_body
+from appliance.gateway.asgi import DEPARTURE, Departure, Receive, Scope, read_body
 from appliance.gateway.pipeline import Answer, Exchange
 from appliance.gateway.problems import SECURE_HEADERS
 
@@ -31,20 +29,10 @@ async def posted_body(scope: Scope, receive: Receive, limits: BodyLimits) -> byt
     return await read_body(scope, receive, max_bytes=limits.max_bytes, timeout_seconds=limits.timeout_seconds)
 
 
-@asynccontextmanager
-async def cancelled_when_left(receive: Receive, answer: Answer) -> AsyncIterator[None]:
+def cancelled_when_left(scope: Scope, answer: Answer) -> AbstractContextManager[None]:
     """Watches the caller while the answer is read."""
-    watcher = asyncio.create_task(_cancel_when_left(receive, answer))
-    try:
-        yield
-    finally:
-        watcher.cancel()
-
-
-async def _cancel_when_left(receive: Receive, answer: Answer) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    answer.cancel()
+    departure: Departure = scope[DEPARTURE]
+    return departure.told(answer.cancel)
 
 
 def answer_headers(exchange: Exchange) -> dict[bytes, bytes]:

@@ -7,7 +7,8 @@ Promises: every route takes its principal from the gate's exchange.
 Not here: any rule about who may do what (``pipeline``); how an answer is written (``generation``, ``surfaces``).
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -53,6 +54,20 @@ BODIES: Final[dict[str, type[msgspec.Struct]]] = {
     path: surface.wire for path, surface in {**GENERATING, **COMPUTING}.items()
 }
 """Route of a ``POST`` -> the type of its body."""
+
+
+class _App(Litestar):
+    """Litestar, with the way to the routes that answer cut short: its own takes a tenth of what a whole request costs.
+    They are routes of its table all the same, and whatever is not exactly one of them is found, or not, by it."""
+
+    answers: Mapping[str, AsgiRoute] = MappingProxyType({})
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        route = self.answers.get(scope["path"]) if scope["type"] == "http" else None
+        if route is None:
+            await super().__call__(scope, receive, send)
+        else:
+            await route(exchange_of(scope, scope["path"]), scope, receive, send)
 
 
 def build_app(
@@ -116,7 +131,7 @@ def build_app(
         path = scope["path"]
         await answers[path](exchange_of(scope, path), scope, receive, send)
 
-    return Litestar(
+    app = _App(
         route_handlers=[
             healthz,
             read_resource_metadata,
@@ -133,6 +148,8 @@ def build_app(
         logging_config=None,
         debug=False,
     )
+    app.answers = answers
+    return app
 
 
 def _document(metadata: bytes | None) -> Response[bytes]:

@@ -41,12 +41,13 @@ class ComputationRoute(Generic[AskedT]):
         wire = self._surface.decode(await posted_body(scope, receive, self._limits))
         asked = self._surface.asked(wire)
         events: list[AnswerEvent] = []
-        async with self._pipeline.answer(exchange, asked) as answer, cancelled_when_left(receive, answer):
-            while answer.meter.end is None:
-                events += await answer.events()
-            answer.require_whole()
-            if answer.meter.end.reason == "cancelled":
-                return  # the caller has left
-            # Beside the loop: to write the vectors of 2,048 inputs takes a second in which others' answers go on.
-            body = await asyncio.to_thread(self._surface.body, wire, events, answer.meter.usage())
-            await send_response(send, 200, body, content_type=b"application/json", headers=answer_headers(exchange))
+        async with self._pipeline.answer(exchange, asked) as answer:
+            with cancelled_when_left(scope, answer):
+                while answer.meter.end is None:
+                    events += await answer.events(patient=True)
+                answer.require_whole()
+                if answer.meter.end.reason == "cancelled":
+                    return  # the caller has left
+                # Beside the loop: to write the vectors of 2,048 inputs takes a second in which others' answers go on.
+                body = await asyncio.to_thread(self._surface.body, wire, events, answer.meter.usage())
+                await send_response(send, 200, body, content_type=b"application/json", headers=answer_headers(exchange))

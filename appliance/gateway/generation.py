@@ -71,18 +71,20 @@ class GenerationRoute:
 
     async def __call__(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         request = self._surface.decode(await posted_body(scope, receive, self._limits))
-        async with self._pipeline.answer(exchange, request) as answer, cancelled_when_left(receive, answer):
-            first = await answer.events()  # a runner that refuses does so here, before the status line
-            head = Head(
-                request_id=exchange.request_id,
-                created=int(time.time()),
-                fingerprint=fingerprint(answer),
-                request=request,
-            )
-            if request.stream:
-                await _stream(exchange, self._surface.stream(head), answer, first, send)
-            else:
-                await _whole(exchange, self._surface.whole(head), answer, first, send)
+        async with self._pipeline.answer(exchange, request) as answer:
+            with cancelled_when_left(scope, answer):
+                # A runner that refuses does so here, before the status line.
+                first = await answer.events(patient=not request.stream)
+                head = Head(
+                    request_id=exchange.request_id,
+                    created=int(time.time()),
+                    fingerprint=fingerprint(answer),
+                    request=request,
+                )
+                if request.stream:
+                    await _stream(exchange, self._surface.stream(head), answer, first, send)
+                else:
+                    await _whole(exchange, self._surface.whole(head), answer, first, send)
 
 
 async def _whole(
@@ -98,7 +100,7 @@ async def _whole(
             answer.cancel()  # and on, to what it has cost
         if answer.meter.end is not None:
             break
-        events = await answer.events()
+        events = await answer.events(patient=True)
     answer.require_whole()
     if n_bytes > MAX_WHOLE_BYTES:
         raise Refused(Reason.ANSWER_TOO_LARGE)
@@ -116,8 +118,7 @@ async def _stream(
     }
     await send({"type": "http.response.start", "status": 200, "headers": list(headers.items())})
     body = _StreamBody(send, writer.ping)
-    if begin := writer.begin():
-        await body.write(begin)
+    await body.write(writer.begin())  # with it the head leaves, also where it is empty
     pinger = asyncio.create_task(body.ping_when_silent())
     try:
         while True:

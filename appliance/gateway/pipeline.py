@@ -37,13 +37,14 @@ from appliance.core.values import (
     AnswerEvent,
     Asked,
     Decision,
-    Delta,
+    Digest,
     Peer,
     Principal,
     Reservation,
     RunnerReport,
     VerifiedModel,
 )
+from appliance.gateway.deadlines import Deadlines
 
 log = logging.getLogger(__name__)
 
@@ -89,25 +90,22 @@ class Answer:
         self._runner = runner
         self._meter = Meter(admission.echo_bytes)
         self._started = time.monotonic()
-        self._first_token: float | None = None
         self._stopped_for: Refused | None = None
         self._heard = False
         self._refusal: Refused | None = None
         self.admission = admission
 
-    async def events(self) -> list[AnswerEvent]:
-        """Stages 7 and 8: the next events, at least one; the last is ``End``. Raises what the runner or its channel
-        refused, as ``core.ports.RunnerAnswer`` says."""
+    async def events(self, *, patient: bool = False) -> list[AnswerEvent]:
+        """Stages 7 and 8: the next events, at least one; the last is ``End``. ``patient``, and what is raised: as
+        ``core.ports.RunnerAnswer`` says."""
         try:
-            events = await self._runner.events()
+            events = await self._runner.events(patient=patient)
         except Refused as refusal:
             self._refusal = refusal
             raise
         self._heard = True
         for event in events:
             self._meter.feed(event)
-            if self._first_token is None and isinstance(event, Delta):
-                self._first_token = time.monotonic()
         return events
 
     def cancel(self) -> None:
@@ -120,6 +118,10 @@ class Answer:
         if self._meter.end is None and self._stopped_for is None:
             self._stopped_for = why
             self.cancel()
+
+    def time_out(self) -> None:
+        """Stops the generation because it took too long."""
+        self.stop(Refused(Reason.REQUEST_TIMEOUT))
 
     def require_whole(self) -> None:
         """After ``End``: raises ``Refused`` unless the answer is all there or the caller left."""
@@ -158,7 +160,8 @@ class Answer:
         return self._meter
 
     def first_token_ms(self) -> int | None:
-        return None if self._first_token is None else round((self._first_token - self._started) * 1000)
+        first = self._runner.first_delta_at
+        return None if first is None else round((first - self._started) * 1000)
 
     def total_ms(self) -> int:
         return round((time.monotonic() - self._started) * 1000)
@@ -169,6 +172,7 @@ class Pipeline:
 
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
+        self._deadlines = Deadlines(ports.request_timeout_seconds)
         self._running: dict[str, tuple[Exchange, Answer]] = {}
 
     def end_revoked(self) -> None:
@@ -217,6 +221,28 @@ class Pipeline:
     @asynccontextmanager
     async def answer(self, exchange: Exchange, request: Asked) -> AsyncIterator[Answer]:
         """Stages 3 to 9. Raises ``Refused`` before the answer begins; inside, only the caller's own exceptions pass."""
+        admission, reservation, lease = await self._opened(exchange, request)  # 3 to 6
+        answer: Answer | None = None
+        outcome: Outcome = "gateway-error"
+        detail = ""
+        try:
+            answer = Answer(lease.answer(exchange.request_id, admission, exchange.principal.key), admission)
+            self._running[exchange.request_id] = exchange, answer
+            self._deadlines.begin(answer.time_out)
+            yield answer  # 7, 8
+            outcome, detail = answer.outcome()
+        except Refused as refusal:
+            outcome, detail = _REFUSED_OUTCOMES.get(refusal.reason, "refused"), str(refusal)
+            raise
+        except asyncio.CancelledError:
+            outcome, detail = "cancelled", "the gateway stopped"
+            raise
+        finally:
+            self._running.pop(exchange.request_id, None)
+            await self._close(exchange, reservation, answer, outcome, detail)  # 9
+
+    async def _opened(self, exchange: Exchange, request: Asked) -> tuple[Admission, Reservation, Lease]:
+        """Stages 3 to 6."""
         ports, principal = self._ports, exchange.principal
         exchange.model_name = request.model
         admission = await self._admitted(exchange, request)  # 3
@@ -237,44 +263,14 @@ class Pipeline:
             await ports.budget.settle(reservation, 0)
             raise
         exchange.opened = True
-        async with self._closing(exchange, reservation, lease, admission) as answer:
-            yield answer
-
-    @asynccontextmanager
-    async def _closing(
-        self, exchange: Exchange, reservation: Reservation, lease: Lease, admission: Admission
-    ) -> AsyncIterator[Answer]:
-        """Stage 9 around stages 7 and 8."""
-        answer: Answer | None = None
-        outcome: Outcome = "gateway-error"
-        detail = ""
-        timer: asyncio.TimerHandle | None = None
-        try:
-            runner = lease.answer(exchange.request_id, admission, exchange.principal.key)
-            answer = Answer(runner, admission)
-            self._running[exchange.request_id] = exchange, answer
-            timer = asyncio.get_running_loop().call_later(
-                self._ports.request_timeout_seconds, answer.stop, Refused(Reason.REQUEST_TIMEOUT)
-            )
-            yield answer
-            outcome, detail = answer.outcome()
-        except Refused as refusal:
-            outcome, detail = _REFUSED_OUTCOMES.get(refusal.reason, "refused"), str(refusal)
-            raise
-        except asyncio.CancelledError:
-            outcome, detail = "cancelled", "the gateway stopped"
-            raise
-        finally:
-            self._running.pop(exchange.request_id, None)
-            if timer is not None:
-                timer.cancel()
-            await self._close(exchange, reservation, answer, outcome, detail)
+        return admission, reservation, lease
 
     async def _close(
         self, exchange: Exchange, reservation: Reservation, answer: Answer | None, outcome: Outcome, detail: str
     ) -> None:
         prompt_tokens = completion_tokens = 0
         if answer is not None:
+            self._deadlines.end(answer.time_out)
             answer.cancel()  # no-op once the runner has said its last word
             prompt_tokens, completion_tokens = answer.charge()
         spent = prompt_tokens + completion_tokens
@@ -332,13 +328,14 @@ class Pipeline:
             now_seconds=self._ports.now_seconds(),
         )
         try:
-            raw_answer = await self._ports.policy.evaluate(document)
+            input_document = decide.input_document(document)
+            raw_answer = await self._ports.policy.evaluate(input_document)
         except Fault as fault:  # no answer is not a yes
             raise Refused(Reason.POLICY_UNAVAILABLE, fault.detail, retry_after_seconds=1) from fault
         decision = decide.judge(
             raw_answer,
             policy_digest=self._ports.policy.policy_digest,
-            input_digest=decide.input_digest(document),
+            input_digest=Digest.of(input_document),
         )
         if decision.reasons == (decide.MALFORMED,):  # no answer either: policy has neither permitted nor denied
             exchange.decision, exchange.policy_input = decision, document

@@ -23,6 +23,7 @@ from appliance.core.refusals import Reason, Refused
 from appliance.core.values import (
     Admission,
     AnswerEvent,
+    Delta,
     Detokenisation,
     End,
     EngineFigures,
@@ -58,6 +59,8 @@ RESET_SECONDS: Final = 10.0
 MAX_UNREAD_BYTES: Final = 16 * 2**20
 """Of one answer, decoded: 40,000 tokens of text, or 4,000 with 20 alternatives each. No runner waits for a reader: its
 slot would be lost to everybody. So an answer that is not read ends. More than a full socket can bring at once."""
+PATIENT_BYTES: Final = 2**20
+"""Of one answer, decoded, for which a patient reader is woken before its end."""
 _REASONS: Final = {
     "prompt-too-long": Reason.PROMPT_TOO_LONG,
     "overloaded": Reason.OVERLOADED,
@@ -290,6 +293,7 @@ def _generation(
         cache_partition=principal_key,
         principal=principal_key,
         queue_ms=queue_ms,
+        patient=not request.stream,
     )
 
 
@@ -316,15 +320,19 @@ class LinkAnswer:
         self.cut = False
         self._failure: Refused | None = None
         self.cancelled_at: float | None = None
+        self.first_delta_at: float | None = None
         self._wake: asyncio.Future[None] | None = None
+        self._is_patient = False  # whoever waits for it
+        self._wakes_patient = False  # what has arrived
 
     @property
     def started(self) -> bool:
         return self._check.started
 
-    async def events(self) -> list[AnswerEvent]:
+    async def events(self, *, patient: bool = False) -> list[AnswerEvent]:
         """The next events, at least one. Raises what the runner or the channel refused."""
-        if not self._pending and self._failure is None:
+        if self._failure is None and not (self._wakes_patient if patient else self._pending):
+            self._is_patient = patient
             self._wake = asyncio.get_running_loop().create_future()
             try:
                 await self._wake
@@ -333,6 +341,7 @@ class LinkAnswer:
         if self._pending:
             pending, self._pending = self._pending, []
             self._unread_bytes = 0
+            self._wakes_patient = False
             return pending
         if self._failure is None:
             raise RuntimeError("woken without a reason")
@@ -350,7 +359,11 @@ class LinkAnswer:
             wrong = wrong or "it stopped and was not told to"
         if not wrong and self._has_room(event):
             self._pending.append(event)
-            self._notify()
+            if self.first_delta_at is None and isinstance(event, Delta):
+                self.first_delta_at = time.monotonic()
+            self._wakes_patient = isinstance(event, End) or self._unread_bytes > PATIENT_BYTES
+            if self._wakes_patient or not self._is_patient:
+                self._notify()
         return wrong
 
     def _has_room(self, event: AnswerEvent) -> bool:

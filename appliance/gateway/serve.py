@@ -8,6 +8,7 @@ Not here: what is assembled (``appliance.assemble``).
 
 import asyncio
 import contextlib
+import gc
 import logging
 import math
 import signal
@@ -33,6 +34,9 @@ GRACE_SECONDS: Final = 10
 SUMMARY_SECONDS: Final = 60
 REVOKED_SECONDS: Final = 0.25
 """Between two looks at the answers under way. A token that comes is looked up by itself."""
+YOUNG_OBJECTS: Final = 20_000
+"""Made and not freed before the collector of cycles looks at them: those of some dozen requests. By Python's own number
+it would look twice in each."""
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +75,8 @@ async def serve(
         opened = listeners()
         log.info("listening on %s; policy %s", ", ".join(map(str, opened)), policy.record.policy_digest)
         server = http_server(gate, limits, gate.refusals, opened)
+        gc.freeze()  # modules and settings stay as long as the process: no collection needs to look at them
+        gc.set_threshold(YOUNG_OBJECTS)
         async with (
             _background(_summarise(gate.refusals, notary)),
             _background(_end_revoked(gate)),

@@ -94,12 +94,19 @@ class WardenClient:
         """Raises ``Refused(MODEL_NOT_VERIFIED | RUNNER_UNAVAILABLE | AUDIT_UNAVAILABLE)``, or ``Fault`` when the warden
         is away."""
         wanted = reference(model)
+        link = self._links.get(wanted)
+        if link is None or link.broken:
+            link = await self._only_link(wanted)
+        link.leased()
+        return link
+
+    async def _only_link(self, wanted: ModelRef) -> RunnerLink:
+        """However many wait for a model that is not loaded, one of them asks."""
         async with self._leasing.setdefault(wanted, asyncio.Lock()):
             link = self._links.get(wanted)
             if link is None or link.broken:
                 link = await self._new_link(wanted)
                 self._links[wanted] = link
-            link.leased()
             return link
 
     async def reports(self) -> tuple[RunnerReport, ...]:

@@ -31,14 +31,24 @@ from typing import Any, Final, NoReturn, Protocol, cast
 
 import httptools
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Value
-from appliance.gateway.asgi import ARRIVAL, CLIENT_CERTIFICATE, REFUSED_ON_WIRE, Scope
+from appliance.gateway.asgi import (
+    ARRIVAL,
+    BODY_IS_HERE,
+    CLIENT_CERTIFICATE,
+    DEPARTURE,
+    REFUSED_ON_WIRE,
+    Departure,
+    Scope,
+)
+from appliance.gateway.deadlines import Deadlines
 from appliance.gateway.guard import MAX_HEADERS, MAX_TARGET_BYTES
 from appliance.gateway.listeners import Arrival
 from appliance.gateway.problems import SECURE_HEADERS, problem
+from appliance.gateway.sending import AnswerWriter
 from appliance.gateway.tally import LINES
 
 MAX_FRAMING_BYTES: Final = 24 * 1024
@@ -81,6 +91,10 @@ class Crowd:
     def __init__(self, limits: WireLimits, refusals: Counter[str]) -> None:
         self.limits = limits
         self.refusals = refusals
+        self.head_deadlines: Final = Deadlines(limits.head_seconds)
+        self.request_deadlines: Final = Deadlines(limits.request_seconds)
+        self.idle_deadlines: Final = Deadlines(limits.keep_alive_seconds)
+        self.linger_deadlines: Final = Deadlines(LINGER_SECONDS)
         self._of_peer: Counter[str] = Counter()
         self._idle: dict[Guest, None] = {}
 
@@ -134,10 +148,12 @@ class Wire(HttpToolsProtocol):
         self._certificate: bytes | None = None
         self._crowd = crowd
         self._limits = crowd.limits
-        self._deadline: asyncio.TimerHandle | None = None
+        self._deadlines: Deadlines | None = None
+        self._departure = Departure()
         self._stalled: asyncio.TimerHandle | None = None
         self._framing_bytes = 0
         self._in_body = False
+        self._is_first_data = False
         self._deaf = False
         self._verdict = Reason.REQUEST_MALFORMED
 
@@ -159,27 +175,28 @@ class Wire(HttpToolsProtocol):
         self.peer = peer_name(peer.address)
         self.brings_others = self._arrival.is_believed or is_local(self.peer)
         if self._crowd.enter(self):
-            self._await_headers(self._limits.head_seconds)
+            self._await_headers(self._crowd.head_deadlines)
         else:
             self._count_and_tell(Reason.OVERLOADED)
-            self._end_in(self._limits.head_seconds)
+            self._end_by(self._crowd.head_deadlines)
             transport.close()
 
     def abort(self) -> None:
         self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._deadline, self._stalled):
-            if timer is not None:
-                timer.cancel()
+        if self._deadlines is not None:
+            self._deadlines.end(self.abort)
+        if self._stalled is not None:
+            self._stalled.cancel()
         if self._arrival is not None:
             self._crowd.leave(self)
         super().connection_lost(exc)
+        self._departure.happen()
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        self._unset_keepalive_if_required()
         self._framing_bytes += len(data)
         try:
             self.parser.feed_data(data)
@@ -191,6 +208,7 @@ class Wire(HttpToolsProtocol):
         else:
             if self._framing_bytes > MAX_FRAMING_BYTES:
                 self._refuse(Reason.HEADERS_TOO_LARGE)
+        self._is_first_data = False
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -211,6 +229,7 @@ class Wire(HttpToolsProtocol):
         super().on_message_begin()
         scope = cast("dict[str, Any]", self.scope)
         scope[ARRIVAL], scope[CLIENT_CERTIFICATE] = self._arrival, self._certificate
+        scope[DEPARTURE] = self._departure = Departure()
         self._in_body = False
 
     def on_url(self, url: bytes) -> None:
@@ -229,9 +248,9 @@ class Wire(HttpToolsProtocol):
         if not self.url.startswith(b"/") or b"#" in self.url:  # uvicorn would route by the rest of it
             self._stop(Reason.PATH_INVALID)
         self._framing_bytes = 0
-        self._in_body = True
+        self._in_body = self._is_first_data = True
         self._crowd.busy(self)
-        self._end_in(self._limits.request_seconds)
+        self._end_by(self._crowd.request_deadlines)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -241,22 +260,33 @@ class Wire(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._framing_bytes = 0
         super().on_message_complete()
+        self.flow.resume_reading()  # nothing of this request is to come; whether its client leaves is
+        if self._is_first_data:  # so the application has not begun
+            cast("dict[str, Any]", self.scope)[BODY_IS_HERE] = True
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        cycle.send = AnswerWriter(cycle)  # type: ignore[assignment,method-assign]
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._await_headers(self._limits.keep_alive_seconds)
+        """Instead of uvicorn's, which sets a timer of its own for an idle connection."""
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+        self._await_headers(self._crowd.idle_deadlines)
 
     # --- what happens then ------------------------------------------------------------------------------------------
 
-    def _await_headers(self, seconds: float) -> None:
+    def _await_headers(self, deadlines: Deadlines) -> None:
         self._crowd.idle(self)
-        self._end_in(seconds)
+        self._end_by(deadlines)
 
-    def _end_in(self, seconds: float) -> None:
+    def _end_by(self, deadlines: Deadlines) -> None:
         """The one deadline of the state that begins now. Aborts, because closing would wait for the peer to read."""
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._deadline = self.loop.call_later(seconds, self.transport.abort)
+        if self._deadlines is not None:
+            self._deadlines.end(self.abort)
+        self._deadlines = deadlines
+        deadlines.begin(self.abort)
 
     def _stop(self, verdict: Reason) -> NoReturn:
         """Makes the parser stop; ``data_received`` goes on from there."""
@@ -277,6 +307,7 @@ class Wire(HttpToolsProtocol):
             cast("Scope", cycle.scope)[REFUSED_ON_WIRE] = Refused(reason)
             cycle.disconnected = True
             cycle.message_event.set()
+            self._departure.happen()
             if cycle.response_started:
                 self.transport.abort()
                 return
@@ -288,7 +319,7 @@ class Wire(HttpToolsProtocol):
                 self.transport.write_eof()
             else:  # TLS ends both ways at once
                 self.transport.close()
-            self._end_in(LINGER_SECONDS)
+            self._end_by(self._crowd.linger_deadlines)
 
     def _count_and_tell(self, reason: Reason) -> None:
         self._crowd.refusals[reason.code] += 1

@@ -529,7 +529,8 @@ class Submit(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     what was paid for.
 
     ``cache_partition`` separates prefix caches; ``principal`` is whose turn it is, ``weight`` how much of one. A
-    request that has waited ``queue_ms`` for a slot is refused; 0 is no limit.
+    request that has waited ``queue_ms`` for a slot is refused; 0 is no limit. What a ``patient`` one gets may
+    come in few pieces, a moment late: nobody reads it before its end.
     """
 
     request_id: RequestId
@@ -544,6 +545,7 @@ class Submit(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     principal: str = ""
     weight: Annotated[int, Meta(ge=1, le=100)] = 1
     queue_ms: Count = 0
+    patient: bool = False
 
 
 class Embed(Value, frozen=True, kw_only=True, omit_defaults=True, tag=True):

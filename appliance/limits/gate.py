@@ -1,11 +1,12 @@
 """The coarse gate before authentication: how many requests one address may make in a minute, by slowapi.
 
-slowapi belongs to Starlette, so it is used through a small function of its own kind that the gateway calls with a
-scope; this costs less than 20 µs and never blocks, so it runs on the event loop (a worker thread would add 180 µs).
+slowapi belongs to Starlette: its decorators want a request of Starlette's and look up by it what is one limit here. Its
+limiter, which counts for them, is asked directly; that costs a few microseconds and never blocks, so it runs on the
+event loop (a worker thread would add 180 µs).
 
 slowapi fails open in four ways, each closed here: the variable or ``.env`` entry ``RATELIMIT_ENABLED`` switches it
-off (``_SettledLimiter`` reads neither), an empty key is skipped (refused first), a limit that it cannot parse is
-skipped (made from an integer), and whatever else makes it skip leaves no trace on the request, which is looked for.
+off (``_SettledLimiter`` reads neither, and one that is off is a fault), an empty key is skipped (a fault too), a limit
+that it cannot parse is skipped (made from an integer), and a store that fails may be swallowed (not where it is asked).
 
 Trusts: the client's address in the scope, which is what the server's own socket saw or a trusted proxy said; this
     process's wall clock.
@@ -15,9 +16,7 @@ Not here: who may say an address in a header (the gateway's ``origin``); rates o
 
 import functools
 import hashlib
-import inspect
 import ipaddress
-import logging
 import math
 import secrets
 import time
@@ -25,9 +24,8 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from limits import RateLimitItemPerMinute
 from slowapi import Limiter
-from slowapi.errors import RateLimitExceeded
-from starlette.requests import Request
 
 from appliance.core.refusals import Fault, Reason, Refused
 from appliance.limits.counters import LoopCounters
@@ -54,7 +52,7 @@ class AddressGate:
         if requests_per_minute < 1:
             raise Fault("an address needs at least one request a minute")
         self._limiter = _SettledLimiter(
-            key_func=_key_of,
+            key_func=_no_key,
             storage_uri=f"{LoopCounters.STORAGE_SCHEME[0]}://",
             storage_options={},
             strategy="fixed-window",
@@ -65,9 +63,7 @@ class AddressGate:
             headers_enabled=False,
             enabled=True,
         )
-        # A line for each refusal would let strangers steer the size of the log; the gateway counts refusals itself.
-        self._limiter.logger.setLevel(logging.ERROR)
-        self._count = self._limiter.limit(f"{requests_per_minute} per 1 minute")(_passed)
+        self._rate = RateLimitItemPerMinute(requests_per_minute, namespace="address")
         salt = secrets.token_bytes(16)
         self._key = functools.lru_cache(_CACHED_ADDRESSES)(functools.partial(_hashed, salt))
 
@@ -80,36 +76,27 @@ class AddressGate:
         client = scope.get("client")
         if not client or not client[0]:
             raise Fault("a request without a peer address cannot be counted")
-        request = Request({"type": "http", "method": "GET", "path": "/", "headers": [], "key": self._key(client[0])})
+        key = self._key(client[0])
+        if not key or not self._limiter.enabled:
+            raise Fault("the address gate would let a request pass uncounted")
+        counters = self._limiter.limiter
         try:
-            self._count(request=request)
-        except RateLimitExceeded:
-            raise Refused(Reason.ADDRESS_RATE_LIMITED, retry_after_seconds=self._seconds_until_reset(request)) from None
+            if counters.hit(self._rate, key):
+                return
+            reset_time = counters.get_window_stats(self._rate, key).reset_time
         except Exception as problem:
             raise Fault(f"the address gate failed: {problem!r}") from problem
-        if getattr(request.state, "view_rate_limit", None) is None:
-            raise Fault("the address gate let a request pass uncounted")
-
-    def _seconds_until_reset(self, request: Request) -> int:
-        rate, key = request.state.view_rate_limit
-        reset_time = self._limiter.limiter.get_window_stats(rate, *key).reset_time
-        return max(1, math.ceil(reset_time - time.time()))
+        retry_after_seconds = max(1, math.ceil(reset_time - time.time()))
+        raise Refused(Reason.ADDRESS_RATE_LIMITED, retry_after_seconds=retry_after_seconds)
 
 
-def _passed(request: Request) -> None:
-    """What the gate guards: nothing. slowapi counts before it calls this."""
-
-
-def _key_of(request: Request) -> str:
-    key: str = request.scope["key"]
-    return key
-
-
-_key_of.__signature__ = inspect.signature(_key_of)  # type: ignore[attr-defined]  # slowapi asks at each request
+def _no_key() -> str:
+    """slowapi wants a function for its decorators, of which none is used."""
+    raise NotImplementedError
 
 
 def _hashed(salt: bytes, address: str) -> str:
-    """The address as a key: salted, because slowapi logs keys, and the space of addresses is small enough to search."""
+    """The address as a key: salted, because the space of addresses is small enough to search."""
     return hashlib.blake2b(_bucket(address).encode("utf-8", "replace"), key=salt, digest_size=16).hexdigest()
 
 

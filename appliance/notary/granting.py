@@ -67,7 +67,7 @@ def grant(registry: Registry, signer: TokenSigner, order: GrantOrder, now_second
     if registry.n_families_of(client.client_id) >= MAX_FAMILIES_OF_CLIENT or registry.n_families() >= MAX_FAMILIES:
         raise Refused(Reason.GRANT_INVALID, "there are too many families of refresh tokens")
     family = Family(
-        family_id=secrets.token_urlsafe(_FAMILY_ID_BYTES),
+        family_id=secrets.token_hex(_FAMILY_ID_BYTES),
         client_id=client.client_id,
         grant=order.grant,
         subject=order.subject,

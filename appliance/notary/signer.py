@@ -82,7 +82,7 @@ class TokenSigner:
 
     def _sign(self, claims: dict[str, Any], *, ttl_seconds: int, now_seconds: int) -> SignedToken:
         """Raises ``Refused(FIELD_INVALID)`` for a token that no header would hold."""
-        token_id = secrets.token_urlsafe(16)
+        token_id = secrets.token_hex(16)  # a word of a command line: it must not begin with a dash
         expires_at_seconds = now_seconds + ttl_seconds
         common = {
             "iss": self.issuer,

@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from appliance.core.codec import canonical_json
+from appliance.core.decide import input_document
 from appliance.core.refusals import Fault
 from appliance.core.values import Digest
 from appliance.policy.documents import strict_json
@@ -94,26 +95,25 @@ class EmbeddedPolicy:
         """SHA-256 of the data document alone, so that a log tells a changed list from a changed rule."""
         return self._data_digest
 
-    async def evaluate(self, policy_input: dict[str, Any]) -> Any:
-        """Input document -> the value of the decision rule, unjudged; None when undefined. Raises ``Fault``."""
-        return self.decide(policy_input)
+    async def evaluate(self, document: bytes) -> Any:
+        """Input as JSON -> the value of the decision rule, unjudged; None when undefined. Raises ``Fault``."""
+        return self._answer(document)
 
     def decide(self, policy_input: dict[str, Any]) -> Any:
-        """``evaluate`` for callers without an event loop."""
-        try:
-            input_document = canonical_json(policy_input)
-        except (TypeError, ValueError, NotImplementedError, RecursionError) as problem:
-            raise Fault(f"the policy input cannot be written as JSON: {problem}") from None
-        kept = len(input_document) <= _KEPT_INPUT_BYTES
-        answer = self._kept_answer(input_document) if kept else self._evaluate(input_document)
+        """``evaluate`` for callers without an event loop, of a document that is not written yet."""
+        return self._answer(input_document(policy_input))
+
+    def _answer(self, document: bytes) -> Any:
+        kept = len(document) <= _KEPT_INPUT_BYTES
+        answer = self._kept_answer(document) if kept else self._evaluate(document)
         return None if answer is None else msgspec.json.decode(answer)
 
-    def _evaluate(self, input_document: bytes) -> bytes | None:
+    def _evaluate(self, document: bytes) -> bytes | None:
         """The value of the decision rule as JSON; None when undefined. Raises ``Fault``."""
         with self._lock:
             if self._instance.broken:
                 self._instance = self._module.instantiate(self._data)
-            answer = self._instance.evaluate(input_document)
+            answer = self._instance.evaluate(document)
         return _only_result(answer)
 
 

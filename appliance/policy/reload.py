@@ -47,8 +47,8 @@ class ReloadingPolicy:
         """What the log must hold before this policy decides anything."""
         return _record(self._current)
 
-    async def evaluate(self, policy_input: dict[str, Any]) -> Any:
-        return await self._current.evaluate(policy_input)
+    async def evaluate(self, document: bytes) -> Any:
+        return await self._current.evaluate(document)
 
     async def run(self, put_on_record: Callable[[PolicyLoaded], Awaitable[object]]) -> None:
         """Looks at the files. ``put_on_record`` returns when the record is durable, or raises. Returns when another

@@ -109,14 +109,18 @@ class Choice:
 
 
 class Answer:
-    """All choices of one request; ``begun`` once its ``RunnerStarted`` is said. Each begins with ``echo``."""
+    """All choices of one request; ``begun`` once its ``RunnerStarted`` is said. Each begins with ``echo``. Of a
+    ``patient`` one, ``held`` is what was not told since ``told_at``, in seconds of the monotonic clock."""
 
-    __slots__ = ("begun", "choices", "detail", "echo", "request_id")
+    __slots__ = ("begun", "choices", "detail", "echo", "held", "patient", "request_id", "told_at")
 
-    def __init__(self, request_id: str, choices: list[Choice], echo: str = "") -> None:
+    def __init__(self, request_id: str, choices: list[Choice], echo: str = "", *, patient: bool = False) -> None:
         self.request_id: Final = request_id
         self.choices: Final = choices
         self.echo: Final = echo
+        self.patient: Final = patient
+        self.held: list[RunnerDelta] = []
+        self.told_at = 0.0
         self.begun = False
         self.detail = ""
 

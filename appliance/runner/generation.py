@@ -16,6 +16,7 @@ Promises: every ``Submit`` gets ``RunnerRefused``, or ``RunnerStarted`` and exac
 Not here: the socket (``channel``), whose turn it is for a slot (``engine.fair``), one choice's text (``answer``).
 """
 
+import time
 from typing import Final
 
 from appliance.core.values import Constraint, GbnfGrammar, JsonObject, JsonSchema, SampledToken
@@ -35,6 +36,8 @@ from appliance.runner.rounds import Rounds
 _MAX_LOGPROB_PIECE_BYTES: Final = 256
 """With 20 alternatives a token's probabilities must fit a frame."""
 _ECHO_CHARACTERS: Final = 16 * 1024
+PATIENCE_SECONDS: Final = 0.1
+"""Between two pieces of a patient answer, which otherwise would wake the gateway for each of its tokens."""
 
 
 class _NotOurs(Exception):
@@ -154,12 +157,12 @@ class GenerationDesk:
     def _start(self, preparing: _Preparing) -> None:
         submit, prompt = preparing.submit, preparing.prompt
         echo = self._echo(submit.prompt, prompt) if submit.echo else ""
-        answer = Answer(submit.request_id, self._choices(preparing), echo)
+        answer = Answer(submit.request_id, self._choices(preparing), echo, patient=submit.patient)
         self._answers[submit.request_id] = answer
         if preparing.cancelled or not answer.choices[0].job.max_tokens:
             self._begin(answer)
             for choice in answer.choices:
-                self._tell(choice.finish("cancelled" if preparing.cancelled else "length"))
+                self._tell(answer, choice.finish("cancelled" if preparing.cancelled else "length"))
             self._end(answer)
             return
         self._engine.submit(*(choice.job for choice in answer.choices))
@@ -212,16 +215,16 @@ class GenerationDesk:
             elif event.ended is not None:
                 self._begin(answer)
                 answer.detail = answer.detail or event.detail
-                self._tell(choice.finish(event.ended))
+                self._tell(answer, choice.finish(event.ended))
             else:
-                self._tell(choice.feed(self._piece(choice, event.token), self._sampled(event)))
+                self._tell(answer, choice.feed(self._piece(choice, event.token), self._sampled(event)))
             if answer.whole:
                 self._end(answer)
 
     def _turn_away(self, answer: Answer, choice: Choice, event: Event) -> None:
         if answer.begun:
             answer.detail = answer.detail or event.detail
-            self._tell(choice.finish("error"))
+            self._tell(answer, choice.finish("error"))
             return
         answer.cancel()
         del self._answers[answer.request_id]
@@ -260,14 +263,24 @@ class GenerationDesk:
         pieces = [answer.echo[place : place + _ECHO_CHARACTERS] for place in places]
         for choice in answer.choices:
             for text in pieces:
-                self._tell([RunnerDelta(request_id=answer.request_id, text=text, choice=choice.job.choice, tokens=0)])
+                delta = RunnerDelta(request_id=answer.request_id, text=text, choice=choice.job.choice, tokens=0)
+                self._tell(answer, [delta])
 
-    def _tell(self, deltas: list[RunnerDelta]) -> None:
-        for delta in deltas:
+    def _tell(self, answer: Answer, deltas: list[RunnerDelta]) -> None:
+        """The first at once, so that when an answer began is known; of a patient one the rest in few pieces."""
+        answer.held += deltas
+        if answer.held and (not answer.patient or time.monotonic() >= answer.told_at + PATIENCE_SECONDS):
+            self._release(answer)
+
+    def _release(self, answer: Answer) -> None:
+        for delta in answer.held:
             self._outbox.put_delta(delta)
+        answer.held.clear()
+        answer.told_at = time.monotonic()
 
     def _end(self, answer: Answer) -> None:
         if self._answers.pop(answer.request_id, None) is answer:
+            self._release(answer)
             self._outbox.put(answer.end())
 
 

@@ -1,6 +1,7 @@
 """``core.ports.Models`` with one runner whose events the test writes."""
 
 import asyncio
+import time
 
 from appliance.core.refusals import Refused
 from appliance.core.values import (
@@ -42,13 +43,18 @@ class FakeAnswer:
         self._script = script
         self._cut = cut
         self._cancelled = asyncio.Event()
+        self._first_delta_at: float | None = None
         self.cancels = 0
 
     @property
     def cut(self) -> bool:
         return self._cut
 
-    async def events(self) -> list[AnswerEvent]:
+    @property
+    def first_delta_at(self) -> float | None:
+        return self._first_delta_at
+
+    async def events(self, *, patient: bool = False) -> list[AnswerEvent]:
         await self._steps.reach("events")
         item = self._script.pop(0) if self._script else None
         if item is None:
@@ -56,6 +62,8 @@ class FakeAnswer:
             return [end("cancelled")]
         if isinstance(item, Refused):
             raise item
+        if self._first_delta_at is None and any(isinstance(event, Delta) for event in item):
+            self._first_delta_at = time.monotonic()
         return item
 
     def cancel(self) -> None:

@@ -1,5 +1,6 @@
 """``core.ports.PolicyEngine`` with one raw answer, which the test writes, or one for each input."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,8 @@ class FakePolicy:
     def policy_digest(self) -> Digest:
         return Digest.of(b"policy")
 
-    async def evaluate(self, policy_input: dict[str, Any]) -> Any:
+    async def evaluate(self, document: bytes) -> Any:
         await self._steps.reach("policy")
+        policy_input = json.loads(document)
         self.inputs.append(policy_input)
         return self.raw_answer if self.answer_to is None else self.answer_to(policy_input)

@@ -54,6 +54,13 @@ def test_no_token_is_miscounted(chain: RunnerClient, temperature: float) -> None
     assert sum(delta.tokens for delta in answer.deltas) == len(WORDS)
 
 
+def test_patient_answer_lacks_nothing_and_comes_in_fewer_pieces_than_tokens(chain: RunnerClient) -> None:
+    plain, patient = chain.ask(), chain.ask(patient=True)
+    assert (patient.text, ended(patient)) == (plain.text, ended(plain))
+    assert sum(delta.tokens for delta in patient.deltas) == len(WORDS)
+    assert patient.deltas[0].tokens < len(WORDS) > len(patient.deltas)
+
+
 @pytest.mark.parametrize("limit", [0, 1, 5, len(WORDS) - 1])
 def test_answer_is_not_longer_than_paid_for(chain: RunnerClient, limit: int) -> None:
     answer = chain.ask(max_completion_tokens=limit)

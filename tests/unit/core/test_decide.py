@@ -10,7 +10,7 @@ from appliance.core.decide import (
     ALLOW_REASONS,
     DENY_REASONS,
     MALFORMED,
-    input_digest,
+    input_document,
     judge,
     policy_input,
     require_sealed,
@@ -194,9 +194,9 @@ def test_time_is_utc_and_monday_is_zero(now_seconds, weekday, minute_of_day):
     }
 
 
-def test_the_input_digest_does_not_depend_on_the_order_of_keys():
+def test_the_input_document_does_not_depend_on_the_order_of_keys():
     document = asked(ADMISSION)
-    assert input_digest(dict(reversed(document.items()))) == input_digest(document)
+    assert input_document(dict(reversed(document.items()))) == input_document(document)
 
 
 def test_an_exact_allow_allows():

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from appliance.core.refusals import Reason, Refused
-from appliance.gateway.asgi import peer_of, read_body
+from appliance.gateway.asgi import BODY_IS_HERE, Departure, peer_of, read_body
 from tests.support.scenario import run
 
 JSON = (b"content-type", b"application/json")
@@ -29,14 +29,15 @@ def part(data: bytes, *, more: bool = False) -> dict[str, Any]:
     return {"type": "http.request", "body": data, "more_body": more}
 
 
-def read(*messages: dict[str, Any], headers: tuple[tuple[bytes, bytes], ...] = (JSON,)) -> bytes | Reason:
+def read(
+    *messages: dict[str, Any], headers: tuple[tuple[bytes, bytes], ...] = (JSON,), is_here: bool = False
+) -> bytes | Reason:
     outcome: list[bytes | Reason] = []
 
     async def scenario() -> None:
         try:
-            outcome.append(
-                await read_body({"headers": headers}, receiving(*messages), max_bytes=10, timeout_seconds=0.05)
-            )
+            scope = {"headers": headers, BODY_IS_HERE: is_here}
+            outcome.append(await read_body(scope, receiving(*messages), max_bytes=10, timeout_seconds=0.05))
         except Refused as refused:
             outcome.append(refused.reason)
 
@@ -124,6 +125,26 @@ def test_spelling_of_the_media_type_does_not_matter(value: bytes) -> None:
 def test_slow_and_vanished_senders_are_given_up() -> None:
     assert read(part(b"1", more=True)) is Reason.BODY_TIMEOUT
     assert read(part(b"1", more=True), {"type": "http.disconnect"}) is Reason.BODY_TIMEOUT
+
+
+def test_body_that_is_here_is_bounded_too() -> None:
+    assert read(part(b"1234567890"), is_here=True) == b"1234567890"
+    assert read(part(b"12345678901"), is_here=True) is Reason.BODY_TOO_LARGE
+    assert read({"type": "http.disconnect"}, is_here=True) is Reason.BODY_TIMEOUT
+    assert read(part(b"{}"), headers=((b"content-type", b"text/plain"),), is_here=True) is Reason.MEDIA_TYPE_UNSUPPORTED
+
+
+def test_departure_is_told_once_whenever_it_was_and_to_nobody_who_has_stopped_listening() -> None:
+    departure, heard = Departure(), list[str]()
+    with departure.told(lambda: heard.append("nobody left")):
+        pass
+    with departure.told(lambda: heard.append("while it listens")):
+        departure.happen()
+        departure.happen()
+    with departure.told(lambda: heard.append("before it listened")):
+        assert heard == ["while it listens", "before it listened"]
+    departure.happen()
+    assert len(heard) == 2
 
 
 def test_peer_is_the_sockets_and_no_headers() -> None:

@@ -13,6 +13,7 @@ from appliance.core.records import Closed
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import End, Ids, Rows, Started, TextPrompt, TokenPrompt, Vectors, Written
 from appliance.gateway.answering import BodyLimits
+from appliance.gateway.asgi import DEPARTURE, Departure
 from appliance.gateway.computation import ComputationRoute
 from appliance.gateway.surfaces.vectors import EmbeddingsSurface, RerankSurface
 from appliance.gateway.surfaces.vocabulary import DetokenizeSurface, TokenizeSurface
@@ -38,7 +39,9 @@ class Client:
         self.inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.inbox.put_nowait({"type": "http.request", "body": json.dumps(body).encode(), "more_body": False})
         self.sent: list[Any] = []
-        self.scope = {"method": method, "headers": [(b"content-type", b"application/json")]}
+        self.departure = Departure()
+        headers = [(b"content-type", b"application/json")]
+        self.scope = {"method": method, "headers": headers, DEPARTURE: self.departure}
 
     async def send(self, message: Any) -> None:
         self.sent.append(message)
@@ -149,7 +152,7 @@ def test_a_caller_who_leaves_is_charged_and_told_nothing() -> None:
         world.models.script = [[STARTED], None]
         asking = asyncio.create_task(ask(world, EmbeddingsSurface(), client))
         await until(lambda: bool(world.models.answers))
-        client.inbox.put_nowait({"type": "http.disconnect"})
+        client.departure.happen()
         await asking
         assert client.sent == []
         assert world.models.answers[0].cancels >= 1

@@ -23,6 +23,7 @@ from appliance.core.values import (
 )
 from appliance.gateway import generation
 from appliance.gateway.answering import BodyLimits
+from appliance.gateway.asgi import DEPARTURE, Departure
 from appliance.gateway.generation import GenerationRoute, Head, Surface
 from appliance.gateway.surfaces.openai.chat import ChatSurface
 from appliance.gateway.surfaces.openai.completions import CompletionSurface
@@ -42,7 +43,9 @@ class Client:
         self.inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.inbox.put_nowait({"type": "http.request", "body": data, "more_body": False})
         self.sent: list[Any] = []
-        self.scope = {"method": "POST", "headers": [(b"content-type", b"application/json")]}
+        self.departure = Departure()
+        headers = [(b"content-type", b"application/json")]
+        self.scope = {"method": "POST", "headers": headers, DEPARTURE: self.departure}
 
     async def receive(self) -> dict[str, Any]:
         return await self.inbox.get()
@@ -52,7 +55,7 @@ class Client:
         await asyncio.sleep(0)
 
     def leave(self) -> None:
-        self.inbox.put_nowait({"type": "http.disconnect"})
+        self.departure.happen()
 
     @property
     def text(self) -> str:

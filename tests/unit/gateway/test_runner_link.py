@@ -167,6 +167,7 @@ def test_submission_says_what_was_admitted_and_nothing_of_the_caller() -> None:
                 cache_partition="key",
                 principal="key",
                 queue_ms=7000,
+                patient=True,
             )
 
     run(scenario)
@@ -372,6 +373,51 @@ def test_reader_that_reads_now_and_then_loses_nothing(monkeypatch: pytest.Monkey
             read += await all_events(answer)
             assert len(read) == 152
             assert not answer.cut
+
+    run(scenario)
+
+
+def test_patient_reader_is_woken_for_the_end_and_loses_nothing() -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            answer = await one.answer()
+            reader = asyncio.create_task(answer.events(patient=True))
+            for message in (started(), delta(text="a"), delta(text="b")):
+                one.runner.say(message)
+            await until(lambda: answer.first_delta_at is not None)
+            await turns()
+            assert not reader.done()
+            one.runner.say(end(completion_tokens=2))
+            assert [type(event) for event in await reader] == [RunnerStarted, RunnerDelta, RunnerDelta, RunnerEnd]
+
+    run(scenario)
+
+
+def test_patient_reader_is_woken_before_what_waits_takes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_link, "PATIENT_BYTES", 3 * held_bytes(delta()))
+
+    async def scenario() -> None:
+        async with pair() as one:
+            answer = await one.answer()
+            one.runner.say(started())
+            for _ in range(4):
+                one.runner.say(delta())
+            assert len(await answer.events(patient=True)) == 5
+            assert not answer.cut
+
+    run(scenario)
+
+
+def test_patient_reader_hears_what_there_is_and_then_of_the_loss() -> None:
+    async def scenario() -> None:
+        async with pair() as one:
+            answer = await one.answer()
+            reader = asyncio.create_task(answer.events(patient=True))
+            one.runner.say(started())
+            await until(lambda: answer.started)
+            one.runner.leave()
+            assert [type(event) for event in await reader] == [RunnerStarted]
+            assert (await loss(answer)).reason is Reason.RUNNER_LOST
 
     run(scenario)
 

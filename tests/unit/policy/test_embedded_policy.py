@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from appliance.core.decide import judge
+from appliance.core.decide import input_document, judge
 from appliance.core.refusals import Fault
 from appliance.core.values import Digest
 from appliance.policy.embedded import DEFAULT_DATA, DEFAULT_POLICY, EmbeddedPolicy, policy_digest
@@ -49,7 +49,7 @@ def policy(engines):
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
 def test_no_vector_is_answered_otherwise(engines, case):
     engine = engines[json.dumps(case["data"]).encode()]
-    answer = asyncio.run(engine.evaluate(case["input"]))
+    answer = asyncio.run(engine.evaluate(input_document(case["input"])))
     assert answer == case["answer"]
     decision = judge(answer, policy_digest=engine.policy_digest, input_digest=Digest.of(b""))
     assert decision.allow is case["answer"]["allow"]

@@ -22,6 +22,7 @@ from appliance.gateway.surfaces.openai.parts import (
     deltas,
     error_event,
     finish_reasons,
+    is_plain,
     logprob_of,
     text_of,
     usage_object,
@@ -90,6 +91,7 @@ class ChunkWriter:
     def __init__(self, head: Head) -> None:
         self._head = head
         self._id = f"chatcmpl-{head.request_id}"
+        self._around: dict[int, tuple[bytes, bytes]] = {}
 
     def begin(self) -> bytes:
         return self._chunks(
@@ -97,7 +99,7 @@ class ChunkWriter:
         )
 
     def events(self, events: Sequence[AnswerEvent]) -> bytes:
-        return self._chunks(choice for piece in deltas(events) for choice in _choices(piece))
+        return b"".join([self._piece(piece) for piece in deltas(events)])
 
     def finish(self, end: End, usage: Usage) -> bytes:
         reasons = finish_reasons(end, self._head.request.choices)
@@ -108,6 +110,21 @@ class ChunkWriter:
 
     def broken(self, refusal: Refused) -> bytes:
         return error_event(refusal)
+
+    def _piece(self, piece: Delta) -> bytes:
+        if piece.text and is_plain(piece):  # as nearly all are
+            before, after = self._around_text(piece.choice)
+            return before + ENCODER.encode(piece.text) + after
+        return self._chunks(_choices(piece))
+
+    def _around_text(self, choice: int) -> tuple[bytes, bytes]:
+        """What stands before and after the text in each chunk of one choice."""
+        around = self._around.get(choice)
+        if around is None:
+            name, nothing = b'"content":', b'""'
+            before, _, after = self._event([_Choice(_Delta(content=""), choice)], UNSET).partition(name + nothing)
+            around = self._around[choice] = before + name, after
+        return around
 
     def _chunks(self, choices: Iterable[_Choice]) -> bytes:
         return b"".join([self._event([choice], UNSET) for choice in choices])

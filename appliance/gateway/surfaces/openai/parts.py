@@ -61,10 +61,14 @@ def deltas(events: Sequence[AnswerEvent]) -> Iterable[Delta]:
     return [_joined(list(run)) for _kind, run in groupby(pieces, _kind_of)]
 
 
+def is_plain(piece: Delta) -> bool:
+    """Whether there is nothing but text in it."""
+    return not (piece.reasoning or piece.tool_calls or piece.logprobs)
+
+
 def _kind_of(piece: Delta) -> tuple[int, int]:
     """Pieces of text alone are of one kind for each choice, any other is of its own."""
-    plain = not (piece.reasoning or piece.tool_calls or piece.logprobs)
-    return (piece.choice, 0) if plain else (piece.choice, id(piece))
+    return (piece.choice, 0) if is_plain(piece) else (piece.choice, id(piece))
 
 
 def _joined(run: list[Delta]) -> Delta:
