@@ -341,7 +341,15 @@ def test_copy_made_file_by_file_of_a_live_log_is_intact_up_to_its_checkpoint(tmp
 
 
 def test_query_picks_by_event_subject_request_and_time(tmp_path: Path) -> None:
-    log = make_log(tmp_path, STORY)
+    async def one_after_the_other() -> None:  # records that are committed together have one time
+        journal = open_journal(tmp_path)
+        for record in (LOG_OPENED, *STORY):
+            written(await append_all(journal, [record]))
+        await journal.publish()
+        await journal.close()
+
+    run(one_after_the_other)
+    log = tmp_path / "log"
     assert [e.seq for e in query(log, Query(event="opened"))] == [3, 5]
     assert [e.seq for e in query(log, Query(request_id="r1"))] == [3, 4]
     assert [e.seq for e in query(log, Query(subject="ada", event="opened"))] == [3, 5]
