@@ -12,7 +12,16 @@ import msgspec
 
 from appliance.audit.reading import LogBroken, LogFiles
 from appliance.core.note import NoteInvalid, parse_checkpoint, parse_note
-from appliance.core.records import Entry, Opened, RefusedRequest, TokenIssued, decode_entry
+from appliance.core.records import (
+    Actor,
+    Entry,
+    Opened,
+    Record,
+    RefusalSummary,
+    RefusedRequest,
+    TokenIssued,
+    decode_entry,
+)
 from appliance.core.tree import TILE_WIDTH
 from appliance.core.values import Value
 
@@ -87,13 +96,22 @@ def _matches(entry: Entry, wanted: Query) -> bool:
 
 def _subject(entry: Entry) -> str | None:
     record = entry.record
-    if isinstance(record, Opened | RefusedRequest):
-        return record.actor.subject
-    return record.subject if isinstance(record, TokenIssued) else None
+    if isinstance(record, TokenIssued):
+        return record.subject
+    actor = _actor(record)
+    return actor.subject if actor else None
 
 
 def _acting(entry: Entry) -> list[str]:
     record = entry.record
-    if isinstance(record, Opened | RefusedRequest):
-        return [one.subject for one in record.actor.acting]
-    return [one.subject for one in record.acting] if isinstance(record, TokenIssued) else []
+    if isinstance(record, TokenIssued):
+        return [one.subject for one in record.acting]
+    actor = _actor(record)
+    return [one.subject for one in actor.acting] if actor else []
+
+
+def _actor(record: Record) -> Actor | None:
+    """Refusals that were only counted have one too, unless they are those of strangers."""
+    if isinstance(record, RefusalSummary):
+        return record.actor or None
+    return record.actor if isinstance(record, Opened | RefusedRequest) else None

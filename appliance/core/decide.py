@@ -51,6 +51,8 @@ DENY_REASONS: Final = frozenset(
         "signer-not-permitted",  # *
     }
 )
+DELEGATION_DENIED: Final[dict[str, Any]] = {"allow": False, "reasons": ["delegation-not-permitted"], "obligations": {}}
+"""The raw answer for rules that do not know of delegation."""
 # Ours alone: a policy that says it is malformed too.
 MALFORMED: Final = "policy-answer-malformed"
 

@@ -71,12 +71,14 @@ class Tally:
     def __init__(self) -> None:
         self.stripped_headers = 0
         self.strangers: Counter[str] = Counter()
-        self._known: dict[str, tuple[Actor, Counter[str]]] = {}
+        self._known: dict[tuple[str, tuple[str, str] | None], tuple[Actor, Counter[str]]] = {}
         self._past: Counter[str] = Counter()
 
     def count(self, actor: Actor, reason: Reason) -> None:
-        """One refusal of a known principal. Its summary names the token of the first in the interval."""
-        _actor, counts = self._known.setdefault(actor.key, (actor, Counter()))
+        """One refusal of a known principal. Its summary names the token of the first in the interval; one whom a
+        service asks for, and who asks too, is in two, or one would be on record for what the other did."""
+        nearest = next(((one.issuer, one.subject) for one in actor.acting), None)
+        _actor, counts = self._known.setdefault((actor.key, nearest), (actor, Counter()))
         counts[reason.code] += 1
 
     def stranger(self, reason: Reason, detail: str) -> None:

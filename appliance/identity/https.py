@@ -49,6 +49,8 @@ class Endpoint(Value, frozen=True, kw_only=True):
             raise ValueError("must be an absolute https URL without user and fragment")
         if any(character <= " " or character == "\x7f" for character in url):
             raise ValueError("must not have spaces or controls")
+        if not all(0 < len(label) < 64 for label in parts.hostname.removesuffix(".").split(".")):  # RFC 1035, 2.3.4
+            raise ValueError("must have a host with labels of 1 to 63 characters")
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         return cls(host=parts.hostname, port=parts.port or 443, target=target)
 

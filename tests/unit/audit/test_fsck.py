@@ -13,7 +13,7 @@ from appliance.audit.fsck import LogReport, verify_log
 from appliance.audit.query import Query, query
 from appliance.core.clients import Party
 from appliance.core.note import Checkpoint, Signature, format_note
-from appliance.core.records import Entry, LogClosed, Record, TokenIssued, decode_entry, encode_entry
+from appliance.core.records import Entry, LogClosed, Record, RefusalSummary, TokenIssued, decode_entry, encode_entry
 from appliance.core.tree import TileTree, bundle_path, decode_bundle, encode_bundle, leaf_hash
 from appliance.core.values import Digest, Obligations
 from appliance.notary.checkpoint import verifier_key
@@ -376,3 +376,11 @@ def test_query_finds_whoever_acted_for_another(tmp_path: Path) -> None:
     assert [e.seq for e in query(log, Query(acting="ada"))] == []
     assert [e.seq for e in query(log, Query(subject="webui"))] == []
     assert [e.seq for e in query(log, Query(subject="ada", acting="webui"))] == [3]
+
+
+def test_refusals_that_were_only_counted_are_not_missing_from_a_query(tmp_path: Path) -> None:
+    counted = RefusalSummary(interval_seconds=60, counts={"rate-limited": 7}, actor=THROUGH)
+    strangers = RefusalSummary(interval_seconds=60, counts={"token-missing": 9})
+    log = make_log(tmp_path, [policy_loaded(), counted, strangers])
+    assert [e.seq for e in query(log, Query(subject="ada"))] == [2]
+    assert [e.seq for e in query(log, Query(acting="webui"))] == [2]

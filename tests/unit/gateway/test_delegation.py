@@ -11,9 +11,10 @@ from appliance.core.claims import principal_key
 from appliance.core.delegation import OPENWEBUI_JWT, USER_TOKEN
 from appliance.core.records import RefusedRequest
 from appliance.core.refusals import Fault, Reason, Refused
-from appliance.core.values import VerifiedClaims
+from appliance.core.values import ActingParty, VerifiedClaims
 from appliance.gateway.delegation import Delegate, Delegates, Users
 from appliance.gateway.gate import Gate, exchange_of
+from appliance.gateway.pipeline import actor_of
 from appliance.gateway.slots import Slots
 from appliance.gateway.tally import Tally
 from tests.fakes.delegation import FakeDelegation
@@ -300,3 +301,19 @@ def test_user_of_whom_nobody_can_tell_is_not_let_in(failure: Exception, answer: 
         assert (site.routed, site.together.under_way) == ([], 0)
 
     run(scenario)
+
+
+def test_refusals_of_a_user_are_not_told_of_who_did_not_ask() -> None:
+    """A service that asks too often for Alice, and Alice who asks herself, are on record apart."""
+    service = ActingParty(issuer=CLAIMS.issuer, subject="webui", client_id="webui")
+    by_service = actor_of(msgspec.structs.replace(ALICE, acting=(service,)))
+    another = actor_of(msgspec.structs.replace(ALICE, acting=(msgspec.structs.replace(service, subject="agent"),)))
+    refusals = Tally()
+    for actor in (actor_of(ALICE), by_service, by_service, another):
+        refusals.count(actor, Reason.RATE_LIMITED)
+    told = [(summary.actor and summary.actor.acting, summary.counts) for summary in refusals.take(60)]
+    assert told == [
+        ((), {"rate-limited": 1}),
+        (by_service.acting, {"rate-limited": 2}),
+        (another.acting, {"rate-limited": 1}),
+    ]

@@ -163,7 +163,8 @@ def test_file_without_authorities_is_the_operators_mistake(tmp_path: Path, conte
 @pytest.mark.parametrize(
     "url",
     ["http://a/", "https://", "https:///x", "https://u@a/", "https://u:p@a/", "https://a/#x", "https://a/ b",
-     "https://a:99999/", "ftp://a/", "//a/", "https://ä/", "https://a/\r\nX: y"],
+     "https://a:99999/", "ftp://a/", "//a/", "https://ä/", "https://a/\r\nX: y",
+     "https://a..b/", f"https://{'a' * 64}.example/", "https://./"],
 )  # fmt: skip
 def test_address_that_is_no_plain_https_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
