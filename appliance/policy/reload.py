@@ -21,6 +21,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from appliance.core.decide import DELEGATION_DENIED
 from appliance.core.records import PolicyLoaded
 from appliance.core.refusals import Fault, Refused
@@ -58,15 +60,10 @@ class ReloadingPolicy:
         """What the log must hold before this policy decides anything."""
         return _record(self._current.policy)
 
-<<<<<<< HEAD
     async def evaluate(self, document: bytes) -> Any:
-        return await self._current.evaluate(document)
-=======
-    async def evaluate(self, policy_input: dict[str, Any]) -> Any:
-        if policy_input["principal"]["acting"] and not self._current.judges_who_acts:
+        if not self._current.judges_who_acts and msgspec.json.decode(document)["principal"]["acting"]:
             return DELEGATION_DENIED
-        return await self._current.policy.evaluate(policy_input)
->>>>>>> rev2
+        return await self._current.policy.evaluate(document)
 
     async def run(self, put_on_record: Callable[[PolicyLoaded], Awaitable[object]]) -> None:
         """Looks at the files. ``put_on_record`` returns when the record is durable, or raises. Returns when another

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from appliance.core.decide import input_document
 from appliance.policy.embedded import DEFAULT_POLICY, EmbeddedPolicy
 from appliance.policy.reload import ReloadingPolicy
 
@@ -36,12 +37,14 @@ def test_rules_that_do_not_say_no_to_a_stranger_let_nobody_act(tmp_path: Path) -
     former = DEFAULT_POLICY.read_bytes().replace(REASON, b"x" * len(REASON))
     assert EmbeddedPolicy.load(former, DATA).decide(acting(SERVICE))["allow"] is True  # by themselves they would
     policy = reloading(tmp_path, former)
-    answer = asyncio.run(policy.evaluate(acting(SERVICE)))
+    answer = asyncio.run(policy.evaluate(input_document(acting(SERVICE))))
     assert answer == {"allow": False, "reasons": [REASON.decode()], "obligations": {}}
-    assert asyncio.run(policy.evaluate(acting()))["allow"] is True
+    assert asyncio.run(policy.evaluate(input_document(acting())))["allow"] is True
 
 
 def test_rules_that_judge_who_acts_are_asked(tmp_path: Path) -> None:
     policy = reloading(tmp_path, DEFAULT_POLICY.read_bytes())
-    assert asyncio.run(policy.evaluate(acting(SERVICE)))["allow"] is True
-    assert asyncio.run(policy.evaluate(acting({**SERVICE, "groups": ["staff"]})))["reasons"] == [REASON.decode()]
+    assert asyncio.run(policy.evaluate(input_document(acting(SERVICE))))["allow"] is True
+    assert asyncio.run(policy.evaluate(input_document(acting({**SERVICE, "groups": ["staff"]}))))["reasons"] == [
+        REASON.decode()
+    ]
