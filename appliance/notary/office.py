@@ -13,8 +13,9 @@ commit and answer      the answer: the next refresh token is gone, and using the
 =====================  ==========================================================================================
 
 Trusts: that one event loop's thread calls it.
-Promises: ``done`` is called once for each order, with its answer or a ``Refused``. A record or a commit that fails
-    takes back the whole turn: ``Refused(AUDIT_UNAVAILABLE)`` for all that are in it.
+Promises: ``done`` is called once for each order, with its answer or a ``Refused``, after what the orders before it
+    changed was told and before what those after it did. A record or a commit that fails takes back the whole turn:
+    ``Refused(AUDIT_UNAVAILABLE)`` for all that are in it.
 Not here: the orders themselves (``notary.granting``, ``notary.operating``).
 """
 
@@ -98,9 +99,8 @@ class Office:
             for _, done in turn:
                 done(Refused(Reason.AUDIT_UNAVAILABLE, f"the registry or the log cannot be written: {error}"))
             return
-        for deed in deeds:
-            self._carried_out(deed)
         for (_, done), deed in zip(turn, deeds, strict=True):
+            self._carried_out(deed)  # in the order of judgement: an answer knows of the deeds before it, of none after
             done(deed.answer)
 
     def _judge(self, works: list[Work], now_seconds: int) -> list[Deed]:
