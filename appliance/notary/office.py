@@ -34,6 +34,8 @@ from appliance.notary.journal import Journal
 from appliance.notary.registry import Registry
 
 MAX_WAITING: Final = 256
+OPERATORS_PLACES: Final = 64
+"""Beside those: a gateway that asks without end, for whoever took it over, keeps no operator from ending tokens."""
 _TURN: Final = 64
 
 Work = Callable[[int], Deed]
@@ -65,8 +67,8 @@ class Office:
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="registry")
 
-    def submit(self, work: Work, done: Done) -> None:
-        if len(self._waiting) >= MAX_WAITING:
+    def submit(self, work: Work, done: Done, *, of_operator: bool = False) -> None:
+        if len(self._waiting) >= MAX_WAITING + of_operator * OPERATORS_PLACES:
             done(Refused(Reason.AUDIT_UNAVAILABLE, "too many orders wait"))
             return
         self._waiting.append((work, done))
