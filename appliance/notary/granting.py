@@ -86,11 +86,8 @@ def refresh(registry: Registry, signer: TokenSigner, order: RefreshOrder, now_se
     known, current = registry.family(family_id) or (None, None)
     client, family = judge_holder(registry.client(order.client_id), known, order, now_seconds=now_seconds)
     if Digest.of(unverified_secret.encode()) != current:
-        return Deed(
-            Refused(Reason.GRANT_INVALID, "the refresh token was used before: its family has ended"),
-            records=(TokenRevoked(why="refresh-token-reused", client_id=family.client_id, family=family_id),),
-            ended=_end_family(registry, family, now_seconds),
-        )
+        reused = Refused(Reason.GRANT_INVALID, "the refresh token was used before: its family has ended")
+        return end_family(registry, family, "refresh-token-reused", now_seconds, answer=reused)
     following = refreshed(client, family, order.groups)
     if len(registry.living(family_id, now_seconds)) >= MAX_LIVING_OF_FAMILY:
         raise Refused(Reason.AUDIT_UNAVAILABLE, "too many tokens of this family live: refresh less often")
@@ -116,20 +113,24 @@ def revoke(registry: Registry, order: RevokeOrder, now_seconds: int) -> Deed:
 
 
 def revoke_token(registry: Registry, token: RevokedToken, record: TokenRevoked) -> Deed:
-    """Raises ``Refused(AUDIT_UNAVAILABLE)`` when there is no room."""
-    if registry.is_revoked(token.token_id):
+    """One that was ended is remembered as long as anybody who ended it says that it lives. Raises
+    ``Refused(AUDIT_UNAVAILABLE)`` when there is no room."""
+    known_until_seconds = registry.revoked_until(token.token_id)
+    if known_until_seconds >= token.expires_at_seconds:
         return Deed(None)
-    if registry.n_revoked() >= MAX_REVOKED:
+    if not known_until_seconds and registry.n_revoked() >= MAX_REVOKED:
         raise Refused(Reason.AUDIT_UNAVAILABLE, "too many tokens are revoked at once")
     registry.put_revoked(token)
     return Deed(None, records=(record,), ended=Revoked(tokens=(token,)))
 
 
 def end_client(registry: Registry, client_id: str, now_seconds: int) -> Revoked:
-    """All its tokens up to now. Raises ``Refused(AUDIT_UNAVAILABLE)`` when there is no room."""
+    """All its tokens up to now, and those of before the clock was set back. Raises ``Refused(AUDIT_UNAVAILABLE)`` when
+    there is no room."""
     if not registry.ended_until(client_id) and registry.n_ended() >= MAX_ENDED:
         raise Refused(Reason.AUDIT_UNAVAILABLE, "the tokens of too many clients have ended")
-    ended = EndedClient(client_id=client_id, until_seconds=max(now_seconds, registry.ended_until(client_id)))
+    until_seconds = max(now_seconds, registry.latest_issued_seconds, registry.ended_until(client_id))
+    ended = EndedClient(client_id=client_id, until_seconds=until_seconds)
     registry.drop_families_of(client_id)
     registry.put_ended(ended)
     return Revoked(clients=(ended,))
@@ -143,26 +144,26 @@ def _revoke_family(registry: Registry, family_id: str, client_id: str, now_secon
     return end_family(registry, found[0], "client", now_seconds)
 
 
-def end_family(registry: Registry, family: Family, why: Any, now_seconds: int) -> Deed:
+def end_family(registry: Registry, family: Family, why: Any, now_seconds: int, answer: Refused | None = None) -> Deed:
+    """With its access tokens; where there is no room to name them, with all tokens of its client. Raises
+    ``Refused(AUDIT_UNAVAILABLE)`` when there is no room for that either."""
     record = TokenRevoked(why=why, client_id=family.client_id, family=family.family_id)
-    return Deed(None, records=(record,), ended=_end_family(registry, family, now_seconds))
-
-
-def _end_family(registry: Registry, family: Family, now_seconds: int) -> Revoked:
-    """With its access tokens; where there is no room to name them, with all tokens of its client."""
     living = registry.living(family.family_id, now_seconds)
     if registry.n_revoked() + len(living) > MAX_REVOKED:
-        return end_client(registry, family.client_id, now_seconds)
+        all_of_client = TokenRevoked(why=why, client_id=family.client_id)
+        ended = end_client(registry, family.client_id, now_seconds)
+        return Deed(answer, records=(record, all_of_client), ended=ended)
     registry.drop_family(family.family_id)
     for token in living:
         registry.put_revoked(token)
-    return Revoked(tokens=living)
+    return Deed(answer, records=(record,), ended=Revoked(tokens=living))
 
 
 def _issue(registry: Registry, signer: TokenSigner, order: GrantOrder, family: Family | None, now_seconds: int) -> Deed:
     if registry.ended_until(order.client_id) >= now_seconds:  # a token of this second would have ended with the others
         raise Refused(Reason.AUDIT_UNAVAILABLE, "the client's tokens have just been ended: ask again in a second")
     signed = signer.sign_grant(order, now_seconds=now_seconds)
+    registry.latest_issued_seconds = max(registry.latest_issued_seconds, now_seconds)
     refresh_token = None
     if family is not None:
         secret = secrets.token_urlsafe(_SECRET_BYTES)

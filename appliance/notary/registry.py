@@ -103,8 +103,9 @@ _FAMILY: Final = json_decoder(Family)
 
 
 class Registry:
-    """Belongs to one thread at a time. Methods raise ``sqlite3.Error`` when the file cannot be read or written; then
-    ``abandon`` and nothing else is to be called."""
+    """Belongs to one thread at a time. ``latest_issued_seconds`` is the time of the latest token of a client since the
+    start, which is after now where the clock was set back. Methods raise ``sqlite3.Error`` when the file cannot be read
+    or written; then ``abandon`` and nothing else is to be called."""
 
     def __init__(self, files: Files, path: Path) -> None:
         """Opens the file, or makes it where there was none. Raises ``Fault`` when the disk does not let it,
@@ -112,6 +113,7 @@ class Registry:
         self._files = files
         self._path = path
         self._purged_at = 0
+        self.latest_issued_seconds = 0
         self._db = self._open()
 
     def close(self) -> None:
@@ -237,8 +239,10 @@ class Registry:
     def n_revoked(self) -> int:
         return self._count("SELECT count(*) FROM revoked")
 
-    def is_revoked(self, token_id: str) -> bool:
-        return self._one("SELECT 1 FROM revoked WHERE token_id = ?", token_id) is not None
+    def revoked_until(self, token_id: str) -> int:
+        """When the token was said to expire that was ended; 0 for one that was not."""
+        row = self._one("SELECT expires FROM revoked WHERE token_id = ?", token_id)
+        return 0 if row is None else int(row[0])
 
     def put_revoked(self, token: RevokedToken) -> None:
         self._put("revoked", token.token_id, token.expires_at_seconds)
