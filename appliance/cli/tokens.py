@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from appliance.cli.ask import ask
 from appliance.core.refusals import Fault
+from appliance.ipc.frames import FrameDecoder, FrameError, encode
 from appliance.ipc.messages import (
     EndTokens,
     Failed,
@@ -23,7 +24,6 @@ from appliance.settings import Settings
 
 MAX_NAME = 255
 MAX_LIST = 64
-MAX_TOKEN_ID = 128
 
 
 def issue(
@@ -65,10 +65,12 @@ def families(config: Settings, client_id: str = "") -> list[FamilyFacts]:
 
 def revoke(config: Settings, *, token_id: str | None, client_id: str | None) -> None:
     """Ends one token or family, or all tokens of a client. Raises ``Fault``."""
-    named = token_id if client_id is None else client_id
-    if named is None or not 1 <= len(named) <= (MAX_TOKEN_ID if client_id is None else MAX_NAME):
-        raise Fault("name one token, or one client")
-    answer = ask(config, "notary", EndTokens(call=1, token_id=token_id, client_id=client_id), FromNotaryAdmin)
+    order = EndTokens(call=1, token_id=token_id, client_id=client_id)
+    try:
+        FrameDecoder[EndTokens](EndTokens).decode(encode(order))
+    except (FrameError, ValueError) as error:  # the second of text that is no Unicode
+        raise Fault(f"that is no id of a token, or of a client: {error}") from error
+    answer = ask(config, "notary", order, FromNotaryAdmin)
     if isinstance(answer, Failed):
         raise _refused(answer)
 

@@ -13,6 +13,7 @@ from appliance.core.values import Digest, Value
 MAX_TTL_SECONDS: Final = 86_400
 MAX_FAMILY_SECONDS: Final = 90 * 86_400
 MAX_REFRESH_TOKEN_CHARACTERS: Final = 128
+MAX_TOKEN_ID_CHARACTERS: Final = 64
 
 ClientId = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._~-]*\Z")]
 """RFC 6749 section 2.2; of characters that need no encoding in a form, a header or a log, and no option of a
@@ -22,6 +23,10 @@ Group = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"\A[\x21\x23-
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
 ThumbprintText = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{43}\Z")]
 """A SHA-256 in base64url without padding, as ``x5t#S256`` (RFC 8705 section 3.1)."""
+
+IssuedId = Annotated[str, Meta(min_length=1, max_length=MAX_TOKEN_ID_CHARACTERS, pattern=r"\A[A-Za-z0-9_-]+\Z")]
+"""Of an access token or a family of ours: random bytes in base64url. Those that have ended are remembered and told to
+every gateway that comes, so nobody makes them longer."""
 
 Authentication = Literal["client_secret_basic", "client_secret_post", "private_key_jwt", "self_signed_tls_client_auth"]
 """RFC 7591 section 2 and RFC 8705 section 2.2.1."""
@@ -122,7 +127,7 @@ class RevokeOrder(Value, frozen=True, kw_only=True):
     """End a token of this client: an access token by its id, or a refresh token with its family (RFC 7009)."""
 
     client_id: ClientId
-    token_id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    token_id: IssuedId | None = None
     expires_at_seconds: int = 0
     unverified_refresh_token: Annotated[str, Meta(max_length=MAX_REFRESH_TOKEN_CHARACTERS)] | None = None
 
@@ -140,7 +145,7 @@ class IssuedTokens(Value, frozen=True, kw_only=True):
 class RevokedToken(Value, frozen=True, kw_only=True):
     """Forgotten once it has expired."""
 
-    token_id: Annotated[str, Meta(min_length=1, max_length=128)]
+    token_id: IssuedId
     expires_at_seconds: int
 
 

@@ -7,7 +7,7 @@ nothing of the first: a gateway that is taken over gets what registered clients 
 from collections.abc import Collection
 from typing import Final
 
-from appliance.core.clients import TOKEN_EXCHANGE, Client, Family, GrantOrder, RefreshOrder
+from appliance.core.clients import TOKEN_EXCHANGE, Client, Family, GrantOrder, Party, RefreshOrder
 from appliance.core.refusals import Reason, Refused
 
 ANY_MODEL: Final = "*"
@@ -135,8 +135,8 @@ def _judge_subject(client: Client, order: GrantOrder, issuer: str) -> None:
     """Our own subjects keep their names, another issuer's are ``<issuer>|<subject>``: who may exchange only the tokens
     of others gets nobody of ours."""
     if order.grant == TOKEN_EXCHANGE:
-        if not order.acting or order.acting[0].subject != order.client_id:
-            raise _invalid("an exchanged token names the client as the first who acts")
+        if order.acting[:1] != (Party(subject=order.client_id),):
+            raise _invalid("an exchanged token names the client, as one of ours, as the first who acts")
         others = tuple(f"{name}|" for name in client.exchanges)
         if issuer not in client.exchanges and not order.subject.startswith(others):
             raise _invalid("a subject of no issuer whose tokens the client may exchange")

@@ -19,6 +19,7 @@ from appliance.core.clients import (
     EndedClient,
     Family,
     GrantOrder,
+    IssuedId,
     IssuedTokens,
     RefreshOrder,
     RevokedToken,
@@ -300,7 +301,7 @@ class EndTokens(Value, frozen=True, kw_only=True, tag=True):
 
     call: int
     client_id: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
-    token_id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    token_id: IssuedId | None = None
 
 
 OnClients = PutClient | RemoveClient | ListClients | ListFamilies | EndTokens

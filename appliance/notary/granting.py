@@ -115,10 +115,12 @@ def revoke(registry: Registry, order: RevokeOrder, now_seconds: int) -> Deed:
 
 
 def revoke_token(registry: Registry, token: RevokedToken, record: TokenRevoked) -> Deed:
-    """Raises ``Refused(AUDIT_UNAVAILABLE)`` when there is no room."""
-    if registry.is_revoked(token.token_id):
+    """One that was ended is remembered as long as anybody who ended it says that it lives. Raises
+    ``Refused(AUDIT_UNAVAILABLE)`` when there is no room."""
+    known_until_seconds = registry.revoked_until(token.token_id)
+    if known_until_seconds >= token.expires_at_seconds:
         return Deed(None)
-    if registry.n_revoked() >= MAX_REVOKED:
+    if not known_until_seconds and registry.n_revoked() >= MAX_REVOKED:
         raise Refused(Reason.AUDIT_UNAVAILABLE, "too many tokens are revoked at once")
     registry.put_revoked(token)
     return Deed(None, records=(record,), ended=Revoked(tokens=(token,)))

@@ -13,8 +13,9 @@ commit and answer      the answer: the next refresh token is gone, and using the
 =====================  ==========================================================================================
 
 Trusts: that one event loop's thread calls it.
-Promises: ``done`` is called once for each order, with its answer or a ``Refused``. A record or a commit that fails
-    takes back the whole turn: ``Refused(AUDIT_UNAVAILABLE)`` for all that are in it.
+Promises: ``done`` is called once for each order, with its answer or a ``Refused``, after what the orders before it
+    changed was told and before what those after it did. A record or a commit that fails takes back the whole turn:
+    ``Refused(AUDIT_UNAVAILABLE)`` for all that are in it.
 Not here: the orders themselves (``notary.granting``, ``notary.operating``).
 """
 
@@ -33,6 +34,8 @@ from appliance.notary.journal import Journal
 from appliance.notary.registry import Registry
 
 MAX_WAITING: Final = 256
+OPERATORS_PLACES: Final = 64
+"""Beside those: a gateway that asks without end, for whoever took it over, keeps no operator from ending tokens."""
 _TURN: Final = 64
 
 Work = Callable[[int], Deed]
@@ -64,8 +67,8 @@ class Office:
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="registry")
 
-    def submit(self, work: Work, done: Done) -> None:
-        if len(self._waiting) >= MAX_WAITING:
+    def submit(self, work: Work, done: Done, *, of_operator: bool = False) -> None:
+        if len(self._waiting) >= MAX_WAITING + of_operator * OPERATORS_PLACES:
             done(Refused(Reason.AUDIT_UNAVAILABLE, "too many orders wait"))
             return
         self._waiting.append((work, done))
@@ -98,9 +101,8 @@ class Office:
             for _, done in turn:
                 done(Refused(Reason.AUDIT_UNAVAILABLE, f"the registry or the log cannot be written: {error}"))
             return
-        for deed in deeds:
-            self._carried_out(deed)
         for (_, done), deed in zip(turn, deeds, strict=True):
+            self._carried_out(deed)  # in the order of judgement: an answer knows of the deeds before it, of none after
             done(deed.answer)
 
     def _judge(self, works: list[Work], now_seconds: int) -> list[Deed]:

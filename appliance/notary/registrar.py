@@ -45,12 +45,13 @@ from appliance.notary.clock import Clock
 from appliance.notary.files import Files
 from appliance.notary.granting import Deed
 from appliance.notary.journal import Journal
-from appliance.notary.office import Done, Office, Work
+from appliance.notary.office import Office, Work
 from appliance.notary.registry import Registry
 from appliance.notary.signer import TokenSigner
 
 FILE_NAME: Final = "registry.db"
-REVOKED_IN_A_MESSAGE: Final = 1024
+REVOKED_IN_A_MESSAGE: Final = 256
+"""Tokens, and clients besides: so many fit a frame, however long their names."""
 PAGE_BYTES: Final = 256 * 1024
 RETRY_SECONDS: Final = 1.0
 _MAX_DETAIL_CHARACTERS: Final = 2000
@@ -100,19 +101,19 @@ class Registrar:
             client = self._clients.get(question.client_id)
             answer(ClientFound(call=call, client=None if client is None or client.disabled else client))
         elif isinstance(question, AskRevoke):
-            self._submit(
+            self._office.submit(
                 lambda now: granting.revoke(self._registry, question.order, now),
                 lambda found: answer(_refusal(call, found) or RevocationDone(call=call)),
             )
         else:
-            self._submit(
+            self._office.submit(
                 self._work(question),
                 lambda found: answer(_refusal(call, found) or Granted(call=call, tokens=found)),
             )
 
     def tell_all(self, gateway: Told) -> None:
         """All that has ended so far; later ends follow by themselves."""
-        self._submit(lambda _now: Deed(self._all_revoked()), partial(self._tell_all, gateway))
+        self._office.submit(lambda _now: Deed(self._all_revoked()), partial(self._tell_all, gateway))
 
     def _tell_all(self, gateway: Told, found: Any) -> None:
         if not isinstance(found, Refused):
@@ -132,9 +133,10 @@ class Registrar:
     # --- operators --------------------------------------------------------------------------------------------------
 
     def ordered(self, order: OnClients, answer: Callable[[FromNotaryAdmin], None]) -> None:
-        self._submit(
+        self._office.submit(
             lambda now: self._deed(order, now),
             lambda found: answer(_failure(order.call, found) or _answer(order, found)),
+            of_operator=True,
         )
 
     def _deed(self, order: OnClients, now_seconds: int) -> Deed:
@@ -152,9 +154,6 @@ class Registrar:
 
     # --- the office -------------------------------------------------------------------------------------------------
 
-    def _submit(self, work: Work, done: Done) -> None:
-        self._office.submit(work, done)
-
     def _carried_out(self, deed: Deed) -> None:
         for client_id, client in deed.clients.items():
             if client is None:
@@ -167,7 +166,7 @@ class Registrar:
 
     def _read_again(self) -> None:
         """Nobody knows whether the last turn counted: whoever was told something is told all."""
-        self._submit(lambda _now: Deed(self._registry.clients()), self._clients_read)
+        self._office.submit(lambda _now: Deed(self._registry.clients()), self._clients_read)
         for gateway in tuple(self.gateways()):
             self.tell_all(gateway)
 

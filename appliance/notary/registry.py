@@ -240,8 +240,10 @@ class Registry:
     def n_revoked(self) -> int:
         return self._count("SELECT count(*) FROM revoked")
 
-    def is_revoked(self, token_id: str) -> bool:
-        return self._one("SELECT 1 FROM revoked WHERE token_id = ?", token_id) is not None
+    def revoked_until(self, token_id: str) -> int:
+        """When the token was said to expire that was ended; 0 for one that was not."""
+        row = self._one("SELECT expires FROM revoked WHERE token_id = ?", token_id)
+        return 0 if row is None else int(row[0])
 
     def put_revoked(self, token: RevokedToken) -> None:
         self._put("revoked", token.token_id, token.expires_at_seconds)

@@ -4,7 +4,7 @@ Trusts: its caller to be the operator (``notary.main`` checks the socket's peer)
     (``notary.granting``).
 Promises: a token has every claim that our own verifier demands, lives at most 24 hours, and is small enough for a
     header; what cannot be such a token is ``Refused``.
-Not here: the record of it, which must be durable before the token leaves (``notary.main``).
+Not here: the record of it, which must be durable before the token leaves (``notary.main``, ``notary.office``).
 """
 
 import secrets
@@ -14,14 +14,13 @@ from typing import Any, Final
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-from appliance.core.clients import GrantOrder, Party
+from appliance.core.clients import MAX_TTL_SECONDS, GrantOrder, Party
 from appliance.core.refusals import Reason, Refused
 from appliance.core.token_claims import MAX_NAME_CHARACTERS
 from appliance.core.values import Digest, Value
 from appliance.ipc.messages import IssueToken
 from appliance.notary.keys import public_jwk
 
-MAX_TTL_SECONDS: Final = 24 * 60 * 60
 MAX_TOKEN_BYTES: Final = 8192
 _MAX_NAME_CHARACTERS: Final = 255
 

@@ -13,7 +13,8 @@ The steps, in order; each refuses with ``client-invalid`` and a detail for the o
 
 Trusts: the registered keys.
 Promises: what passes was signed by a key of this client for us and for now, and passes no second time in this process,
-    nor a first time here after one in the process before. A client that is not known costs the same work.
+    nor a first time here after one in the process before, unless its client's clock was ahead of ours. A client that
+    is not known costs the same work.
 Not here: which client may authenticate in this way (``authentication``).
 """
 
@@ -123,12 +124,14 @@ class AssertionChecker:
         if now_seconds >= claims.exp + LEEWAY_SECONDS:
             raise _refused("expired")
         if claims.iat < self._since_seconds:
-            raise _refused("from before this process: it may have been used in the one before")
+            raise _refused("from before what is remembered: it may have been used")
 
     def _use_once(self, client_id: str, jti: str, now_seconds: int) -> None:
-        """Step (7). All are remembered equally long, so that the oldest use is forgotten first."""
+        """Step (7). All are remembered equally long, so that the oldest use is forgotten first. What could have been
+        used when that was is not taken any more, also if the clock is set back to where it had not expired."""
         while self._used and next(iter(self._used.values())) <= now_seconds:
-            (forgotten, _name), _until = self._used.popitem(last=False)
+            (forgotten, _name), until_seconds = self._used.popitem(last=False)
+            self._since_seconds = max(self._since_seconds, until_seconds - _REMEMBER_SECONDS + LEEWAY_SECONDS)
             self._of_client[forgotten] -= 1
             if not self._of_client[forgotten]:
                 del self._of_client[forgotten]

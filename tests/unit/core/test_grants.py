@@ -88,6 +88,7 @@ def test_what_is_registered_is_granted(registered: Client, asked: Any) -> None:
         (exchanging(exchanges=(OTHER_ISSUER,)), exchange(subject="ada"), Reason.GRANT_INVALID),
         (exchanging(exchanges=(OTHER_ISSUER,)), exchange(subject="https://third.test|ada"), Reason.GRANT_INVALID),
         (exchanging(), exchange(acting=(Party(subject="x"), Party(subject="agent"))), Reason.GRANT_INVALID),
+        (exchanging(), exchange(acting=(Party(subject="agent", issuer="https://x.test"),)), Reason.GRANT_INVALID),
         (by_certificate(), order(), Reason.GRANT_INVALID),
         (by_certificate(), order(certificate_sha256=OTHER_CERTIFICATE), Reason.GRANT_INVALID),
         (by_certificate(), order(jkt=JKT), Reason.GRANT_INVALID),

@@ -83,7 +83,7 @@ def test_what_was_committed_is_there_again_and_is_private(place: Path) -> None:
     with opened(place) as again:
         assert everything(again) == before
         assert again.holder_of("a1") == "agent"
-        assert again.is_revoked("r1")
+        assert again.revoked_until("r1") == NOW + 600
         assert again.ended_until("gone") == NOW
 
 
@@ -109,7 +109,7 @@ def test_refused_step_leaves_nothing_of_itself_and_all_of_the_others(place: Path
             registry.put_client(client())
             raise Refused(Reason.GRANT_INVALID)
         assert registry.clients() == {}
-        assert registry.is_revoked("first")
+        assert registry.revoked_until("first") == NOW + 60
 
 
 def test_what_has_expired_is_forgotten_and_not_before(place: Path) -> None:

@@ -120,7 +120,7 @@ HOSTILE: dict[str, tuple[str, str]] = {
     "exp far away": (assertion(exp=NOW + MAX_LIFETIME_SECONDS + 1), "a lifetime of"),
     "iat in the future": (assertion(iat=NOW + LEEWAY_SECONDS + 1, exp=NOW + 90), "it is not valid yet"),
     "nbf in the future": (assertion(nbf=NOW + LEEWAY_SECONDS + 1), "it is not valid yet"),
-    "from before this process": (assertion(iat=NOW - 1), "from before this process"),
+    "from before this process": (assertion(iat=NOW - 1), "from before what is remembered"),
 }  # fmt: skip
 
 
@@ -218,6 +218,17 @@ def test_assertion_is_taken_once_until_it_has_expired_and_is_forgotten() -> None
         assert (answer.error, answer.whole.detail) == ("invalid_client", "it was used before")
     desk.now_seconds = NOW + MAX_LIFETIME_SECONDS + LEEWAY_SECONDS
     assert desk.ask(by_assertion(text)).whole.detail == "expired"
+
+
+def test_assertion_is_not_taken_again_when_the_clock_was_ahead_and_is_set_back() -> None:
+    desk = Desk()
+    used = by_assertion(assertion(exp=NOW + MAX_LIFETIME_SECONDS))
+    assert desk.ask(used).status == 200
+    desk.now_seconds = NOW + 3600
+    assert desk.ask(by_assertion(assertion(jti="j-2", iat=NOW + 3600, exp=NOW + 3660))).status == 200
+    desk.now_seconds = NOW + 40
+    assert desk.ask(used).error == "invalid_client"
+    assert desk.ask(by_assertion(assertion(jti="j-3", iat=NOW + 40, exp=NOW + 100))).status == 200
 
 
 def test_of_a_hundred_at_once_with_one_assertion_one_is_answered() -> None:
