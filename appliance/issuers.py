@@ -96,7 +96,6 @@ def authority(
         audience=identity.audience,
         registry=RegistryClient(notary),
         verifier=own,
-        revocations=notary.revocations,
         now_seconds=now_seconds,
     )
 

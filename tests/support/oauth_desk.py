@@ -127,14 +127,18 @@ class Desk:
             audiences=frozenset({generate.AUDIENCE}),
             max_lifetime_seconds=generate.MAX_LIFETIME,
         )
-        self.verifier = TokenVerifier([JwtIssuer(own, OwnKeys(keys)), JwtIssuer(_FOREIGN_RULES, OwnKeys(keys))])
+        self.verifier = TokenVerifier(
+            [
+                JwtIssuer(own, OwnKeys(keys), self.registry.revocations),
+                JwtIssuer(_FOREIGN_RULES, OwnKeys(keys)),
+            ]
+        )
         self.authority = Authority(
             issuer=ISSUER,
             public_url=ISSUER,
             audience=generate.AUDIENCE,
             registry=self.registry,
             verifier=self.verifier,
-            revocations=self.registry.revocations,
             now_seconds=lambda: self.now_seconds,
         )
         self.now_seconds = NOW

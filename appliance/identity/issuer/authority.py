@@ -22,7 +22,7 @@ from authlib.oauth2.rfc7662 import IntrospectionEndpoint
 
 from appliance.core.clients import MAX_REFRESH_TOKEN_CHARACTERS, Client, IssuedTokens, RevokeOrder
 from appliance.core.oauth import PATHS, OAuthAnswer, TokenRequest, error_body
-from appliance.core.ports import ClientRegistry, Revocations, TokenVerifier
+from appliance.core.ports import ClientRegistry, TokenVerifier
 from appliance.core.refusals import Reason, Refused
 from appliance.core.values import Presented, VerifiedClaims
 from appliance.identity.issuer import authentication, forms, metadata
@@ -57,7 +57,6 @@ class Authority:
         audience: str,
         registry: ClientRegistry,
         verifier: TokenVerifier,
-        revocations: Revocations,
         now_seconds: Callable[[], int],
     ) -> None:
         self.metadata = metadata.document(issuer=issuer, public_url=public_url)
@@ -66,7 +65,6 @@ class Authority:
         self._targets = frozenset({public_url, public_url + "/", audience})  # RFC 3986 section 6.2.3: one address
         self._registry = registry
         self._verifier = verifier
-        self._revocations = revocations
         self._now_seconds = now_seconds
         self._server = Server()
         self._revocation = _Revocation(self._server)
@@ -123,18 +121,12 @@ class Authority:
             unverified_token=grant.unverified_subject_token, client_certificate_sha256=certificate_sha256
         )
         try:
-            return await self._verify(presented)
+            return await self._verifier.verify(presented, now_seconds=self._now_seconds())
         except Refused as refusal:
             if refusal.reason in {Reason.TOKEN_INVALID, Reason.PROOF_INVALID, Reason.SCOPE_MISSING}:
                 # RFC 8693 section 2.2.2
                 raise Refused(Reason.OAUTH_REQUEST_INVALID, f"the subject token: {refusal.detail}") from refusal
             raise
-
-    async def _verify(self, presented: Presented) -> VerifiedClaims:
-        claims = await self._verifier.verify(presented, now_seconds=self._now_seconds())
-        if claims.issuer == self._issuer and self._revocations.is_revoked(claims):
-            raise Refused(Reason.TOKEN_INVALID, "revoked")
-        return claims
 
     # --- RFC 7009 ---------------------------------------------------------------------------------------------------
 
@@ -173,7 +165,7 @@ class Authority:
         if look is None:
             return None
         try:
-            claims = await self._verify(look.presented)
+            claims = await self._verifier.verify(look.presented, now_seconds=self._now_seconds())
         except Refused as refusal:
             if refusal.reason.status == 503:
                 raise
