@@ -118,6 +118,11 @@ def _add(options: argparse.Namespace) -> int:
     config = settings.load(options.config)
     secret = clients.add(config, options.client_id, keys=options.key, certificates=options.certificate, **given)
     _print_secret(options, secret, "is registered")
+    if not config.identity.issues_tokens:
+        print(
+            "no tokens are issued here yet: set identity.issuer and identity.public_url to one https:// address",
+            file=sys.stderr,
+        )
     return 0
 
 

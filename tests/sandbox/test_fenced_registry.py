@@ -115,6 +115,13 @@ async def as_gateway(notary: FencedNotary, scenario: object) -> None:
         await asyncio.wait([running])
 
 
+def test_operator_is_told_where_no_tokens_are_issued_yet(notary: FencedNotary) -> None:
+    status, out, err = notary.run("clients", "add", "agent", "--group", "analysts", "--model", "*")
+    assert (status, len(out.strip())) == (0, 43)
+    assert "identity.issuer" in err
+    assert "identity.public_url" in err
+
+
 def test_operator_registers_and_ends_behind_the_fence(notary: FencedNotary, tmp_path: Path) -> None:
     secret = notary.said("clients", "add", "agent", "--group", "analysts", "--model", "*", "--grant",
                          "client_credentials", "--grant", "refresh_token").strip()  # fmt: skip
