@@ -171,7 +171,7 @@ def test_key_and_certificate_are_registered_from_their_files(notary: FencedNotar
     assert (one["algorithm"], len(one["key_id"])) == ("ES256", 43)
     twice = notary.refused("clients", "change", "signer", "--add-key", str(tmp_path / "key.pem"))
     assert twice == "paddock: the notary refused: field-invalid: two keys have one id\n"
-    assert "needs keys" in notary.refused("clients", "change", "signer", "--drop", one["key_id"])
+    assert "needs keys" in notary.refused("clients", "change", "signer", f"--drop={one['key_id']}")
     without = notary.refused("clients", "new-secret", "signer")
     assert without == "paddock: signer authenticates without a secret\n"
     for arguments in (
