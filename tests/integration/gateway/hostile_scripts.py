@@ -140,7 +140,8 @@ def staged(directory: Path) -> Iterator[Scene]:
         slow_head = stage.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
         slow_head.sendall(b"GET /healthz HTTP/1.1\r\nHost: ")
         idle_reader = stage.enter_context(socket.socket())
-        idle_reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        # Less than one segment would leave the kernel probing a closed window for minutes after the server has closed.
+        idle_reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         idle_reader.connect(("127.0.0.1", server.port))
         asked = asking(model="long", stream=True, max_tokens=WORDS, logprobs=True, top_logprobs=20)  # 2 kB a token
         idle_reader.sendall(Scene.filled(asked, server, server.token("idle-reader")))
@@ -174,7 +175,12 @@ def one_record(server: TestAppliance, subject: str) -> RefusedRequest:
 
 def closed_record(server: TestAppliance, subject: str) -> Closed:
     """Of the one answer to this subject; waits for it."""
-    (opened,) = [record for record in server.records(Opened) if record.actor.subject == subject]
+
+    def begun() -> list[Opened]:
+        return [record for record in server.records(Opened) if record.actor.subject == subject]
+
+    server.wait_until(lambda: begun() != [], "the opened record")
+    (opened,) = begun()
 
     def found() -> list[Closed]:
         return [record for record in server.records(Closed) if record.request_id == opened.request_id]
@@ -580,6 +586,7 @@ def model_that_changed_after_it_was_signed(scene: Scene) -> None:
         file.write(bytes([last[0] ^ 1]))
     answer = scene.send(asking(model="spoiled"))
     assert (answer.status, answer.code()) == (503, "model-not-verified"), answer
+    scene.server.wait_until(lambda: scene.server.records(ModelRefused) != [], "the record of the refused model")
     assert [record.name for record in scene.server.records(ModelRefused)] == ["spoiled"]
 
 
